@@ -1,0 +1,184 @@
+"""The command `ffr-verl`. Each command imports what it needs when it runs, so `--help` is quick and needs no torch."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ffr_verl import __version__
+from ffr_verl.errors import FFRError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="ffr-verl",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Fine-grained fragment retrieval training on verl.\n\n"
+    "The order of a project: prepare the data, train stage 1 (verl.trainer.sft_trainer +recipe=ffr_sft), merge its "
+    "checkpoint, train stage 2 (verl.trainer.main_ppo +recipe=ffr_grpo). `ffr-verl demo` does it all on a small scale.",
+)
+recipe_app = typer.Typer(no_args_is_help=True, help="The recipes for `+recipe=NAME`: list, show, copy to edit.")
+app.add_typer(recipe_app, name="recipe")
+console = Console()
+
+
+def main() -> None:
+    """Run the command; what a user can mend is one message on stderr and exit status 2."""
+    try:
+        app()
+    except FFRError as error:
+        sys.stderr.write(f"ffr-verl: error: {error}\n")
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("ffr-verl: interrupted\n")
+        raise SystemExit(130) from None
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"ffr-verl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Options of the command itself."""
+
+
+@app.command()
+def prepare(
+    source: Annotated[Path, typer.Argument(help="MLDR rows: a JSON list or JSONL.")],
+    images_root: Annotated[Path, typer.Option(help="Folder that the rows' image paths are relative to.")],
+    output: Annotated[Path, typer.Option(help="Folder for the parquet files; made when missing.")],
+    split: Annotated[str, typer.Option(help="Name of the split: writes NAME.rl.parquet and NAME.sft.parquet.")],
+) -> None:
+    """Check MLDR rows and write them as parquet for both training stages.
+
+    Every row is checked first (fields, ids, images, gold answer). With any problem nothing is written, and the message
+    names file, row and field.
+
+    Example: ffr-verl prepare train.json --images-root . --output data --split train
+    """
+    from ffr_verl.data.prepare import prepare as prepare_rows
+
+    summary = prepare_rows(source, images_root=images_root, output=output, split=split, progress=console.is_terminal)
+    table = Table(title=f"{split}: {summary.rows} rows of {summary.dialogues} dialogues")
+    table.add_column("")
+    table.add_column("", justify="right")
+    table.add_row("turns a row (mean)", f"{summary.mean_turns:.1f}")
+    table.add_row("images a row (mean)", f"{summary.mean_images:.1f}")
+    table.add_row("empty gold answers", f"{summary.empty_gold_share:.1%}")
+    table.add_row("gold utterances (mean of non-empty)", f"{summary.mean_fragment_size:.1f}")
+    table.add_row("seconds", f"{summary.seconds:.1f}")
+    console.print(table)
+    for path in (summary.rl_path, summary.sft_path):
+        console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def merge(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="default_local_dir of a run (newest step), a global_step_N in it, or its actor folder.")
+    ],
+    output: Annotated[Path, typer.Option(help="Folder to make: config, weights, tokenizer, processor.")],
+    force: Annotated[bool, typer.Option(help="Replace the output folder when it exists.")] = False,
+) -> None:
+    """Make a plain Hugging Face folder of a verl checkpoint, LoRA folded in.
+
+    Works for both stages, with LoRA and full fine-tuning. The result starts stage 2, and vLLM and transformers load it.
+
+    Example: ffr-verl merge checkpoints/ffr/sft --output models/sft
+    """
+    from ffr_verl.merge import merge_checkpoint
+
+    with console.status("merging"):
+        merged = merge_checkpoint(checkpoint, output, force=force)
+    console.print(f"wrote {merged}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path("demo"),
+    quick: Annotated[bool, typer.Option(help="Less of everything: at most 5 minutes instead of 12.")] = False,
+    restart: Annotated[bool, typer.Option(help="Forget what an earlier call made.")] = False,
+) -> None:
+    """Run both training stages on a small drawn data set with a tiny Qwen2-VL, on CPU.
+
+    Prints and runs the commands that a user would type: prepare, SFT, merge, GRPO. A second call goes on where the first one
+    ended. Needs the CPU stack (`make install`).
+    """
+    from ffr_verl.demo.pipeline import DemoSettings, run_demo
+
+    run_demo(output, DemoSettings.quick() if quick else DemoSettings(), restart=restart, console=console)
+
+
+@app.command()
+def doctor(
+    data: Annotated[
+        list[Path] | None, typer.Option(help="A parquet file of `ffr-verl prepare` to check; may be repeated.")
+    ] = None,
+) -> None:
+    """Prove that this environment can train: versions, plugin, recipes through both trainers, platform, vLLM, memory, disk.
+
+    Exits with status 1 when a check fails; each failed line says how to mend it.
+    """
+    from ffr_verl.doctor import run_checks
+
+    checks = run_checks(data or [])
+    table = Table(title="ffr-verl doctor")
+    for column in ("", "check", "found"):
+        table.add_column(column)
+    for check in checks:
+        found = check.found if check.ok else f"{check.found}\n[bold]mend:[/bold] {check.mend}"
+        table.add_row("[green]ok[/green]" if check.ok else "[red]FAIL[/red]", check.name, found)
+    console.print(table)
+    failed = sum(not check.ok for check in checks)
+    if failed:
+        console.print(f"{failed} of {len(checks)} checks failed")
+        raise typer.Exit(1)
+
+
+@recipe_app.command("list")
+def recipe_list() -> None:
+    """Names of the recipes, and what each is for."""
+    from ffr_verl.recipes import recipe_names, recipe_path
+
+    for name in recipe_names():
+        purpose = next(
+            line.lstrip("# ").rstrip()
+            for line in recipe_path(name).read_text(encoding="utf-8").splitlines()
+            if line.startswith("# ") and "@package" not in line
+        )
+        typer.echo(f"{name:16} {purpose}")
+
+
+@recipe_app.command("show")
+def recipe_show(name: Annotated[str, typer.Argument(help="Name of a recipe, as in `ffr-verl recipe list`.")]) -> None:
+    """Print a recipe's YAML."""
+    from ffr_verl.recipes import recipe_path
+
+    typer.echo(recipe_path(name).read_text(encoding="utf-8"), nl=False)
+
+
+@recipe_app.command("copy")
+def recipe_copy(
+    name: Annotated[str, typer.Argument(help="Name of a recipe, as in `ffr-verl recipe list`.")],
+    folder: Annotated[Path, typer.Argument(help="Folder that gets recipe/NAME.yaml and the recipes it inherits from.")],
+    force: Annotated[bool, typer.Option(help="Replace files that are there.")] = False,
+) -> None:
+    """Copy a recipe for editing; run the copy with `--config-dir FOLDER +recipe=NAME`."""
+    from ffr_verl.recipes import copy_recipe
+
+    for path in copy_recipe(name, folder, force=force):
+        typer.echo(f"wrote {path}")
+    typer.echo(f"edit it, then: python -m verl.trainer.main_ppo --config-dir {folder} +recipe={name} ...")

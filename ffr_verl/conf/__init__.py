@@ -1,0 +1,1 @@
+"""Hydra's root for `+recipe=NAME`: the folder `recipe` holds the YAML files of the repository's `recipes/`."""

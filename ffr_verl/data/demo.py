@@ -1,0 +1,200 @@
+"""A small MLDR-like set drawn by a seeded generator: real image files, no download, nothing to license.
+
+Each dialogue mixes three topics. A topic has words of its own and an emblem (a shape in a colour); an utterance that only
+shows an emblem belongs to the topic that the picture shows, so an answer needs the images. In a *dense* dialogue the topics
+follow each other in blocks; in a *scattered* one they take turns. A query names one topic by words of it; some queries name a
+topic that the dialogue does not touch, and their gold fragment is empty.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image, ImageDraw
+
+from ffr_verl.dialogues import Dialogue, Utterance
+from ffr_verl.fragments import Fragment, format_fragment
+
+__all__ = ["INSTRUCTION", "SYSTEM", "TOPICS", "Topic", "demo_rows", "demo_vocabulary", "draw_emblem", "write_demo_set"]
+
+SYSTEM = "you retrieve fragments from dialogues"
+INSTRUCTION = "give the ids of the utterances and images that match the query"
+
+Shape = Literal["circle", "square", "triangle"]
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """A subject of talk: its words and the emblem that its images show."""
+
+    name: str
+    words: tuple[str, ...]
+    shape: Shape
+    colour: tuple[int, int, int]
+
+
+_RED, _GREEN, _BLUE, _YELLOW = (210, 40, 40), (40, 170, 70), (50, 80, 220), (230, 200, 40)
+
+TOPICS: tuple[Topic, ...] = (
+    Topic("garden", ("roses", "soil", "seeds", "tulips", "hedge"), "circle", _GREEN),
+    Topic("cooking", ("soup", "pepper", "oven", "recipe", "onion"), "circle", _RED),
+    Topic("travel", ("train", "ticket", "suitcase", "hotel", "airport"), "circle", _BLUE),
+    Topic("music", ("guitar", "concert", "piano", "singer", "drums"), "circle", _YELLOW),
+    Topic("football", ("goal", "match", "coach", "team", "referee"), "square", _GREEN),
+    Topic("work", ("office", "meeting", "boss", "salary", "deadline"), "square", _RED),
+    Topic("weather", ("rain", "snow", "storm", "sunshine", "wind"), "square", _BLUE),
+    Topic("pets", ("puppy", "kitten", "leash", "hamster", "parrot"), "square", _YELLOW),
+    Topic("school", ("exam", "teacher", "homework", "pupil", "lesson"), "triangle", _GREEN),
+    Topic("cars", ("engine", "tyres", "brakes", "garage", "fuel"), "triangle", _RED),
+    Topic("health", ("doctor", "fever", "cough", "medicine", "nurse"), "triangle", _BLUE),
+    Topic("money", ("bank", "loan", "savings", "coins", "taxes"), "triangle", _YELLOW),
+)
+
+_TEMPLATES = (
+    "{a} and {b} again",
+    "did you see the {a}",
+    "we need {a} for the {b}",
+    "no {a} without {b}",
+    "i like the {a}",
+    "tell me about the {a} and the {b}",
+    "the {a} was good",
+)
+_IMAGE_TEXTS = ("", "look at this", "here you are")
+_QUERY_TEMPLATES = ("the part about {a}", "where they talk about {a} and {b}", "{a} and {b}")
+_OWN_WORDS = ("user1", "user2")
+
+
+def demo_vocabulary() -> tuple[str, ...]:
+    """Every word that the generator can write, sorted; a word-level tokenizer needs no other.
+
+    Example:
+        >>> {"roses", "look", "user1"} <= set(demo_vocabulary())
+        True
+    """
+    texts = [*_TEMPLATES, *_IMAGE_TEXTS, *_QUERY_TEMPLATES, SYSTEM, INSTRUCTION, *_OWN_WORDS]
+    words = {word for text in texts for word in text.split() if not word.startswith("{")}
+    for topic in TOPICS:
+        words.update(topic.words)
+    return tuple(sorted(words))
+
+
+def draw_emblem(topic: Topic, rng: random.Random, *, size: int = 56) -> Image.Image:
+    """An RGB picture of `size` x `size` pixels that shows the topic's shape in its colour, a little moved and scaled."""
+    image = Image.new("RGB", (size, size), (245, 245, 240))
+    draw = ImageDraw.Draw(image)
+    radius = rng.uniform(0.32, 0.46) * size
+    centre_x, centre_y = (size / 2 + rng.uniform(-0.05, 0.05) * size for _ in range(2))
+    box = (centre_x - radius, centre_y - radius, centre_x + radius, centre_y + radius)
+    if topic.shape == "circle":
+        draw.ellipse(box, fill=topic.colour)
+    elif topic.shape == "square":
+        draw.rectangle(box, fill=topic.colour)
+    else:
+        draw.polygon([(centre_x, box[1]), (box[0], box[3]), (box[2], box[3])], fill=topic.colour)
+    return image
+
+
+def _utterance_text(topic: Topic, rng: random.Random) -> str:
+    first, second = rng.sample(topic.words, 2)
+    return rng.choice(_TEMPLATES).format(a=first, b=second)
+
+
+def _order_of_topics(turns: int, layout: Literal["dense", "scattered"], rng: random.Random) -> list[int]:
+    order = [topic for topic in range(3) for _ in range(turns)]
+    if layout == "scattered":
+        rng.shuffle(order)
+    return order
+
+
+def demo_rows(
+    images_dir: Path,
+    *,
+    rows: int,
+    seed: int = 0,
+    turns_per_topic: tuple[int, int] = (1, 4),
+    empty_share: float = 0.15,
+    image_share: float = 0.25,
+    emblems: int = 4,
+    prefix: str = "demo",
+) -> Iterator[dict[str, Any]]:
+    """Rows in the MLDR format; the pictures that they name are written to `images_dir` (named `images/…` in the rows).
+
+    Args:
+        images_dir: folder for the PNG files; made when missing.
+        rows: how many rows to yield, one dialogue and one query each.
+        seed: equal arguments and seed give equal rows and pictures.
+        turns_per_topic: least and most turns of each of the three topics.
+        empty_share: share of queries, in [0, 1], whose topic the dialogue does not touch.
+        image_share: share of turns, in [0, 1], that show a picture instead of topic words; a dialogue may have none.
+        emblems: how many pictures are drawn of each topic.
+        prefix: start of each `dialogue_id`.
+    """
+    rng = random.Random(seed)
+    images_dir.mkdir(parents=True, exist_ok=True)
+    pictures: dict[str, list[str]] = {}
+    for topic in TOPICS:
+        names = [f"{topic.name}_{number}.png" for number in range(emblems)]
+        for name in names:
+            draw_emblem(topic, rng).save(images_dir / name)
+        pictures[topic.name] = [f"{images_dir.name}/{name}" for name in names]
+
+    for number in range(rows):
+        topics = rng.sample(TOPICS, 4)
+        turns = rng.randint(*turns_per_topic)
+        order = _order_of_topics(turns, rng.choice(("dense", "scattered")), rng)
+        utterances: list[Utterance] = []
+        images: list[str] = []
+        image_topics: list[int] = []
+        for identifier, topic_index in enumerate(order):
+            topic = topics[topic_index]
+            speaker = f"user{identifier % 2 + 1}"
+            if rng.random() < image_share:
+                utterances.append(Utterance(identifier, speaker, rng.choice(_IMAGE_TEXTS), (len(images),)))
+                images.append(rng.choice(pictures[topic.name]))
+                image_topics.append(topic_index)
+            else:
+                utterances.append(Utterance(identifier, speaker, _utterance_text(topic, rng), ()))
+        asked = 3 if rng.random() < empty_share else rng.randrange(3)
+        first, second = rng.sample(topics[asked].words, 2)
+        query = rng.choice(_QUERY_TEMPLATES).format(a=first, b=second)
+        dialogue_id = f"{prefix}_{number:05d}"
+        gold = Fragment(
+            tuple(index for index, topic_index in enumerate(order) if topic_index == asked),
+            tuple(index for index, topic_index in enumerate(image_topics) if topic_index == asked),
+        )
+        solution = format_fragment(gold)
+        prompt = Dialogue(dialogue_id, tuple(utterances), query).to_prompt(INSTRUCTION)
+        yield {
+            "images": images,
+            "dialogue_id": dialogue_id,
+            "solution": solution,
+            "messages": [
+                {"role": "system", "content": SYSTEM},
+                {"role": "user", "content": prompt},
+                {"role": "assistant", "content": solution},
+            ],
+        }
+
+
+def write_demo_set(output: Path, *, train_rows: int, heldout_rows: int, seed: int = 0, **options: Any) -> tuple[Path, Path]:
+    """Write `train.json`, `heldout.json` and `images/` under `output`; returns the two JSON paths.
+
+    The two splits have no dialogue in common. Options go to `demo_rows`.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for split, rows, split_seed in (("train", train_rows, seed), ("heldout", heldout_rows, seed + 1_000_003)):
+        path = output / f"{split}.json"
+        content = list(
+            demo_rows(output / f"images_{split}", rows=rows, seed=split_seed, prefix=f"demo_{split}", **options)
+        )
+        partial = path.with_suffix(".json.partial")
+        partial.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+        partial.replace(path)
+        paths.append(path)
+    return paths[0], paths[1]

@@ -1,0 +1,316 @@
+"""`ffr-verl demo`: both training stages on a drawn data set and a tiny Qwen2-VL, with the commands that a user would type.
+
+Every stage is a command of its own in a process of its own. What a finished stage made is kept with a record of its settings,
+so a second call goes on where the first one ended, and verl itself resumes a training stage from its newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from ffr_verl.demo.processes import StageFailed, run_logged
+
+__all__ = ["DemoSettings", "run_demo"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DemoSettings:
+    """How much the demo does.
+
+    Attributes:
+        train_rows: rows of the drawn training set.
+        heldout_rows: rows that neither stage trains on.
+        sft_steps: updates of the first stage, 32 rows each.
+        grpo_steps: updates of the second stage, 8 prompts with 8 answers each.
+        seed: of the data and the weights.
+    """
+
+    train_rows: int = 4096
+    heldout_rows: int = 64
+    sft_steps: int = 600
+    grpo_steps: int = 24
+    seed: int = 0
+
+    @classmethod
+    def quick(cls) -> DemoSettings:
+        """The same stages in less than five minutes."""
+        return cls(train_rows=2048, heldout_rows=32, sft_steps=200, grpo_steps=6)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Stage:
+    name: str
+    command: tuple[str, ...]
+    makes: Path
+    time_limit: float
+    total_steps: int | None = None
+    metrics: Path | None = None
+
+
+_STEP = re.compile(r"step:(\d+) - (.*)")
+_SHOWN = ("train/loss", "critic/score/mean", "actor/kl_loss", "response_length/mean")
+
+
+def _stages(root: Path, settings: DemoSettings) -> list[_Stage]:
+    """The commands, in order; `root` is the demo's folder."""
+    data, parquet, runs = root / "data", root / "parquet", root / "runs"
+    base, sft_model, logs = root / "models" / "base", root / "models" / "sft", root / "logs"
+    program = (sys.executable, "-m", "ffr_verl")
+    train = (sys.executable, "-m")
+    prepare = [
+        _Stage(
+            f"prepare {split}",
+            (
+                *program,
+                "prepare",
+                str(data / f"{split}.json"),
+                "--images-root",
+                str(data),
+                "--output",
+                str(parquet),
+                "--split",
+                split,
+            ),
+            parquet / f"{split}.rl.parquet",
+            300,
+        )
+        for split in ("train", "heldout")
+    ]
+    sft = _Stage(
+        "SFT",
+        (
+            *train,
+            "verl.trainer.sft_trainer",
+            "+recipe=ffr_sft_cpu",
+            f"model.path={base}",
+            "model.lora_rank=0",
+            f"data.train_files={parquet / 'train.sft.parquet'}",
+            "data.max_length=1024",
+            "data.micro_batch_size_per_gpu=32",
+            "optim.lr=2e-3",
+            f"trainer.total_training_steps={settings.sft_steps}",
+            "trainer.total_epochs=1000",
+            f"trainer.save_freq={max(1, settings.sft_steps // 2)}",
+            "trainer.logger=[console,file]",
+            f"trainer.default_local_dir={runs / 'sft'}",
+        ),
+        runs / "sft" / f"global_step_{settings.sft_steps}" / "data_0.pt",
+        900,
+        settings.sft_steps,
+        logs / "sft.metrics",
+    )
+    merge = _Stage(
+        "merge",
+        (*program, "merge", str(runs / "sft"), "--output", str(sft_model), "--force"),
+        sft_model / "config.json",
+        180,
+    )
+    grpo = _Stage(
+        "GRPO",
+        (
+            *train,
+            "verl.trainer.main_ppo",
+            "+recipe=ffr_grpo_cpu",
+            f"actor_rollout_ref.model.path={sft_model}",
+            f"data.train_files={parquet / 'train.rl.parquet'}",
+            f"data.val_files={parquet / 'heldout.rl.parquet'}",
+            "data.max_prompt_length=768",
+            "data.max_response_length=64",
+            "data.train_batch_size=8",
+            "data.filter_overlong_prompts=false",
+            "actor_rollout_ref.actor.ppo_mini_batch_size=8",
+            "actor_rollout_ref.actor.optim.lr=5e-4",
+            f"trainer.total_training_steps={settings.grpo_steps}",
+            f"trainer.save_freq={max(1, settings.grpo_steps // 2)}",
+            f"trainer.test_freq={settings.grpo_steps}",
+            "trainer.logger=[console,file]",
+            f"trainer.rollout_data_dir={runs / 'grpo' / 'rollouts'}",
+            f"trainer.default_local_dir={runs / 'grpo'}",
+        ),
+        runs / "grpo" / f"global_step_{settings.grpo_steps}" / "data.pt",
+        1500,
+        settings.grpo_steps,
+        logs / "grpo.metrics",
+    )
+    return [*prepare, sft, merge, grpo]
+
+
+class _Record:
+    """Which stages are finished, with which settings and in how many seconds; one JSON file."""
+
+    def __init__(self, path: Path, settings: DemoSettings) -> None:
+        self._path = path
+        self._settings = dataclasses.asdict(settings)
+        self.seconds: dict[str, float] = {}
+        if path.is_file():
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content.get("settings") == self._settings:
+                self.seconds = content["seconds"]
+
+    def is_of_these_settings(self) -> bool:
+        return bool(self.seconds) or not self._path.is_file()
+
+    def finished(self, stage: str, seconds: float) -> None:
+        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + seconds, 1)
+        partial = self._path.with_suffix(".partial")
+        partial.write_text(json.dumps({"settings": self._settings, "seconds": self.seconds}, indent=1), encoding="utf-8")
+        partial.replace(self._path)
+
+
+def _progress(stage: _Stage, live: Live, console: Console) -> Callable[[str], None]:
+    """Show the newest step of verl's console log: a line that changes in a terminal, a line now and then elsewhere."""
+    started = time.monotonic()
+    state = {"text": "starting", "printed": started}
+
+    def on_line(line: str) -> None:
+        match = _STEP.search(line)
+        if match:
+            values = dict(part.split(":", 1) for part in match.group(2).split(" - ") if ":" in part)
+            shown = [
+                f"{name.split('/')[-2] if name.endswith('mean') else name.split('/')[-1]} {float(number[1]):.3f}"
+                for name in _SHOWN
+                if name in values and (number := re.match(r"(?:np\.\w+\()?([-\d.e]+)", values[name]))
+            ]
+            state["text"] = f"step {match.group(1)} of {stage.total_steps}  " + "  ".join(shown)
+        elapsed = time.monotonic() - started
+        text = f"  {stage.name}: {elapsed:4.0f} s  {state['text']}"
+        if console.is_terminal:
+            live.update(Text(text, no_wrap=True, overflow="ellipsis"))
+        elif time.monotonic() - state["printed"] > 15:
+            state["printed"] = time.monotonic()
+            console.print(text, highlight=False)
+
+    return on_line
+
+
+def _metric(files: Sequence[Path], name: str) -> list[tuple[int, float]]:
+    """`(step, value)` of every logged metric whose name matches the pattern `name`."""
+    found = []
+    for path in files:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            entry = json.loads(line)
+            found += [(entry["step"], float(value)) for key, value in entry["data"].items() if re.fullmatch(name, key)]
+    return sorted(found)
+
+
+def _run_stage(stage: _Stage, root: Path, console: Console) -> float:
+    log = root / "logs" / f"{stage.name.lower().replace(' ', '_')}.log"
+    environment = {"RAY_DEDUP_LOGS": "0", "HF_HUB_OFFLINE": "1"}
+    if stage.metrics is not None:
+        attempt = len(list(stage.metrics.parent.glob(f"{stage.metrics.name}.*.jsonl")))
+        stage.metrics.parent.mkdir(parents=True, exist_ok=True)
+        environment["VERL_FILE_LOGGER_PATH"] = f"{stage.metrics}.{attempt}.jsonl"
+    shown = [Path(part).name if part == sys.executable else part for part in stage.command]
+    console.print(f"\n[bold]$ {shlex.join(shown)}[/bold]", highlight=False, soft_wrap=True)
+    with Live(console=console, refresh_per_second=4, transient=True) as live:
+        try:
+            seconds = run_logged(
+                stage.command,
+                log=log,
+                on_line=_progress(stage, live, console),
+                time_limit=stage.time_limit,
+                environment=environment,
+            )
+        except StageFailed as error:
+            raise StageFailed(f"the stage {stage.name} {error}") from None
+    if not stage.makes.exists():
+        raise StageFailed(f"the stage {stage.name} ended well but did not make {stage.makes}; its output is in {log}")
+    console.print(f"  {stage.name}: done in {seconds:.0f} s, log {log}", highlight=False)
+    return seconds
+
+
+def run_demo(root: Path, settings: DemoSettings, *, restart: bool, console: Console) -> dict[str, Any]:
+    """Run what is not finished yet and print the table; returns its figures.
+
+    Args:
+        root: the demo's folder; everything is made below it.
+        settings: with other settings than last time the folder's stages are done again.
+        restart: forget what is there.
+        console: for progress and the table.
+
+    Raises:
+        StageFailed: when a command fails; names its log.
+    """
+    import shutil
+
+    root = root.absolute()
+    record = _Record(root / "record.json", settings)
+    if restart or not record.is_of_these_settings():
+        for name in ("data", "parquet", "models", "runs", "logs"):
+            shutil.rmtree(root / name, ignore_errors=True)
+        (root / "record.json").unlink(missing_ok=True)
+        record = _Record(root / "record.json", settings)
+    root.mkdir(parents=True, exist_ok=True)
+
+    if "make data and model" not in record.seconds:
+        started = time.monotonic()
+        console.print("Drawing the data set and building the tiny Qwen2-VL", highlight=False)
+        _make_inputs(root, settings)
+        record.finished("make data and model", time.monotonic() - started)
+    for stage in _stages(root, settings):
+        if stage.name in record.seconds and stage.makes.exists():
+            console.print(f"  {stage.name}: finished before ({record.seconds[stage.name]:.0f} s)", highlight=False)
+            continue
+        record.finished(stage.name, _run_stage(stage, root, console))
+    return _table(root, record, console)
+
+
+def _make_inputs(root: Path, settings: DemoSettings) -> None:
+    from ffr_verl.data.demo import write_demo_set
+    from ffr_verl.demo.base_model import write_base_model
+
+    write_demo_set(
+        root / "data", train_rows=settings.train_rows, heldout_rows=settings.heldout_rows, seed=settings.seed
+    )
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    write_base_model(root / "models" / "base", seed=settings.seed)
+
+
+def _table(root: Path, record: _Record, console: Console) -> dict[str, Any]:
+    files = sorted((root / "logs").glob("grpo.metrics.*.jsonl"))
+    figures: dict[str, Any] = {"seconds": record.seconds}
+    table = Table(title="Held-out rows, greedy answers (verl's own validation)")
+    for column in ("", "after SFT", "after GRPO"):
+        table.add_column(column, justify="left" if not column else "right")
+    for label, key, pattern in (
+        ("reward", "reward", r"val-\w+/ffr/mldr/(score|reward)/mean@1"),
+        ("F1", "f1", r"val-\w+/ffr/mldr/f1/mean@1"),
+        ("F1 of utterances", "f1_utterances", r"val-\w+/ffr/mldr/f1_utterances/mean@1"),
+        ("F1 of images", "f1_images", r"val-\w+/ffr/mldr/f1_images/mean@1"),
+        ("well-formed", "format", r"val-\w+/ffr/mldr/format/mean@1"),
+    ):
+        values = _metric(files, pattern)
+        if values:
+            figures[key] = {"before": values[0][1], "after": values[-1][1]}
+            table.add_row(label, f"{values[0][1]:.3f}", f"{values[-1][1]:.3f}")
+    console.print()
+    console.print(table)
+    times = Table(title="Seconds")
+    for column in ("stage", "seconds"):
+        times.add_column(column, justify="left" if column == "stage" else "right")
+    for name, seconds in record.seconds.items():
+        times.add_row(name, f"{seconds:.0f}")
+    times.add_row("[bold]all[/bold]", f"[bold]{sum(record.seconds.values()):.0f}[/bold]")
+    console.print(times)
+    for label, path in (
+        ("SFT model", root / "models" / "sft"),
+        ("GRPO checkpoints", root / "runs" / "grpo"),
+        ("rollouts with rewards", root / "runs" / "grpo" / "rollouts"),
+        ("logs", root / "logs"),
+    ):
+        console.print(f"{label}: {path}", highlight=False, soft_wrap=True)
+    return figures

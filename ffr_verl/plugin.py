@@ -1,0 +1,55 @@
+"""The entry point of group `verl.plugins`: `import verl` imports this module, in every process that uses verl.
+
+It adds the recipes to Hydra's search path and makes the CPU platform known. Neither changes a job that asks for neither.
+verl logs a failing plugin at DEBUG only, and then `+recipe=ffr_grpo` would silently be a plain value, so a failure here is
+a WARNING that names the cause.
+"""
+
+from __future__ import annotations
+
+import logging
+
+__all__ = ["RECIPE_SEARCH_PATH", "register"]
+
+logger = logging.getLogger(__name__)
+
+RECIPE_SEARCH_PATH = "pkg://ffr_verl.conf"
+
+
+def _register_recipes() -> None:
+    from hydra.core.config_search_path import ConfigSearchPath
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+    class FFRRecipes(SearchPathPlugin):
+        """Appends the packaged recipes, so that folders of the user and of verl come first."""
+
+        def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+            search_path.append(provider="ffr-verl", path=RECIPE_SEARCH_PATH)
+
+    Plugins.instance().register(FFRRecipes)
+
+
+def _register_platform() -> None:
+    from ffr_verl.platforms import cpu  # noqa: F401  # importing it registers it
+
+
+def register() -> None:
+    """Register recipes and platform once a process; what fails is a WARNING with its cause and what is lost by it."""
+    for step, loss in (
+        (_register_recipes, "+recipe=ffr_... will not be found"),
+        (_register_platform, "the *_cpu recipes and VERL_PLATFORM=cpu will not work"),
+    ):
+        try:
+            step()
+        except Exception as error:
+            logger.warning(
+                "ffr-verl plugin: %s failed with %s: %s; %s. `ffr-verl doctor` tells more.",
+                step.__name__.lstrip("_"),
+                type(error).__name__,
+                error,
+                loss,
+            )
+
+
+register()

@@ -1,0 +1,177 @@
+"""The check that a recipe carries into every run.
+
+Hydra runs `RecipeCallback` after it has composed the config and before verl's main function, so a misspelled key, a missing
+file or another verl stops the job in seconds, in the terminal, before Ray or an engine has started.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from ffr_verl.data.config import DataConfig
+from ffr_verl.errors import FFRError
+from ffr_verl.rewards import RewardConfig
+from ffr_verl.samplers.config import SamplerConfig
+from ffr_verl.unknown_keys import refuse_unknown_keys
+
+__all__ = ["SUPPORTED_VERL", "RecipeCallback", "check_run"]
+
+SUPPORTED_VERL = "0.9.1"
+_LEAST_FREE_BYTES = 256 * 2**20
+
+
+class RecipeCallback(Callback):
+    """Hydra callback of every recipe: sets the platform and checks the run (`hydra.callbacks.ffr_verl`).
+
+    Args:
+        platform: `"cpu"` makes verl run on the CPU in this process and those it starts; `None` leaves verl's choice.
+
+    Hydra turns an exception of a callback into a warning, so a failed check prints its message and ends the process with
+    status 2.
+    """
+
+    def __init__(self, platform: Literal["cpu"] | None = None, **unknown: Any) -> None:
+        try:
+            refuse_unknown_keys(unknown, allowed=["platform"], where="hydra.callbacks.ffr_verl")
+            if platform not in (None, "cpu"):
+                raise FFRError(f"hydra.callbacks.ffr_verl.platform: found {platform!r}; give cpu, or null for verl's own choice")
+        except FFRError as error:
+            _stop(error)
+        self.platform = platform
+
+    def on_job_start(self, config: Any, **_kwargs: Any) -> None:
+        try:
+            check_run(config)
+        except FFRError as error:
+            _stop(error)
+        if self.platform == "cpu":
+            from ffr_verl.platforms import cpu
+
+            cpu.activate()
+        if "actor_rollout_ref" not in config:
+            _single_process_group_defaults()
+
+
+def _stop(error: FFRError) -> NoReturn:
+    sys.stderr.write(f"ffr-verl: error: {error}\n")
+    sys.stderr.flush()
+    raise SystemExit(2)
+
+
+def _single_process_group_defaults() -> None:
+    """verl's SFT trainer reads torchrun's variables; without torchrun this process is the only one of its group."""
+    if "RANK" in os.environ or "WORLD_SIZE" in os.environ:
+        return
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", int(os.environ.get("MASTER_PORT", "0"))))
+        port = probe.getsockname()[1]
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+
+
+def _select(config: Any, key: str) -> Any:
+    """The value at a dotted key; `None` where it is missing, `"???"` where it must be given."""
+    node = config
+    for part in key.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            return None
+        if isinstance(node, DictConfig) and OmegaConf.is_missing(node, part):
+            return "???"
+        node = node[part]
+    return node
+
+
+def check_run(config: Any) -> None:
+    """Refuse a composed config that cannot train, before anything is started.
+
+    Checks the keys of ours (`data.ffr`, `reward.custom_reward_function.reward_kwargs`, `trainer.v1.sampler.sampler_kwargs`),
+    verl's version, that vLLM is there for GRPO, the data files, a local model's files and free disk space.
+
+    Raises:
+        FFRError: for the first thing found; the message names the key or file and the remedy.
+    """
+    is_grpo = "actor_rollout_ref" in config
+    _check_verl()
+    DataConfig.from_mapping(_select(config, "data.ffr") or {})
+    if is_grpo:
+        if str(_select(config, "reward.custom_reward_function.path")) == "pkg://ffr_verl.rewards":
+            RewardConfig.from_kwargs(_select(config, "reward.custom_reward_function.reward_kwargs") or {})
+        if str(_select(config, "trainer.v1.sampler.custom_sampler.path")) == "pkg://ffr_verl.samplers":
+            SamplerConfig.from_mapping(_select(config, "trainer.v1.sampler.sampler_kwargs") or {})
+        if importlib.util.find_spec("vllm") is None:
+            raise FFRError("vllm is not installed; GRPO generates with it. `make install`, or pip install 'ffr-verl[gpu]'")
+    _check_files(config, kind="rl" if is_grpo else "sft")
+    _check_model(config, "actor_rollout_ref.model.path" if is_grpo else "model.path")
+    _check_disk(_select(config, "trainer.default_local_dir"))
+
+
+def _check_verl() -> None:
+    found = importlib.metadata.version("verl")
+    if found != SUPPORTED_VERL:
+        raise FFRError(
+            f"verl {found} is installed, the recipes are written for and tested with {SUPPORTED_VERL}: "
+            f"pip install 'verl=={SUPPORTED_VERL}'"
+        )
+
+
+def _files(config: Any, key: str) -> Iterator[str]:
+    value = _select(config, key)
+    if value is not None:
+        yield from [value] if isinstance(value, str) else list(value)
+
+
+def _check_files(config: Any, *, kind: Literal["rl", "sft"]) -> None:
+    for key in ("data.train_files", "data.val_files"):
+        for name in _files(config, key):
+            if name == "???":
+                raise FFRError(f"{key} is not given; add {key}=PATH (a NAME.{kind}.parquet of `ffr-verl prepare`)")
+            if "://" not in name and not Path(name).expanduser().is_file():
+                raise FFRError(f"{key}: {name}: no such file; `ffr-verl prepare` writes NAME.{kind}.parquet")
+
+
+def _check_model(config: Any, key: str) -> None:
+    path = _select(config, key)
+    if path in (None, "???"):
+        raise FFRError(f"{key} is not given; add {key}=FOLDER (for GRPO: the SFT model after `ffr-verl merge`)")
+    folder = Path(str(path)).expanduser()
+    if not folder.is_dir():
+        looks_local = str(path).startswith((".", "/", "~")) or str(path).count("/") != 1
+        if looks_local:
+            raise FFRError(f"{key}: {path}: no such folder; give a Hugging Face folder, or the name of a hub model")
+        return
+    for name, remedy in (
+        ("config.json", "not a Hugging Face model folder; a verl checkpoint becomes one through `ffr-verl merge`"),
+        ("tokenizer_config.json", "save the base model's tokenizer there: AutoTokenizer.from_pretrained(BASE).save_pretrained(...)"),
+    ):
+        if not (folder / name).is_file():
+            raise FFRError(f"{key}: {path}: {name} is missing; {remedy}")
+    if not any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
+        raise FFRError(
+            f"{key}: {path}: the model has no processor (preprocessor_config.json), so images cannot be read; "
+            "save the base model's: AutoProcessor.from_pretrained(BASE).save_pretrained(...)"
+        )
+
+
+def _check_disk(folder: Any) -> None:
+    if not isinstance(folder, str) or "://" in folder:
+        return
+    place = Path(folder).expanduser().absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < _LEAST_FREE_BYTES:
+        raise FFRError(
+            f"trainer.default_local_dir: {folder}: {free / 2**20:.0f} MiB are free there, a checkpoint needs more; "
+            "free some, or give another folder"
+        )

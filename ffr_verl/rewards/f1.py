@@ -1,0 +1,101 @@
+"""F1 of the predicted against the gold fragment, for utterances and images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ffr_verl.fragments import AnswerStyle, Fragment, parse_fragment
+
+__all__ = ["f1_of_fragments", "f1_of_ids", "f1_reward"]
+
+
+def f1_of_ids(
+    predicted: Sequence[int], gold: Sequence[int], *, beta: float = 1.0, length_penalty: float = 0.95
+) -> float:
+    """F-beta of two id lists, less for a list of another length.
+
+    Precision is `|set of both| / len(predicted)` and recall `|set of both| / len(gold)`, so that a repeated id lowers the
+    score. Both lists empty: 1. The result is multiplied by `length_penalty ** |len(predicted) - len(gold)|`.
+
+    Returns:
+        A value in [0, 1].
+
+    Example:
+        >>> round(f1_of_ids([1, 2], [1, 2, 3]), 4)  # precision 1, recall 2/3, one id short
+        0.76
+    """
+    if not predicted and not gold:
+        return 1.0
+    hits = len(set(predicted).intersection(gold))
+    if not hits:
+        return 0.0
+    precision, recall = hits / len(predicted), hits / len(gold)
+    squared = beta * beta
+    score = (1.0 + squared) * precision * recall / (squared * precision + recall)
+    return score * length_penalty ** abs(len(predicted) - len(gold))
+
+
+def f1_of_fragments(
+    predicted: Fragment, gold: Fragment, *, beta: float = 1.0, length_penalty: float = 0.95
+) -> tuple[float, float]:
+    """`f1_of_ids` of the utterances and of the images.
+
+    Example:
+        >>> f1_of_fragments(Fragment((1,), ()), Fragment((1,), (0,)))
+        (1.0, 0.0)
+    """
+    return (
+        f1_of_ids(predicted.utterance_ids, gold.utterance_ids, beta=beta, length_penalty=length_penalty),
+        f1_of_ids(predicted.image_ids, gold.image_ids, beta=beta, length_penalty=length_penalty),
+    )
+
+
+def f1_reward(
+    completion: str,
+    solution: str,
+    *,
+    utterance_weight: float = 0.5,
+    image_weight: float = 0.5,
+    beta: float = 1.0,
+    length_penalty: float = 0.95,
+    style: AnswerStyle = "plain",
+) -> float:
+    """Weighted F-beta of utterances and images of one answer; 0 when the answer or the gold is malformed.
+
+    Args:
+        completion: what the model wrote.
+        solution: the gold answer, in the plain wire format.
+        utterance_weight: weight of the utterances' value.
+        image_weight: weight of the images' value.
+        beta: above 1 recall counts more, below 1 precision.
+        length_penalty: factor for each id that the lists differ in length by.
+        style: of the completion, see `parse_fragment`.
+
+    Returns:
+        A value in [0, utterance_weight + image_weight].
+
+    Source: the published F1 reward.
+
+    Example:
+        >>> gold = "<|utt_ids_start|>[1, 2]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>"
+        >>> f1_reward(gold, gold)
+        1.0
+        >>> f1_reward("no idea", gold)
+        0.0
+    """
+    predicted = parse_fragment(completion, style=style)
+    gold = parse_gold(solution)
+    if predicted is None or gold is None:
+        return 0.0
+    utterances, images = f1_of_fragments(predicted, gold, beta=beta, length_penalty=length_penalty)
+    return utterance_weight * utterances + image_weight * images
+
+
+def parse_gold(solution: str) -> Fragment | None:
+    """The gold fragment; data sets store the plain format, and one stored with the reasoning wrapper is read too.
+
+    Example:
+        >>> parse_gold("<think>x</think><answer><|utt_ids_start|>[]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|></answer>")
+        Fragment(utterance_ids=(), image_ids=())
+    """
+    return parse_fragment(solution) or parse_fragment(solution, style="reasoning")
