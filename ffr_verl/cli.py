@@ -21,7 +21,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Fine-grained fragment retrieval training on verl.\n\n"
     "The order of a project: prepare the data, train stage 1 (verl.trainer.sft_trainer +recipe=ffr_sft), merge its "
-    "checkpoint, train stage 2 (verl.trainer.main_ppo +recipe=ffr_grpo). `ffr-verl demo` does it all on a small scale.",
+    "checkpoint, train stage 2 (verl.trainer.main_ppo +recipe=ffr_grpo). `ffr-verl demo` does it all on "
+    "a small scale.",
 )
 recipe_app = typer.Typer(no_args_is_help=True, help="The recipes for `+recipe=NAME`: list, show, copy to edit.")
 app.add_typer(recipe_app, name="recipe")
@@ -88,14 +89,16 @@ def prepare(
 @app.command()
 def merge(
     checkpoint: Annotated[
-        Path, typer.Argument(help="default_local_dir of a run (newest step), a global_step_N in it, or its actor folder.")
+        Path,
+        typer.Argument(help="default_local_dir of a run (newest step), a global_step_N in it, or its actor folder."),
     ],
     output: Annotated[Path, typer.Option(help="Folder to make: config, weights, tokenizer, processor.")],
     force: Annotated[bool, typer.Option(help="Replace the output folder when it exists.")] = False,
 ) -> None:
     """Make a plain Hugging Face folder of a verl checkpoint, LoRA folded in.
 
-    Works for both stages, with LoRA and full fine-tuning. The result starts stage 2, and vLLM and transformers load it.
+    Works for both stages, with LoRA and full fine-tuning. The result starts stage 2, and vLLM and transformers load
+    it.
 
     Example: ffr-verl merge checkpoints/ffr/sft --output models/sft
     """
@@ -114,8 +117,8 @@ def demo(
 ) -> None:
     """Run both training stages on a small drawn data set with a tiny Qwen2-VL, on CPU.
 
-    Prints and runs the commands that a user would type: prepare, SFT, merge, GRPO. A second call goes on where the first one
-    ended. Needs the CPU stack (`make install`).
+    Prints and runs the commands that a user would type: prepare, SFT, merge, GRPO. A second call goes on where the
+    first one ended. Needs the CPU stack (`make install`).
     """
     from ffr_verl.demo.pipeline import DemoSettings, run_demo
 
@@ -128,7 +131,8 @@ def doctor(
         list[Path] | None, typer.Option(help="A parquet file of `ffr-verl prepare` to check; may be repeated.")
     ] = None,
 ) -> None:
-    """Prove that this environment can train: versions, plugin, recipes through both trainers, platform, vLLM, memory, disk.
+    """Prove that this environment can train: versions, plugin, recipes through both trainers, platform, vLLM, memory,
+    disk.
 
     Exits with status 1 when a check fails; each failed line says how to mend it.
     """
@@ -173,7 +177,9 @@ def recipe_show(name: Annotated[str, typer.Argument(help="Name of a recipe, as i
 @recipe_app.command("copy")
 def recipe_copy(
     name: Annotated[str, typer.Argument(help="Name of a recipe, as in `ffr-verl recipe list`.")],
-    folder: Annotated[Path, typer.Argument(help="Folder that gets recipe/NAME.yaml and the recipes it inherits from.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Folder that gets recipe/NAME.yaml and the recipes it inherits from.")
+    ],
     force: Annotated[bool, typer.Option(help="Replace files that are there.")] = False,
 ) -> None:
     """Copy a recipe for editing; run the copy with `--config-dir FOLDER +recipe=NAME`."""

@@ -1,7 +1,8 @@
 """The dialogue of a row: its utterances, images and query, read out of the prompt, and written into one.
 
-Wire format of a line: `<|utt_id_start|>7<|utt_id_end|> user1: text`; an image is `<|img_id_start|>0<|img_id_end|><image>` inside
-its utterance's line; the query is `<|query_start|>…<|query_end|>`. Ids count from 0 in order of appearance.
+Wire format of a line: `<|utt_id_start|>7<|utt_id_end|> user1: text`; an image is
+`<|img_id_start|>0<|img_id_end|><image>` inside its utterance's line; the query is `<|query_start|>…<|query_end|>`.
+Ids count from 0 in order of appearance.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`ffr-verl doctor`: checks that end in evidence, not in a belief.
 
-The recipes are composed by verl's own trainers in a fresh process each, as a user's command would, and a value that only the
-recipe sets is looked for in the composed config.
+The recipes are composed by verl's own trainers in a fresh process each, as a user's command would, and a value that
+only the recipe sets is looked for in the composed config.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ def _versions() -> list[Check]:
     return checks
 
 
-def _run(code_or_args: Sequence[str], *, environment: dict[str, str] | None = None, seconds: float = 180) -> tuple[int, str]:
+def _run(
+    code_or_args: Sequence[str], *, environment: dict[str, str] | None = None, seconds: float = 180
+) -> tuple[int, str]:
     try:
         run = subprocess.run(
             [sys.executable, *code_or_args],
@@ -82,9 +84,13 @@ def _last_line(text: str) -> str:
 
 
 def _plugin() -> Check:
-    entry_points = [point for point in importlib.metadata.entry_points(group="verl.plugins") if point.name == "ffr_verl"]
+    entry_points = [
+        point for point in importlib.metadata.entry_points(group="verl.plugins") if point.name == "ffr_verl"
+    ]
     if not entry_points:
-        return Check("plugin installed", False, "no entry point ffr_verl in group verl.plugins", "pip install ffr-verl")
+        return Check(
+            "plugin installed", False, "no entry point ffr_verl in group verl.plugins", "pip install ffr-verl"
+        )
     policy = os.environ.get("VERL_USE_EXTERNAL_PLUGINS", "auto")
     code = "import verl, sys; print('loaded' if 'ffr_verl.plugin' in sys.modules else 'not loaded')"
     status, output = _run(["-c", code])
@@ -112,11 +118,17 @@ def _platform() -> Check:
     )
     status, output = _run(["-c", code])
     if status != 0:
-        return Check("platform", False, _last_line(output), "unset VERL_PLATFORM, or set it to a platform that verl knows")
+        return Check(
+            "platform", False, _last_line(output), "unset VERL_PLATFORM, or set it to a platform that verl knows"
+        )
     device, count = _last_line(output).split()
     why = f"VERL_PLATFORM={os.environ['VERL_PLATFORM']}" if os.environ.get("VERL_PLATFORM") else "verl's own detection"
     if device != "cpu" and count == "0":
-        return Check("platform", True, f"{device} ({why}); no device in sight: use the *_cpu recipes, which choose cpu themselves")
+        return Check(
+            "platform",
+            True,
+            f"{device} ({why}); no device in sight: use the *_cpu recipes, which choose cpu themselves",
+        )
     return Check("platform", True, f"{device} ({why}), {count} devices")
 
 
@@ -139,7 +151,10 @@ def _resources() -> list[Check]:
 def _data(path: Path) -> Check:
     import pyarrow.parquet as pq
 
-    name, mend = f"data {path}", "make it with `ffr-verl prepare SOURCE.json --images-root DIR --output DIR --split NAME`"
+    name, mend = (
+        f"data {path}",
+        "make it with `ffr-verl prepare SOURCE.json --images-root DIR --output DIR --split NAME`",
+    )
     if not path.is_file():
         return Check(name, False, "no such file", mend)
     try:
@@ -148,7 +163,9 @@ def _data(path: Path) -> Check:
         return Check(name, False, f"not a parquet file: {error}", mend)
     columns = set(parquet.schema_arrow.names)
     kind = "rl" if "prompt" in columns else "sft"
-    wanted = {"rl": {"prompt", "images", "reward_model", "extra_info", "data_source"}, "sft": {"messages", "images"}}[kind]
+    wanted = {"rl": {"prompt", "images", "reward_model", "extra_info", "data_source"}, "sft": {"messages", "images"}}[
+        kind
+    ]
     if missing := sorted(wanted - columns):
         return Check(name, False, f"columns missing: {', '.join(missing)}", mend)
     root = (parquet.schema_arrow.metadata or {}).get(b"ffr_verl.images_root", b"").decode()

@@ -1,7 +1,7 @@
 """The answer: the ids of the utterances and images that form a fragment, its strict parser and its formatter.
 
-Wire format: `<|utt_ids_start|>[1, 2]<|utt_ids_end|>;<|img_ids_start|>[0]<|img_ids_end|>`, or, in the `reasoning` style,
-`<think>…</think><answer>…</answer>` around it. Parsing is strict: the whole text must be the answer.
+Wire format: `<|utt_ids_start|>[1, 2]<|utt_ids_end|>;<|img_ids_start|>[0]<|img_ids_end|>`, or, in the `reasoning`
+style, `<think>…</think><answer>…</answer>` around it. Parsing is strict: the whole text must be the answer.
 """
 
 from __future__ import annotations
@@ -11,7 +11,15 @@ import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-__all__ = ["TAGS", "AnswerStyle", "Fragment", "MalformedReason", "format_fragment", "malformed_reason", "parse_fragment"]
+__all__ = [
+    "TAGS",
+    "AnswerStyle",
+    "Fragment",
+    "MalformedReason",
+    "format_fragment",
+    "malformed_reason",
+    "parse_fragment",
+]
 
 AnswerStyle = Literal["plain", "reasoning"]
 
@@ -67,14 +75,14 @@ def _unwrap(text: str) -> str | None:
 def parse_fragment(text: str, *, style: AnswerStyle = "plain") -> Fragment | None:
     """Read an answer strictly; `None` when it is malformed.
 
-    The whole text must be the answer. Inside the brackets stand ids of one to nine ASCII digits, separated by commas, with any
-    white space around them. The published parser also takes `[0 1]`, `[1,,2]` and digits of other scripts; here they are
-    malformed.
+    The whole text must be the answer. Inside the brackets stand ids of one to nine ASCII digits, separated by commas,
+    with any white space around them. The published parser also takes `[0 1]`, `[1,,2]` and digits of other scripts;
+    here they are malformed.
 
     Args:
         text: what the model wrote. Never raises, whatever it is; time is linear in its length.
-        style: `plain`, or `reasoning` for `<think>…</think><answer>…</answer>` (white space around the two elements and
-            inside `<answer>` is ignored).
+        style: `plain`, or `reasoning` for `<think>…</think><answer>…</answer>` (white space around the two elements
+            and inside `<answer>` is ignored).
 
     Returns:
         The ids as written, repeats kept, or `None`.

@@ -1,11 +1,12 @@
 """From a verl checkpoint to a plain Hugging Face folder, LoRA folded in.
 
-verl's own `verl.model_merger` unites the FSDP shards; with LoRA it writes the base weights and the adapter beside them, which
-peft folds together here.
+verl's own `verl.model_merger` unites the FSDP shards; with LoRA it writes the base weights and the adapter beside
+them, which peft folds together here.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -24,13 +25,16 @@ def find_shards(checkpoint: Path) -> Path:
     """The folder of FSDP shards for what a user may point at.
 
     Args:
-        checkpoint: the trainer's `default_local_dir` (its newest step is taken), a `global_step_N` in it, or `actor` in that.
+        checkpoint: the trainer's `default_local_dir` (its newest step is taken), a `global_step_N` in it, or `actor`
+            in that.
 
     Raises:
         FFRError: when there are no shards, or some of them are missing (a run killed while it saved).
     """
     if not checkpoint.is_dir():
-        raise FFRError(f"{checkpoint}: no such folder; give a verl checkpoint such as checkpoints/ffr/sft/global_step_100")
+        raise FFRError(
+            f"{checkpoint}: no such folder; give a verl checkpoint such as checkpoints/ffr/sft/global_step_100"
+        )
     steps = sorted(checkpoint.glob("global_step_*"), key=lambda path: int(path.name.rsplit("_", 1)[1]))
     candidates = [folder for step in [*steps[::-1][:1], checkpoint] for folder in (step / "actor", step)]
     for folder in candidates:
@@ -43,11 +47,14 @@ def find_shards(checkpoint: Path) -> Path:
             what = f"shards of ranks {missing}" if missing else "the folder huggingface/"
             raise FFRError(f"{folder}: {what} missing, the checkpoint was cut short; take an earlier global_step_N")
         return folder
-    raise FFRError(f"{checkpoint}: no FSDP shards (model_world_size_*_rank_*.pt) in it, nor in its newest global_step_*/actor")
+    raise FFRError(
+        f"{checkpoint}: no FSDP shards (model_world_size_*_rank_*.pt) in it, nor in its newest global_step_*/actor"
+    )
 
 
 def merge_checkpoint(checkpoint: Path, output: Path, *, force: bool = False) -> Path:
-    """Write the model of a verl checkpoint (SFT or GRPO, full or LoRA) to `output` for transformers, vLLM and the next stage.
+    """Write the model of a verl checkpoint (SFT or GRPO, full or LoRA) to `output` for transformers, vLLM and the
+    next stage.
 
     Args:
         checkpoint: see `find_shards`.
@@ -97,6 +104,12 @@ def _fold_lora(united: Path, folded: Path) -> None:
     adapter = united / "lora_adapter"
     if adapter.is_dir():
         from peft import PeftModel
+
+        if not json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")).get("lora_alpha"):
+            # verl.model_merger falls back to 0 without lora_train_meta.json, and the adapter would count for nothing.
+            raise FFRError(
+                f"{united}: the adapter's lora_alpha is 0; lora_train_meta.json is missing beside the shards"
+            )
 
         with torch.no_grad():
             model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)

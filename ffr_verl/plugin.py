@@ -1,8 +1,8 @@
 """The entry point of group `verl.plugins`: `import verl` imports this module, in every process that uses verl.
 
-It adds the recipes to Hydra's search path and makes the CPU platform known. Neither changes a job that asks for neither.
-verl logs a failing plugin at DEBUG only, and then `+recipe=ffr_grpo` would silently be a plain value, so a failure here is
-a WARNING that names the cause.
+It adds the recipes to Hydra's search path and makes the CPU platform known. Neither changes a job that asks for
+neither. verl logs a failing plugin at DEBUG only, and then `+recipe=ffr_grpo` would silently be a plain value, so a
+failure here is a WARNING that names the cause.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def register() -> None:
     ):
         try:
             step()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # verl would hide whatever it is
             logger.warning(
                 "ffr-verl plugin: %s failed with %s: %s; %s. `ffr-verl doctor` tells more.",
                 step.__name__.lstrip("_"),

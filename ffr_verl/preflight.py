@@ -1,7 +1,7 @@
 """The check that a recipe carries into every run.
 
-Hydra runs `RecipeCallback` after it has composed the config and before verl's main function, so a misspelled key, a missing
-file or another verl stops the job in seconds, in the terminal, before Ray or an engine has started.
+Hydra runs `RecipeCallback` after it has composed the config and before verl's main function, so a misspelled key, a
+missing file or another verl stops the job in seconds, in the terminal, before Ray or an engine has started.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -21,6 +21,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from ffr_verl.data.config import DataConfig
+from ffr_verl.data.parquet_files import Kind, as_list, check_columns, check_images, images_root
 from ffr_verl.errors import FFRError
 from ffr_verl.rewards import RewardConfig
 from ffr_verl.samplers.config import SamplerConfig
@@ -38,15 +39,17 @@ class RecipeCallback(Callback):
     Args:
         platform: `"cpu"` makes verl run on the CPU in this process and those it starts; `None` leaves verl's choice.
 
-    Hydra turns an exception of a callback into a warning, so a failed check prints its message and ends the process with
-    status 2.
+    Hydra turns an exception of a callback into a warning, so a failed check prints its message and ends the process
+    with status 2.
     """
 
     def __init__(self, platform: Literal["cpu"] | None = None, **unknown: Any) -> None:
         try:
             refuse_unknown_keys(unknown, allowed=["platform"], where="hydra.callbacks.ffr_verl")
             if platform not in (None, "cpu"):
-                raise FFRError(f"hydra.callbacks.ffr_verl.platform: found {platform!r}; give cpu, or null for verl's own choice")
+                raise FFRError(
+                    f"hydra.callbacks.ffr_verl.platform: found {platform!r}; give cpu, or null for verl's own choice"
+                )
         except FFRError as error:
             _stop(error)
         self.platform = platform
@@ -54,14 +57,14 @@ class RecipeCallback(Callback):
     def on_job_start(self, config: Any, **_kwargs: Any) -> None:
         try:
             check_run(config)
+            if "actor_rollout_ref" not in config:
+                _single_process_group_defaults()
         except FFRError as error:
             _stop(error)
         if self.platform == "cpu":
             from ffr_verl.platforms import cpu
 
             cpu.activate()
-        if "actor_rollout_ref" not in config:
-            _single_process_group_defaults()
 
 
 def _stop(error: FFRError) -> NoReturn:
@@ -74,8 +77,14 @@ def _single_process_group_defaults() -> None:
     """verl's SFT trainer reads torchrun's variables; without torchrun this process is the only one of its group."""
     if "RANK" in os.environ or "WORLD_SIZE" in os.environ:
         return
+    wanted = os.environ.get("MASTER_PORT", "0")
     with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", int(os.environ.get("MASTER_PORT", "0"))))
+        try:
+            probe.bind(("127.0.0.1", int(wanted)))
+        except (OSError, ValueError, OverflowError) as error:
+            raise FFRError(
+                f"MASTER_PORT={wanted}: {error}; unset MASTER_PORT for a free one, or give another"
+            ) from None
         port = probe.getsockname()[1]
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
 
@@ -95,24 +104,29 @@ def _select(config: Any, key: str) -> Any:
 def check_run(config: Any) -> None:
     """Refuse a composed config that cannot train, before anything is started.
 
-    Checks the keys of ours (`data.ffr`, `reward.custom_reward_function.reward_kwargs`, `trainer.v1.sampler.sampler_kwargs`),
-    verl's version, that vLLM is there for GRPO, the data files, a local model's files and free disk space.
+    Checks the keys of ours (`data.ffr`, `reward.custom_reward_function.reward_kwargs`,
+    `trainer.v1.sampler.sampler_kwargs`), verl's version, that vLLM is there for GRPO, the data files and every image
+    in them, flash attention where it is asked for, a local model's files and free disk space.
 
     Raises:
         FFRError: for the first thing found; the message names the key or file and the remedy.
     """
     is_grpo = "actor_rollout_ref" in config
     _check_verl()
-    DataConfig.from_mapping(_select(config, "data.ffr") or {})
+    data_config = DataConfig.from_mapping(_select(config, "data.ffr") or {})
     if is_grpo:
         if str(_select(config, "reward.custom_reward_function.path")) == "pkg://ffr_verl.rewards":
             RewardConfig.from_kwargs(_select(config, "reward.custom_reward_function.reward_kwargs") or {})
         if str(_select(config, "trainer.v1.sampler.custom_sampler.path")) == "pkg://ffr_verl.samplers":
             SamplerConfig.from_mapping(_select(config, "trainer.v1.sampler.sampler_kwargs") or {})
         if importlib.util.find_spec("vllm") is None:
-            raise FFRError("vllm is not installed; GRPO generates with it. `make install`, or pip install 'ffr-verl[gpu]'")
-    _check_files(config, kind="rl" if is_grpo else "sft")
-    _check_model(config, "actor_rollout_ref.model.path" if is_grpo else "model.path")
+            raise FFRError(
+                "vllm is not installed; GRPO generates with it. `make install`, or pip install 'ffr-verl[gpu]'"
+            )
+    dataset = str(_select(config, "data.custom_cls.path"))
+    if dataset == "pkg://ffr_verl.data.datasets":
+        _check_files(config, "rl" if is_grpo else "sft", data_config)
+    _check_model(config, "actor_rollout_ref.model" if is_grpo else "model")
     _check_disk(_select(config, "trainer.default_local_dir"))
 
 
@@ -125,22 +139,37 @@ def _check_verl() -> None:
         )
 
 
-def _files(config: Any, key: str) -> Iterator[str]:
-    value = _select(config, key)
-    if value is not None:
-        yield from [value] if isinstance(value, str) else list(value)
-
-
-def _check_files(config: Any, *, kind: Literal["rl", "sft"]) -> None:
+def _check_files(config: Any, kind: Kind, data_config: DataConfig) -> None:
     for key in ("data.train_files", "data.val_files"):
-        for name in _files(config, key):
+        value = _select(config, key)
+        if value is None:
+            continue
+        files = as_list(value)
+        for name in files:
             if name == "???":
                 raise FFRError(f"{key} is not given; add {key}=PATH (a NAME.{kind}.parquet of `ffr-verl prepare`)")
-            if "://" not in name and not Path(name).expanduser().is_file():
+            if "://" in name:
+                return  # verl copies it here first, and the dataset checks it then
+            if not Path(name).expanduser().is_file():
                 raise FFRError(f"{key}: {name}: no such file; `ffr-verl prepare` writes NAME.{kind}.parquet")
+        files = [str(Path(name).expanduser()) for name in files]
+        check_columns(files, kind)
+        if os.environ.get("RANK", "0") == "0":
+            check_images(files, images_root(files, data_config), sample=False)
 
 
-def _check_model(config: Any, key: str) -> None:
+def _check_model(config: Any, node: str) -> None:
+    if (
+        _select(config, f"{node}.use_remove_padding")
+        and _select(config, f"{node}.override_config.attn_implementation") in (None, "flash_attention_2")
+        and importlib.util.find_spec("flash_attn") is None
+    ):
+        raise FFRError(
+            f"{node}.use_remove_padding is on and flash_attn is not installed: pip install flash-attn==2.8.3 "
+            f"--no-build-isolation, or train slower with {node}.use_remove_padding=false "
+            f"+{node}.override_config.attn_implementation=sdpa; without a GPU use the *_cpu recipes"
+        )
+    key = f"{node}.path"
     path = _select(config, key)
     if path in (None, "???"):
         raise FFRError(f"{key} is not given; add {key}=FOLDER (for GRPO: the SFT model after `ffr-verl merge`)")
@@ -152,7 +181,10 @@ def _check_model(config: Any, key: str) -> None:
         return
     for name, remedy in (
         ("config.json", "not a Hugging Face model folder; a verl checkpoint becomes one through `ffr-verl merge`"),
-        ("tokenizer_config.json", "save the base model's tokenizer there: AutoTokenizer.from_pretrained(BASE).save_pretrained(...)"),
+        (
+            "tokenizer_config.json",
+            "save the base model's tokenizer there: AutoTokenizer.from_pretrained(BASE).save_pretrained(...)",
+        ),
     ):
         if not (folder / name).is_file():
             raise FFRError(f"{key}: {path}: {name} is missing; {remedy}")

@@ -1,9 +1,9 @@
 """Qwen2-VL and Qwen2.5-VL under verl 0.9.1 and transformers 5: micro-batches in which no row has an image.
 
-verl then runs the vision tower on a blank picture and adds its output times zero, so that every rank of FSDP takes part; but it
-calls `.mean()` on the tower's output, which is an object since transformers 5, and the step ends with an AttributeError. The
-recipes load this module through verl's own `model.external_lib`, so that only jobs which use them get the replacement, and
-only where the fault exists: on any other verl or transformers 4 the module does nothing.
+verl then runs the vision tower on a blank picture and adds its output times zero, so that every rank of FSDP takes
+part; but it calls `.mean()` on the tower's output, which is an object since transformers 5, and the step ends with an
+AttributeError. The recipes load this module through verl's own `model.external_lib`, so that only jobs which use them
+get the replacement, and only where the fault exists: on any other verl or transformers 4 the module does nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def install() -> bool:
     """
     if not is_needed():
         return False
-    original = qwen2_vl._get_input_embeds
+    original: Any = qwen2_vl._get_input_embeds
     if getattr(original, "_ffr_verl_text_only", False):
         return True
 

@@ -14,10 +14,10 @@ def refuse_unknown_keys(keys: Iterable[object], *, allowed: Iterable[str], where
     """Raise `FFRError` for the first of `keys` that is not `allowed`, with the nearest allowed one.
 
     Example:
-        >>> refuse_unknown_keys(["max_pixel"], allowed=["max_pixels", "images_root"], where="data.ffr")
+        >>> refuse_unknown_keys(["max_pixel"], allowed=["max_pixels", "min_pixels"], where="data")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
             ...
-        ffr_verl.errors.FFRError: data.ffr.max_pixel: unknown key; did you mean 'max_pixels'? Allowed: images_root, max_pixels
+        ffr_verl.errors.FFRError: data.max_pixel: unknown key; did you mean 'max_pixels'? ...
     """
     known = sorted(allowed)
     for key in keys:

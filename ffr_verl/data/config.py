@@ -20,7 +20,8 @@ class DataConfig:
     """Settings of `FFRDataset` and `FFRSFTDataset`.
 
     Attributes:
-        images_root: folder that image paths are relative to; `None`: the one that `ffr-verl prepare` recorded in the file.
+        images_root: folder that image paths are relative to; `None`: the one that `ffr-verl prepare` recorded in the
+            file.
         max_pixels: images with more pixels are shrunk to at most so many; the published bound by default.
         min_pixels: images with fewer pixels are enlarged to at least so many; `None` leaves qwen_vl_utils' own bound.
     """
@@ -49,7 +50,9 @@ class DataConfig:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise FFRError(f"{_WHERE}.{name}: found {value!r}, expected a whole number of pixels above 0")
         if config.min_pixels is not None and config.min_pixels > config.max_pixels:
-            raise FFRError(f"{_WHERE}.min_pixels: found {config.min_pixels}, more than max_pixels ({config.max_pixels})")
+            raise FFRError(
+                f"{_WHERE}.min_pixels: found {config.min_pixels}, more than max_pixels ({config.max_pixels})"
+            )
         if config.images_root is not None and not isinstance(config.images_root, str):
             raise FFRError(f"{_WHERE}.images_root: found {config.images_root!r}, expected the path of a folder")
         return config

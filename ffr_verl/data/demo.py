@@ -1,9 +1,9 @@
 """A small MLDR-like set drawn by a seeded generator: real image files, no download, nothing to license.
 
-Each dialogue mixes three topics. A topic has words of its own and an emblem (a shape in a colour); an utterance that only
-shows an emblem belongs to the topic that the picture shows, so an answer needs the images. In a *dense* dialogue the topics
-follow each other in blocks; in a *scattered* one they take turns. A query names one topic by words of it; some queries name a
-topic that the dialogue does not touch, and their gold fragment is empty.
+Each dialogue mixes three topics. A topic has words of its own and an emblem (a shape in a colour); an utterance that
+only shows an emblem belongs to the topic that the picture shows, so an answer needs the images. In a *dense* dialogue
+the topics follow each other in blocks; in a *scattered* one they take turns. A query names one topic by words of it;
+some queries name a topic that the dialogue does not touch, and their gold fragment is empty.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def demo_vocabulary() -> tuple[str, ...]:
 
 
 def draw_emblem(topic: Topic, rng: random.Random, *, size: int = 56) -> Image.Image:
-    """An RGB picture of `size` x `size` pixels that shows the topic's shape in its colour, a little moved and scaled."""
+    """An RGB picture, `size` pixels a side, of the topic's shape in its colour, a little moved and scaled."""
     image = Image.new("RGB", (size, size), (245, 245, 240))
     draw = ImageDraw.Draw(image)
     radius = rng.uniform(0.32, 0.46) * size
@@ -181,7 +181,9 @@ def demo_rows(
         }
 
 
-def write_demo_set(output: Path, *, train_rows: int, heldout_rows: int, seed: int = 0, **options: Any) -> tuple[Path, Path]:
+def write_demo_set(
+    output: Path, *, train_rows: int, heldout_rows: int, seed: int = 0, **options: Any
+) -> tuple[Path, Path]:
     """Write `train.json`, `heldout.json` and `images/` under `output`; returns the two JSON paths.
 
     The two splits have no dialogue in common. Options go to `demo_rows`.

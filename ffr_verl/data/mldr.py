@@ -34,11 +34,12 @@ def _lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield `(row number from 0, row)` of a file of MLDR rows; whether it is a list or JSONL is seen from its first byte.
+    """Yield `(row number from 0, row)` of a file of MLDR rows; whether it is a list or JSONL is seen from its first
+    byte.
 
     Raises:
-        FFRError: for a missing file, another encoding than UTF-8, broken JSON (with line and column) or a row that is no
-            object.
+        FFRError: for a missing file, another encoding than UTF-8, broken JSON (with line and column) or a row that is
+            no object.
     """
     if not path.is_file():
         raise FFRError(f"{path}: no such file; give a JSON list or JSONL of MLDR rows")
@@ -47,12 +48,16 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             try:
                 rows: Iterator[tuple[int, Any]] = enumerate(json.loads(path.read_text(encoding="utf-8-sig")))
             except json.JSONDecodeError as error:
-                raise FFRError(f"{path}: line {error.lineno}: not JSON ({error.msg} at column {error.colno})") from None
+                raise FFRError(
+                    f"{path}: line {error.lineno}: not JSON ({error.msg} at column {error.colno})"
+                ) from None
         else:
             rows = _lines(path)
         for number, row in rows:
             if not isinstance(row, dict):
-                raise FFRError(f"{path}: row {number}: found {type(row).__name__}, expected an object with the MLDR fields")
+                raise FFRError(
+                    f"{path}: row {number}: found {type(row).__name__}, expected an object with the MLDR fields"
+                )
             yield number, row
     except UnicodeDecodeError as error:
         raise FFRError(f"{path}: not UTF-8 at byte {error.start}; convert it, for example with iconv") from None

@@ -93,7 +93,11 @@ def _expect(condition: bool, field: str, message: str) -> None:
 
 def _messages(row: Mapping[str, Any]) -> list[dict[str, str]]:
     messages = row.get("messages")
-    _expect(isinstance(messages, list) and bool(messages), "messages", "missing or no list; expected system, user, assistant")
+    _expect(
+        isinstance(messages, list) and bool(messages),
+        "messages",
+        "missing or no list; expected system, user, assistant",
+    )
     assert isinstance(messages, list)
     for number, message in enumerate(messages):
         is_message = isinstance(message, dict) and isinstance(message.get("role"), str)
@@ -104,7 +108,11 @@ def _messages(row: Mapping[str, Any]) -> list[dict[str, str]]:
         )
     roles = [message["role"] for message in messages]
     expected = (["system", "user", "assistant"], ["user", "assistant"])
-    _expect(roles in expected, "messages", f"found the roles {', '.join(roles)}; expected system (optional), user, assistant")
+    _expect(
+        roles in expected,
+        "messages",
+        f"found the roles {', '.join(roles)}; expected system (optional), user, assistant",
+    )
     return [{"role": message["role"], "content": message["content"]} for message in messages]
 
 
@@ -112,15 +120,22 @@ def _image_names(row: Mapping[str, Any]) -> list[str]:
     images = row.get("images")
     _expect(isinstance(images, list), "images", "missing or no list; give [] where a dialogue has none")
     assert isinstance(images, list)
-    names = [image.get("path") if isinstance(image, dict) else image for image in images]
-    for number, name in enumerate(names):
-        _expect(isinstance(name, str) and bool(name), f"images[{number}]", f'found {name!r}; expected a path or {{"path": …}}')
+    names: list[str] = []
+    for number, image in enumerate(images):
+        name = image.get("path") if isinstance(image, dict) else image
+        if not isinstance(name, str) or not name:
+            raise _BadRow(f"images[{number}]", f'found {image!r}; expected a path or {{"path": …}}')
+        names.append(name)
     return names
 
 
 def _check_ids(dialogue: Dialogue, images: list[str], user_text: str) -> None:
     found = [utterance.id for utterance in dialogue.utterances]
-    _expect(found == list(range(len(found))), "messages", f"utterance ids are {found}; expected 0 to {len(found) - 1} in order")
+    _expect(
+        found == list(range(len(found))),
+        "messages",
+        f"utterance ids are {found}; expected 0 to {len(found) - 1} in order",
+    )
     _expect(
         dialogue.image_ids == tuple(range(len(dialogue.image_ids))),
         "messages",
@@ -130,7 +145,8 @@ def _check_ids(dialogue: Dialogue, images: list[str], user_text: str) -> None:
     _expect(
         placeholders == len(images) == len(dialogue.image_ids),
         "images",
-        f"{len(images)} paths, {placeholders} {IMAGE} and {len(dialogue.image_ids)} image ids; the three must be equal",
+        f"{len(images)} paths, {placeholders} {IMAGE} and {len(dialogue.image_ids)} image ids; the three "
+        f"must be equal",
     )
 
 
@@ -174,7 +190,8 @@ def _atomic_writers(paths: Mapping[Path, pa.Schema]) -> Iterator[list[pq.Parquet
     """Parquet writers to temporary names, moved into place together when the block ends well, removed otherwise."""
     partial = {path: path.with_name(f".{path.name}.partial") for path in paths}
     with contextlib.ExitStack() as stack:
-        stack.callback(lambda: [temporary.unlink(missing_ok=True) for temporary in partial.values()])
+        for temporary in partial.values():
+            stack.callback(temporary.unlink, missing_ok=True)
         writers = [pq.ParquetWriter(partial[path], schema, compression="zstd") for path, schema in paths.items()]
         with contextlib.ExitStack() as closing:
             for writer in writers:
@@ -207,8 +224,8 @@ def prepare(
         Counts, means and the two paths.
 
     Raises:
-        FFRError: for anything wrong with the input, the first problems listed with row and field, or a full disk. Nothing
-            is written then; files of an earlier call stay as they were.
+        FFRError: for anything wrong with the input, the first problems listed with row and field, or a full disk.
+            Nothing is written then; files of an earlier call stay as they were.
     """
     started = time.monotonic()
     if not split or Path(split).name != split:

@@ -1,14 +1,15 @@
-"""`ffr-verl demo`: both training stages on a drawn data set and a tiny Qwen2-VL, with the commands that a user would type.
+"""`ffr-verl demo`: both training stages on a drawn data set and a tiny Qwen2-VL, with the commands that a user would
+type.
 
-Every stage is a command of its own in a process of its own. What a finished stage made is kept with a record of its settings,
-so a second call goes on where the first one ended, and verl itself resumes a training stage from its newest checkpoint.
+Every stage is a command of its own in a process of its own. What a finished stage made is kept with a record of its
+settings, so a second call goes on where the first one ended, and verl itself resumes a training stage from its newest
+checkpoint.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import shlex
 import sys
@@ -41,14 +42,14 @@ class DemoSettings:
 
     train_rows: int = 4096
     heldout_rows: int = 64
-    sft_steps: int = 600
-    grpo_steps: int = 24
+    sft_steps: int = 450
+    grpo_steps: int = 30
     seed: int = 0
 
     @classmethod
     def quick(cls) -> DemoSettings:
         """The same stages in less than five minutes."""
-        return cls(train_rows=2048, heldout_rows=32, sft_steps=200, grpo_steps=6)
+        return cls(train_rows=2048, heldout_rows=32, sft_steps=100, grpo_steps=5)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,6 +63,15 @@ class _Stage:
 
 
 _STEP = re.compile(r"step:(\d+) - (.*)")
+# What verl, Ray and vLLM print on the way to the first step, and what it means.
+_MILESTONES = (
+    (re.compile(r"Started a local Ray instance"), "Ray has started, loading the data"),
+    (re.compile(r"dataloader initialized"), "data loaded, starting the trainer"),
+    (re.compile(r"actor and ref model engine initialized"), "trainer ready, starting vLLM"),
+    (re.compile(r"vLLMHttpServer.*Loading safetensors"), "vLLM has the model, warming up"),
+    (re.compile(r"checkpoint engine manager initialized"), "vLLM ready, answering the held-out rows"),
+    (re.compile(r"Initial validation metrics"), "first step"),
+)
 _SHOWN = ("train/loss", "critic/score/mean", "actor/kl_loss", "response_length/mean")
 
 
@@ -167,16 +177,19 @@ class _Record:
     def finished(self, stage: str, seconds: float) -> None:
         self.seconds[stage] = round(self.seconds.get(stage, 0.0) + seconds, 1)
         partial = self._path.with_suffix(".partial")
-        partial.write_text(json.dumps({"settings": self._settings, "seconds": self.seconds}, indent=1), encoding="utf-8")
+        partial.write_text(
+            json.dumps({"settings": self._settings, "seconds": self.seconds}, indent=1), encoding="utf-8"
+        )
         partial.replace(self._path)
 
 
 def _progress(stage: _Stage, live: Live, console: Console) -> Callable[[str], None]:
     """Show the newest step of verl's console log: a line that changes in a terminal, a line now and then elsewhere."""
     started = time.monotonic()
-    state = {"text": "starting", "printed": started}
+    text_now, printed = "starting", started
 
     def on_line(line: str) -> None:
+        nonlocal text_now, printed
         match = _STEP.search(line)
         if match:
             values = dict(part.split(":", 1) for part in match.group(2).split(" - ") if ":" in part)
@@ -185,13 +198,17 @@ def _progress(stage: _Stage, live: Live, console: Console) -> Callable[[str], No
                 for name in _SHOWN
                 if name in values and (number := re.match(r"(?:np\.\w+\()?([-\d.e]+)", values[name]))
             ]
-            state["text"] = f"step {match.group(1)} of {stage.total_steps}  " + "  ".join(shown)
+            if match.group(1) != "0":
+                text_now = f"step {match.group(1)} of {stage.total_steps}  " + "  ".join(shown)
+        for pattern, meaning in _MILESTONES:
+            if pattern.search(line):
+                text_now = meaning
         elapsed = time.monotonic() - started
-        text = f"  {stage.name}: {elapsed:4.0f} s  {state['text']}"
+        text = f"  {stage.name}: {elapsed:4.0f} s  {text_now}"
         if console.is_terminal:
             live.update(Text(text, no_wrap=True, overflow="ellipsis"))
-        elif time.monotonic() - state["printed"] > 15:
-            state["printed"] = time.monotonic()
+        elif time.monotonic() - printed > 15:
+            printed = time.monotonic()
             console.print(text, highlight=False)
 
     return on_line
@@ -215,7 +232,7 @@ def _run_stage(stage: _Stage, root: Path, console: Console) -> float:
         stage.metrics.parent.mkdir(parents=True, exist_ok=True)
         environment["VERL_FILE_LOGGER_PATH"] = f"{stage.metrics}.{attempt}.jsonl"
     shown = [Path(part).name if part == sys.executable else part for part in stage.command]
-    console.print(f"\n[bold]$ {shlex.join(shown)}[/bold]", highlight=False, soft_wrap=True)
+    console.print(f"\n$ {shlex.join(shown)}", style="bold", markup=False, highlight=False, soft_wrap=True)
     with Live(console=console, refresh_per_second=4, transient=True) as live:
         try:
             seconds = run_logged(
@@ -276,14 +293,16 @@ def _make_inputs(root: Path, settings: DemoSettings) -> None:
     write_demo_set(
         root / "data", train_rows=settings.train_rows, heldout_rows=settings.heldout_rows, seed=settings.seed
     )
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
     write_base_model(root / "models" / "base", seed=settings.seed)
 
 
 def _table(root: Path, record: _Record, console: Console) -> dict[str, Any]:
     files = sorted((root / "logs").glob("grpo.metrics.*.jsonl"))
     figures: dict[str, Any] = {"seconds": record.seconds}
-    table = Table(title="Held-out rows, greedy answers (verl's own validation)")
+    table = Table()
     for column in ("", "after SFT", "after GRPO"):
         table.add_column(column, justify="left" if not column else "right")
     for label, key, pattern in (
@@ -297,9 +316,9 @@ def _table(root: Path, record: _Record, console: Console) -> dict[str, Any]:
         if values:
             figures[key] = {"before": values[0][1], "after": values[-1][1]}
             table.add_row(label, f"{values[0][1]:.3f}", f"{values[-1][1]:.3f}")
-    console.print()
+    console.print("\nHeld-out rows, greedy answers, from verl's own validation:", highlight=False)
     console.print(table)
-    times = Table(title="Seconds")
+    times = Table()
     for column in ("stage", "seconds"):
         times.add_column(column, justify="left" if column == "stage" else "right")
     for name, seconds in record.seconds.items():

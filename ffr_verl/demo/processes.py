@@ -1,7 +1,7 @@
 """Run a command with its noise in a file, its progress on the screen and nothing left behind.
 
-Ray and vLLM start daemons that outlive a killed trainer. This process makes itself the reaper of its orphaned descendants, so
-that at the end of a command, however it ended, everything that it started can be found and ended too.
+Ray and vLLM start daemons that outlive a killed trainer. This process makes itself the reaper of its orphaned
+descendants, so that at the end of a command, however it ended, everything that it started can be found and ended too.
 """
 
 from __future__ import annotations
@@ -126,8 +126,8 @@ def run_logged(
                 break
             if time.monotonic() - started > time_limit:
                 raise StageFailed(
-                    f"stopped after {time_limit:.0f} s without an end; its output is in {log}, the lines that matter:\n"
-                    + _lines_of_interest(log)
+                    f"stopped after {time_limit:.0f} s without an end; its output is in {log}, the lines "
+                    f"that matter:\n" + _lines_of_interest(log)
                 )
             on_line("")
             time.sleep(0.4)

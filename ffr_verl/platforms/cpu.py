@@ -1,7 +1,7 @@
 """verl on CPU: real FSDP2 over gloo, real vLLM (its CPU build), for machines without an accelerator.
 
-The platform is never detected, it is asked for: by `VERL_PLATFORM=cpu` or by a `*_cpu` recipe. The driver or the head node of
-a GPU cluster may have no GPU, and verl's own choice is right there.
+The platform is never detected, it is asked for: by `VERL_PLATFORM=cpu` or by a `*_cpu` recipe. The driver or the head
+node of a GPU cluster may have no GPU, and verl's own choice is right there.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ CPU_ENVIRONMENT = {
     # verl registers its FSDP engines for cuda and npu; their code asks the platform for everything that differs.
     "VERL_ENGINE_DEVICE": "cuda",
     "VLLM_CPU_KVCACHE_SPACE": "1",
+    "TQ_NUM_THREADS": "1",
 }
 
 
@@ -150,7 +151,8 @@ class PlatformCPU(PlatformBase):
 
 
 def _accept_verls_backend_name() -> None:
-    """Let `init_process_group` take the string that verl builds, "cpu:gloo,<device>:<backend>", when the device is the CPU.
+    """Let `init_process_group` take the string that verl builds, "cpu:gloo,<device>:<backend>", when the device is
+    the CPU.
 
     torch refuses a device that occurs twice. The name is made inside verl from two platform answers, of which none can
     make it valid, so it is mapped where it arrives.
@@ -202,7 +204,7 @@ class _VllmCpuFinder:
 
 
 def _announce_vllm_cpu() -> None:
-    """verl asks for the version of a distribution called `vllm`; the CPU build on the registry is called `vllm-cpu`."""
+    """verl asks for the version of a distribution `vllm`; the CPU build on the registry is called `vllm-cpu`."""
     try:
         importlib.metadata.distribution("vllm")
     except importlib.metadata.PackageNotFoundError:

@@ -1,7 +1,7 @@
 """The rewards with the call signature of TRL's GRPOTrainer and of ms-swift's ORM.
 
-Each takes a batch: `f(completions, solution, **columns) -> list[float]`. A completion is a text, or a conversation (a list of
-messages) whose last message is the answer. Columns that a reward does not use are ignored.
+Each takes a batch: `f(completions, solution, **columns) -> list[float]`. A completion is a text, or a conversation (a
+list of messages) whose last message is the answer. Columns that a reward does not use are ignored.
 """
 
 from __future__ import annotations

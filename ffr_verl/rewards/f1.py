@@ -14,8 +14,8 @@ def f1_of_ids(
 ) -> float:
     """F-beta of two id lists, less for a list of another length.
 
-    Precision is `|set of both| / len(predicted)` and recall `|set of both| / len(gold)`, so that a repeated id lowers the
-    score. Both lists empty: 1. The result is multiplied by `length_penalty ** |len(predicted) - len(gold)|`.
+    Precision is `|set of both| / len(predicted)` and recall `|set of both| / len(gold)`, so that a repeated id lowers
+    the score. Both lists empty: 1. The result is multiplied by `length_penalty ** |len(predicted) - len(gold)|`.
 
     Returns:
         A value in [0, 1].
@@ -95,7 +95,8 @@ def parse_gold(solution: str) -> Fragment | None:
     """The gold fragment; data sets store the plain format, and one stored with the reasoning wrapper is read too.
 
     Example:
-        >>> parse_gold("<think>x</think><answer><|utt_ids_start|>[]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|></answer>")
+        >>> plain = "<|utt_ids_start|>[]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>"
+        >>> parse_gold(f"<think>x</think><answer>{plain}</answer>")
         Fragment(utterance_ids=(), image_ids=())
     """
     return parse_fragment(solution) or parse_fragment(solution, style="reasoning")

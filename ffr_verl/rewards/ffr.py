@@ -57,11 +57,10 @@ class RewardConfig:
         Example:
             >>> RewardConfig.from_kwargs({"weights": {"f1": 1.0}}).weights
             (('f1', 1.0),)
-            >>> RewardConfig.from_kwargs({"length_penality": 0.9})
+            >>> RewardConfig.from_kwargs({"length_penality": 0.9})  # doctest: +ELLIPSIS
             Traceback (most recent call last):
                 ...
-            ffr_verl.errors.FFRError: reward_kwargs.length_penality: unknown key; did you mean 'length_penalty'? Allowed: \
-answer_style, coherence_mode, embeddings, image_weight, length_penalty, utterance_weight, weights
+            ffr_verl.errors.FFRError: reward_kwargs.length_penality: unknown key; did you mean 'length_penalty'? ...
         """
         refuse_unknown_keys(kwargs, allowed=[field.name for field in fields(cls)], where=_WHERE)
         values = dict(kwargs)
@@ -75,13 +74,19 @@ answer_style, coherence_mode, embeddings, image_weight, length_penalty, utteranc
                 values[name] = _checked_number(f"{_WHERE}.{name}", values[name], upper=upper)
         if values.get("embeddings") is not None:
             raise FFRError(
-                f"{_WHERE}.embeddings: found {values['embeddings']!r}; this version has no coherence reward yet, set it to null"
+                f"{_WHERE}.embeddings: found {values['embeddings']!r}; this version has no coherence "
+                f"reward yet, set it to null"
             )
         return cls(**values)
 
 
 def _checked_number(where: str, value: Any, *, upper: float = math.inf) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= upper or math.isinf(value):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not 0.0 <= value <= upper
+        or math.isinf(value)
+    ):
         raise FFRError(f"{where}: found {value!r}, expected a number from 0 to {'1' if upper == 1.0 else 'any size'}")
     return float(value)
 
@@ -132,8 +137,8 @@ def compute_score(
         **reward_kwargs: see `RewardConfig`.
 
     Returns:
-        The same keys on every call, as verl needs: `score` = sum of weight x component, `f1`, `f1_utterances`, `f1_images`,
-        `coherence`, `format`, `exact_match`; Python floats.
+        The same keys on every call, as verl needs: `score` = sum of weight x component, `f1`, `f1_utterances`,
+        `f1_images`, `coherence`, `format`, `exact_match`; Python floats.
 
     Raises:
         FFRError: for settings that `RewardConfig` refuses, on the first call.

@@ -50,6 +50,7 @@ class SamplerConfig:
             raise FFRError(f"{where}.train_batch_size is missing; filter_groups needs it: ${{data.train_batch_size}}")
         if not isinstance(config.max_inflight_gen_batches, int) or config.max_inflight_gen_batches < 1:
             raise FFRError(
-                f"{where}.max_inflight_gen_batches: found {config.max_inflight_gen_batches!r}; give a whole number >= 1"
+                f"{where}.max_inflight_gen_batches: found {config.max_inflight_gen_batches!r}; give a "
+                f"whole number >= 1"
             )
         return config

@@ -26,7 +26,7 @@ class FFRReplayBuffer(ReplayBuffer):
     def __init__(self, *, sampler_kwargs: Mapping[str, Any] | None, **kwargs: Any) -> None:
         config = SamplerConfig.from_mapping(sampler_kwargs or {})
         super().__init__(
-            sampler_kwargs=sampler_kwargs,
+            sampler_kwargs=sampler_kwargs,  # type: ignore[arg-type]  # not read by verl's own class
             poll_interval=config.poll_interval,
             filter_groups_metric=config.filter_groups_metric if config.filter_groups else None,
             train_batch_size=config.train_batch_size,

@@ -1,0 +1,69 @@
+# `make demo` runs the main job on a small scale, `make test` passes every check. Both install what they need first.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help install install-cpu demo test lint unit integration e2e lock clean
+
+STACK ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+VENV ?= .venv
+# The demo and the tests run on the CPU stack, which cannot share an environment with the GPU stack.
+CPU_VENV ?= $(if $(filter gpu,$(STACK)),.venv-cpu,$(VENV))
+CPU_BIN := $(CPU_VENV)/bin
+UV := uv==0.13.9
+# Python 3.11 is what everything was run with; 3.10 and 3.12 are allowed too.
+PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.10 python3 python; do \
+	$$candidate -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 13))' \
+	>/dev/null 2>&1 && echo $$candidate && break; done)
+DEMO ?= demo
+ARGS ?=
+
+help:  ## this list
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+define install_stack
+	@if [ -z "$(PYTHON)" ]; then echo "no Python 3.10, 3.11 or 3.12 with venv found; install one (Debian: apt-get install python3.11-venv), or name it: make PYTHON=/path/to/python" >&2; exit 2; fi
+	@if [ -e $(1) ] && ! $(1)/bin/python -c 'pass' >/dev/null 2>&1; then rm -rf $(1); fi
+	[ -x $(1)/bin/uv ] || { $(PYTHON) -m venv $(1) && $(1)/bin/python -m pip install --quiet --disable-pip-version-check $(UV); }
+	$(1)/bin/uv pip install --python $(1)/bin/python --no-deps --compile-bytecode -r requirements/$(2).txt
+	$(1)/bin/uv pip install --python $(1)/bin/python --no-deps --quiet -e .
+	@touch $@
+endef
+
+install: $(VENV)/.$(STACK)-stack  ## the pinned stack for this machine (STACK=gpu|cpu to choose) in .venv
+
+install-cpu: $(CPU_VENV)/.cpu-stack
+
+$(CPU_VENV)/.cpu-stack: requirements/cpu.txt pyproject.toml
+	$(call install_stack,$(CPU_VENV),cpu)
+
+$(VENV)/.gpu-stack: requirements/gpu.txt pyproject.toml
+	$(call install_stack,$(VENV),gpu)
+
+demo: install-cpu  ## both training stages with a tiny model on the CPU (QUICK=1 for less, ARGS=--restart to forget)
+	$(CPU_BIN)/ffr-verl demo --output $(DEMO) $(if $(QUICK),--quick) $(ARGS)
+
+test: lint unit integration e2e  ## linters, type checker, doctests, unit, integration and end-to-end tests
+	@echo "all checks passed"
+
+lint: install-cpu  ## ruff and mypy
+	$(CPU_BIN)/ruff check .
+	$(CPU_BIN)/ruff format --check .
+	$(CPU_BIN)/mypy
+
+unit: install-cpu  ## unit tests and doctests (under a minute)
+	$(CPU_BIN)/pytest -q tests/unit ffr_verl --doctest-modules $(ARGS)
+
+integration: install-cpu  ## the contract with verl, recipes through Hydra, installs
+	$(CPU_BIN)/pytest -q tests/integration $(ARGS)
+
+e2e: install-cpu  ## real SFT and real GRPO on the CPU
+	$(CPU_BIN)/pytest -q tests/e2e $(ARGS)
+
+lock: install-cpu  ## resolve requirements/*.txt anew
+	$(CPU_BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-annotate --no-header --upgrade \
+		pyproject.toml requirements/cpu.in --extra dev --overrides requirements/overrides.txt -o requirements/cpu.txt
+	$(CPU_BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-annotate --no-header --upgrade \
+		pyproject.toml --extra gpu --extra dev -o requirements/gpu.txt
+
+clean:  ## remove environments, demo and caches
+	rm -rf .venv .venv-cpu demo outputs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,139 @@
+"""What `ffr-verl prepare` wrote, read back: kind of file, images root, and whether the images can be read.
+
+Needs neither torch nor verl, so the check runs before anything heavy starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ffr_verl.data.config import DataConfig
+from ffr_verl.data.images import check_image, resolve_image
+from ffr_verl.data.prepare import IMAGES_ROOT_KEY
+from ffr_verl.errors import FFRError
+
+__all__ = ["Kind", "as_list", "check_columns", "check_images", "images_root", "read_schema"]
+
+Kind = Literal["rl", "sft"]
+_COLUMNS: dict[Kind, tuple[str, ...]] = {
+    "rl": ("prompt", "images", "reward_model", "extra_info", "data_source"),
+    "sft": ("messages", "images"),
+}
+_SAMPLED_ROWS = 16
+_READERS = 8
+
+
+def as_list(files: Any) -> list[str]:
+    """One path or a list of them, as verl's `data.train_files` takes both.
+
+    Example:
+        >>> as_list("train.rl.parquet")
+        ['train.rl.parquet']
+    """
+    return [str(files)] if isinstance(files, (str, Path)) else [str(file) for file in files]
+
+
+def read_schema(file: str) -> pa.Schema:
+    """The schema of a parquet file.
+
+    Raises:
+        FFRError: when the file is missing or no parquet file.
+    """
+    try:
+        return pq.read_schema(file)
+    except FileNotFoundError:
+        raise FFRError(
+            f"{file}: no such file; `ffr-verl prepare` writes NAME.rl.parquet and NAME.sft.parquet"
+        ) from None
+    except (OSError, pa.ArrowInvalid) as error:
+        raise FFRError(f"{file}: not a parquet file ({error}); make it again with `ffr-verl prepare`") from None
+
+
+def check_columns(files: Sequence[str], kind: Kind) -> None:
+    """Refuse files that lack a column of their kind.
+
+    Raises:
+        FFRError: names the file, the columns and the kind that is needed.
+    """
+    other: Kind = "sft" if kind == "rl" else "rl"
+    for file in files:
+        missing = [column for column in _COLUMNS[kind] if column not in read_schema(file).names]
+        if missing:
+            raise FFRError(
+                f"{file}: no column {', '.join(missing)}; this stage needs NAME.{kind}.parquet of `ffr-verl prepare`, "
+                f"not NAME.{other}.parquet"
+            )
+
+
+def images_root(files: Sequence[str], config: DataConfig) -> Path:
+    """The folder that image paths are relative to: `config.images_root`, or the one recorded in the files.
+
+    Raises:
+        FFRError: when it is not configured and the files record none, or several.
+    """
+    if config.images_root is not None:
+        return Path(config.images_root).expanduser().resolve()
+    roots = {(read_schema(file).metadata or {}).get(IMAGES_ROOT_KEY, b"").decode() for file in files}
+    if len(roots) != 1 or "" in roots:
+        found = "no images root is recorded" if "" in roots else f"different images roots: {', '.join(sorted(roots))}"
+        raise FFRError(
+            f"{', '.join(files)}: {found}; give data.ffr.images_root=FOLDER, or make the files with `ffr-verl prepare`"
+        )
+    return Path(roots.pop())
+
+
+def _first_rows_of_images(file: str, *, sample: bool) -> dict[str, int]:
+    """Each image path of the file (or of some rows spread over it) and the first row that has it."""
+    column = pq.read_table(file, columns=["images"]).column("images")
+    count = len(column)
+    step = max(1, count // _SAMPLED_ROWS) if sample else 1
+    first: dict[str, int] = {}
+    for row in range(0, count, step):
+        for name in column[row].as_py() or ():
+            first.setdefault(name, row)
+    return first
+
+
+def _problems(root: Path, names: Sequence[str]) -> Iterator[str | None]:
+    def problem(name: str) -> str | None:
+        try:
+            check_image(resolve_image(root, name))
+        except ValueError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(_READERS) as readers:
+        yield from readers.map(problem, names)
+
+
+def check_images(files: Sequence[str], root: Path, *, sample: bool) -> int:
+    """Open each image that the files name; with `sample`, those of about 16 rows of each file.
+
+    verl drops a row with an unreadable image without a word, or fails in the middle of training.
+
+    Returns:
+        How many different images were opened.
+
+    Raises:
+        FFRError: when some cannot be read: how many, and file, row and cause of the first.
+    """
+    opened = 0
+    for file in files:
+        rows = _first_rows_of_images(file, sample=sample)
+        names = list(rows)
+        bad = [(name, problem) for name, problem in zip(names, _problems(root, names), strict=True) if problem]
+        opened += len(names)
+        if bad:
+            name, problem = bad[0]
+            more = f", and {len(bad) - 1} more images cannot be read" if len(bad) > 1 else ""
+            raise FFRError(
+                f"{file}: row {rows[name]}: image {name}: {problem} (images root {root}){more}; "
+                "bring the images there, or give data.ffr.images_root=FOLDER"
+            )
+    return opened
