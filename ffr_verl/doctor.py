@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ffr_verl.recipes import recipe_names
 
-__all__ = ["Check", "run_checks"]
+__all__ = ["SUPPORTED", "Check", "run_checks"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Check:
     mend: str = ""
 
 
-_SUPPORTED = (
+SUPPORTED = (
     ("verl", "0.9.1", "pip install 'verl[verl-core]==0.9.1'"),
     ("torch", "2.11.0", "pip install torch==2.11.0"),
     ("transformers", "5.9.0", "pip install transformers==5.9.0"),
@@ -49,7 +49,7 @@ def _installed(name: str) -> str | None:
 
 def _versions() -> list[Check]:
     checks = []
-    for name, supported, mend in _SUPPORTED:
+    for name, supported, mend in SUPPORTED:
         found = _installed(name)
         ok = found is not None and (found == supported or found.startswith((supported + ".", supported + "+")))
         checks.append(Check(f"{name} {supported}", ok, found or "not installed", mend))

@@ -93,10 +93,10 @@ def _select(config: Any, key: str) -> Any:
     """The value at a dotted key; `None` where it is missing, `"???"` where it must be given."""
     node = config
     for part in key.split("."):
-        if not isinstance(node, Mapping) or part not in node:
-            return None
         if isinstance(node, DictConfig) and OmegaConf.is_missing(node, part):
             return "???"
+        if not isinstance(node, Mapping) or part not in node:
+            return None
         node = node[part]
     return node
 

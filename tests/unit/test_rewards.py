@@ -1,0 +1,162 @@
+"""Numbers of the rewards against hand-worked tables, scikit-learn and their invariants."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import fbeta_score
+from sklearn.preprocessing import MultiLabelBinarizer
+
+from ffr_verl import Fragment, format_fragment
+from ffr_verl.errors import FFRError
+from ffr_verl.rewards import batch, compute_score, exact_match_reward, f1_reward, format_reward
+from ffr_verl.rewards.f1 import f1_of_ids
+
+KEYS = {"score", "f1", "f1_utterances", "f1_images", "coherence", "format", "exact_match"}
+
+
+def text(utterances: list[int], images: list[int]) -> str:
+    return format_fragment(Fragment(tuple(utterances), tuple(images)))
+
+
+@pytest.mark.parametrize(
+    ("predicted", "gold", "expected"),
+    [
+        ([], [], 1.0),
+        ([1], [], 0.0),
+        ([], [1], 0.0),
+        ([1, 2], [1, 2], 1.0),
+        ([2, 1], [1, 2], 1.0),
+        ([3], [1, 2], 0.0),
+        ([1, 2], [1, 2, 3], 0.95 * 2 * 1.0 * (2 / 3) / (1.0 + 2 / 3)),
+        ([1, 2, 3, 4], [1, 2], 0.95**2 * 2 * 0.5 * 1.0 / 1.5),
+        # A repeated id counts in the denominator of the precision: 1 hit of 3 written, one too many.
+        ([1, 1, 1], [1, 2], 0.95 * 2 * (1 / 3) * 0.5 / (1 / 3 + 0.5)),
+    ],
+)
+def test_f1_of_ids(predicted: list[int], gold: list[int], expected: float) -> None:
+    assert f1_of_ids(predicted, gold) == pytest.approx(expected)
+
+
+id_sets = st.sets(st.integers(0, 25), min_size=1, max_size=15)
+
+
+@given(id_sets, id_sets, st.sampled_from([0.5, 1.0, 2.0]))
+def test_f1_agrees_with_scikit_learn(predicted: set[int], gold: set[int], beta: float) -> None:
+    binarizer = MultiLabelBinarizer(classes=range(26))
+    truth, guess = binarizer.fit_transform([gold, predicted])
+    expected = fbeta_score(truth, guess, beta=beta, zero_division=0.0)
+    assert f1_of_ids(sorted(predicted), sorted(gold), beta=beta, length_penalty=1.0) == pytest.approx(expected)
+
+
+@given(id_sets, id_sets)
+def test_f1_is_in_range_and_symmetric_for_beta_1(first: set[int], second: set[int]) -> None:
+    value = f1_of_ids(sorted(first), sorted(second))
+    assert 0.0 <= value <= 1.0
+    assert value == pytest.approx(f1_of_ids(sorted(second), sorted(first)))
+    assert (value == 1.0) == (first == second)
+
+
+def test_f1_reward_weights_its_halves() -> None:
+    gold = text([1, 2], [0])
+    assert f1_reward(text([1, 2], []), gold) == pytest.approx(0.5)
+    assert f1_reward(text([1, 2], []), gold, utterance_weight=0.8, image_weight=0.2) == pytest.approx(0.8)
+    assert f1_reward("malformed", gold) == 0.0
+    assert f1_reward(gold, "malformed") == 0.0
+
+
+def test_reasoning_style_serves_every_reward() -> None:
+    gold = text([1], [])
+    wrapped = f"<think>…</think><answer>{gold}</answer>"
+    for reward in (f1_reward, exact_match_reward):
+        assert reward(wrapped, gold, style="reasoning") == 1.0
+        assert reward(wrapped, gold) == 0.0
+        assert reward(gold, gold, style="reasoning") == 0.0
+    assert format_reward(wrapped, style="reasoning") == 1.0
+    assert format_reward(gold, style="reasoning") == 0.0
+    assert compute_score("", wrapped, gold, answer_style="reasoning")["score"] == pytest.approx(1.3)
+
+
+@pytest.mark.parametrize(
+    ("completion", "expected"),
+    [
+        (text([1, 2], [0]), {"f1": 1.0, "format": 1.0, "exact_match": 1.0, "score": 1.3}),
+        (text([2, 1], [0]), {"f1": 1.0, "format": 1.0, "exact_match": 0.0, "score": 1.3}),
+        (text([1, 2], []), {"f1": 0.5, "format": 1.0, "exact_match": 0.0, "score": 0.8}),
+        (text([9], [9]), {"f1": 0.0, "format": 1.0, "exact_match": 0.0, "score": 0.3}),
+        (text([1, 2, 2], [0]), {"format": 0.0, "exact_match": 0.0}),
+        ("", {"f1": 0.0, "format": 0.0, "exact_match": 0.0, "score": 0.0}),
+        (text([1, 2], [0]) + "<|im_end|>", {"f1": 0.0, "format": 0.0, "score": 0.0}),
+    ],
+)
+def test_compute_score(completion: str, expected: dict[str, float]) -> None:
+    scores = compute_score("ffr/mldr", completion, text([1, 2], [0]))
+    assert set(scores) == KEYS
+    assert {key: scores[key] for key in expected} == pytest.approx(expected)
+
+
+@given(st.text(max_size=80), st.text(max_size=80))
+def test_compute_score_never_raises_and_keeps_its_keys(completion: str, gold: str) -> None:
+    scores = compute_score("ffr/mldr", completion, gold, {"index": 0})
+    assert set(scores) == KEYS
+    assert all(type(value) is float and math.isfinite(value) for value in scores.values())
+
+
+@given(st.sets(st.integers(0, 30), max_size=12), st.sets(st.integers(0, 8), max_size=5), st.data())
+def test_the_gold_answer_earns_the_most(utterances: set[int], images: set[int], data: st.DataObject) -> None:
+    gold = text(sorted(utterances), sorted(images))
+    other = text(
+        data.draw(st.lists(st.integers(0, 30), max_size=12)), data.draw(st.lists(st.integers(0, 8), max_size=5))
+    )
+    assert compute_score("", gold, gold)["score"] == pytest.approx(1.3)
+    assert compute_score("", other, gold)["score"] <= compute_score("", gold, gold)["score"] + 1e-12
+
+
+def test_coherence_counts_only_with_embeddings() -> None:
+    gold = text([1], [])
+    without = compute_score("", gold, gold, weights={"f1": 1.0, "format": 0.3})
+    with_weight = compute_score("", gold, gold, weights={"f1": 1.0, "coherence": 5.0, "format": 0.3})
+    assert with_weight == without
+    assert with_weight["coherence"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"lenght_penalty": 0.9}, r"reward_kwargs\.lenght_penalty: unknown key; did you mean 'length_penalty'\?"),
+        ({"weights": {"fromat": 1.0}}, r"reward_kwargs\.weights\.fromat: unknown key; did you mean 'format'\?"),
+        ({"weights": {"f1": -1.0}}, r"reward_kwargs\.weights\.f1: found -1\.0"),
+        ({"weights": {"f1": "1"}}, r"reward_kwargs\.weights\.f1: found '1'"),
+        ({"weights": [1.0]}, r"reward_kwargs\.weights: found \[1\.0\]"),
+        ({"length_penalty": 1.5}, r"reward_kwargs\.length_penalty: found 1\.5, expected a number from 0 to 1"),
+        ({"answer_style": "xml"}, r"reward_kwargs\.answer_style: found 'xml'"),
+        ({"coherence_mode": "best"}, r"reward_kwargs\.coherence_mode: found 'best'"),
+        ({"embeddings": "x.store"}, r"reward_kwargs\.embeddings: found 'x\.store'"),
+    ],
+)
+def test_settings_are_checked(kwargs: dict[str, object], message: str) -> None:
+    with pytest.raises(FFRError, match=message):
+        compute_score("", "", "", **kwargs)
+
+
+def test_batch_takes_texts_and_conversations() -> None:
+    gold = text([1], [0])
+    conversation = [{"role": "assistant", "content": gold}]
+    parts = [
+        {"role": "assistant", "content": [{"type": "text", "text": gold[:9]}, {"type": "text", "text": gold[9:]}]}
+    ]
+    completions = [gold, conversation, parts, [], "x"]
+    solutions = [gold] * len(completions)
+    good = [1.0, 1.0, 1.0, 0.0, 0.0]
+    assert batch.f1(completions, solutions, images=[None] * 5) == good
+    assert batch.exact_match(completions, solution=solutions) == good
+    assert batch.format(completions, solution=solutions) == good
+    assert batch.ffr(completions, solutions) == pytest.approx([1.3, 1.3, 1.3, 0.0, 0.0])
+
+
+def test_batch_refuses_columns_of_other_lengths() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        batch.f1(["a", "b"], ["a"])
