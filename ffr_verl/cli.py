@@ -177,14 +177,17 @@ def recipe_show(name: Annotated[str, typer.Argument(help="Name of a recipe, as i
 @recipe_app.command("copy")
 def recipe_copy(
     name: Annotated[str, typer.Argument(help="Name of a recipe, as in `ffr-verl recipe list`.")],
-    folder: Annotated[
-        Path, typer.Argument(help="Folder that gets recipe/NAME.yaml and the recipes it inherits from.")
-    ],
-    force: Annotated[bool, typer.Option(help="Replace files that are there.")] = False,
+    folder: Annotated[Path, typer.Argument(help="Folder that gets recipe/NEW_NAME.yaml.")],
+    new_name: Annotated[str | None, typer.Option("--name", help="Name of the copy; my_NAME by default.")] = None,
+    force: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
 ) -> None:
-    """Copy a recipe for editing; run the copy with `--config-dir FOLDER +recipe=NAME`."""
+    """Copy a recipe for editing; run the copy with `--config-dir FOLDER +recipe=NEW_NAME`.
+
+    The copy has a name of its own because Hydra looks into --config-dir after the installed recipes.
+    """
     from ffr_verl.recipes import copy_recipe
 
-    for path in copy_recipe(name, folder, force=force):
-        typer.echo(f"wrote {path}")
-    typer.echo(f"edit it, then: python -m verl.trainer.main_ppo --config-dir {folder} +recipe={name} ...")
+    path = copy_recipe(name, folder, new_name=new_name, force=force)
+    trainer = "main_ppo" if "grpo" in name else "sft_trainer"
+    typer.echo(f"wrote {path}")
+    typer.echo(f"edit it, then: python -m verl.trainer.{trainer} --config-dir {folder} +recipe={path.stem} ...")

@@ -142,12 +142,12 @@ def _check_verl() -> None:
 def _check_files(config: Any, kind: Kind, data_config: DataConfig) -> None:
     for key in ("data.train_files", "data.val_files"):
         value = _select(config, key)
-        if value is None:
+        if value is None and key == "data.val_files" and kind == "sft":
             continue
+        if value in (None, "???"):
+            raise FFRError(f"{key} is not given; add {key}=PATH (a NAME.{kind}.parquet of `ffr-verl prepare`)")
         files = as_list(value)
         for name in files:
-            if name == "???":
-                raise FFRError(f"{key} is not given; add {key}=PATH (a NAME.{kind}.parquet of `ffr-verl prepare`)")
             if "://" in name:
                 return  # verl copies it here first, and the dataset checks it then
             if not Path(name).expanduser().is_file():

@@ -8,6 +8,7 @@ get the replacement, and only where the fault exists: on any other verl or trans
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import Any
 
@@ -39,6 +40,7 @@ def install() -> bool:
     if getattr(original, "_ffr_verl_text_only", False):
         return True
 
+    @functools.wraps(original)
     def get_input_embeds(
         model: Any,
         input_ids: torch.Tensor,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from importlib import resources
 from pathlib import Path
 
@@ -37,28 +36,39 @@ def recipe_path(name: str) -> Path:
     return path
 
 
-def copy_recipe(name: str, folder: Path, *, force: bool = False) -> list[Path]:
-    """Copy a recipe, and those it inherits from, to `folder/recipe/` for editing; returns the files written.
+def copy_recipe(name: str, folder: Path, *, new_name: str | None = None, force: bool = False) -> Path:
+    """Copy a recipe to `folder/recipe/NEW_NAME.yaml` for editing; recipes that it inherits from stay in the package.
 
-    Run the copy with `--config-dir FOLDER +recipe=NAME`: Hydra looks there before it looks into the package.
+    Run the copy with `--config-dir FOLDER +recipe=NEW_NAME`. It needs a name of its own: Hydra looks into the folder
+    of `--config-dir` last, so a packaged recipe of the same name would silently be taken instead.
+
+    Args:
+        name: a packaged recipe.
+        folder: where the folder `recipe` is made.
+        new_name: name of the copy; `my_NAME` by default.
+        force: replace a file that is there.
+
+    Returns:
+        The file written.
 
     Raises:
-        FFRError: when a file is there already and `force` is false; nothing is written then.
+        FFRError: when there is no such recipe, the new name is one of the package, or a file is there and `force` is
+            false.
     """
-    import yaml
-
-    wanted, sources = [name], []
-    while wanted:
-        path = recipe_path(wanted.pop(0))
-        sources.append(path)
-        for entry in yaml.safe_load(path.read_text(encoding="utf-8")).get("defaults", []):
-            if isinstance(entry, str) and entry != "_self_":
-                wanted.append(entry)
-    targets = [folder / "recipe" / source.name for source in sources]
-    existing = [str(target) for target in targets if target.exists()]
-    if existing and not force:
-        raise FFRError(f"{', '.join(existing)}: there already; give another folder, or --force to replace")
-    targets[0].parent.mkdir(parents=True, exist_ok=True)
-    for source, target in zip(sources, targets, strict=True):
-        shutil.copyfile(source, target)
-    return targets
+    source = recipe_path(name)
+    new_name = new_name or f"my_{name}"
+    if new_name in recipe_names():
+        raise FFRError(f"--name: {new_name!r} is a packaged recipe, which Hydra would take instead; give another name")
+    if Path(new_name).name != new_name:
+        raise FFRError(f"--name: found {new_name!r}; give a plain name such as my_{name}")
+    target = folder / "recipe" / f"{new_name}.yaml"
+    if target.exists() and not force:
+        raise FFRError(f"{target}: there already; give another --name or folder, or --force to replace it")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_suffix(".partial")
+    text = source.read_text(encoding="utf-8")
+    partial.write_text(
+        text.replace(f"+recipe={name} ", f"--config-dir {folder} +recipe={new_name} "), encoding="utf-8"
+    )
+    partial.replace(target)
+    return target

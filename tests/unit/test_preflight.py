@@ -80,6 +80,8 @@ def test_a_good_config_passes(grpo: dict[str, Any]) -> None:
         ("data.ffr.min_pixels", 700_000, r"data\.ffr\.min_pixels: found 700000, more than max_pixels"),
         ("data.ffr.images_root", 3, r"data\.ffr\.images_root: found 3"),
         ("data.train_files", "???", r"data\.train_files is not given"),
+        ("data.train_files", None, r"data\.train_files is not given"),
+        ("data.val_files", None, r"data\.val_files is not given"),
         ("data.train_files", "no/such.rl.parquet", r"data\.train_files: no/such\.rl\.parquet: no such file"),
         ("data.val_files", ["no.parquet"], r"data\.val_files: no\.parquet: no such file"),
         ("data.train_files", __file__, r"test_preflight\.py: not a parquet file"),
@@ -91,7 +93,7 @@ def test_a_good_config_passes(grpo: dict[str, Any]) -> None:
         ("trainer.v1.sampler.sampler_kwargs.poll_intervall", 1, r"sampler_kwargs\.poll_intervall: unknown key"),
         ("trainer.v1.sampler.sampler_kwargs.poll_interval", 0, r"sampler_kwargs\.poll_interval: found 0"),
         ("trainer.v1.sampler.sampler_kwargs.filter_groups", True, r"sampler_kwargs\.train_batch_size is missing"),
-        ("actor_rollout_ref.model.path", "???", r"actor_rollout_ref\.model\.path is not given"),
+        ("actor_rollout_ref.model.path", None, r"actor_rollout_ref\.model\.path is not given"),
         ("actor_rollout_ref.model.path", "./models/sft", r"model\.path: \./models/sft: no such folder"),
     ],
 )

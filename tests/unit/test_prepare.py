@@ -189,13 +189,13 @@ def test_a_broken_file_is_named(folder: Path, content: bytes, message: str) -> N
     (folder / "train.json").write_bytes(content)
     with pytest.raises(FFRError, match=message):
         run(folder)
-    assert not [path for path in (folder / "out").glob("*")]
+    assert not list((folder / "out").glob("*"))
 
 
 def test_missing_source_root_and_bad_split(folder: Path) -> None:
     with pytest.raises(FFRError, match=r"absent\.json: no such file"):
         prepare(folder / "absent.json", images_root=folder, output=folder / "out", split="train")
-    with pytest.raises(FFRError, match="--images-root: .*: no such folder"):
+    with pytest.raises(FFRError, match=r"--images-root: .*: no such folder"):
         prepare(folder / "train.json", images_root=folder / "no", output=folder / "out", split="train")
     with pytest.raises(FFRError, match=r"--split: found 'a/b'"):
         prepare(folder / "train.json", images_root=folder, output=folder / "out", split="a/b")

@@ -31,16 +31,26 @@ def test_names_and_unknown_name() -> None:
         recipe_path("ffr_grop")
 
 
-def test_a_copy_brings_what_it_inherits_from_and_replaces_nothing(tmp_path: Path) -> None:
-    written = copy_recipe("ffr_grpo_cpu", tmp_path)
-    assert sorted(path.name for path in written) == ["ffr_grpo.yaml", "ffr_grpo_cpu.yaml"]
-    assert (tmp_path / "recipe" / "ffr_grpo.yaml").read_text() == recipe_path("ffr_grpo").read_text()
-    (tmp_path / "recipe" / "ffr_grpo_cpu.yaml").write_text("mine: 1\n")
-    with pytest.raises(FFRError, match=r"ffr_grpo_cpu\.yaml.*there already"):
+def test_a_copy_has_its_own_name_and_replaces_nothing(tmp_path: Path) -> None:
+    path = copy_recipe("ffr_grpo_cpu", tmp_path)
+    assert path == tmp_path / "recipe" / "my_ffr_grpo_cpu.yaml"
+    recipes = [yaml.safe_load(text) for text in (path.read_text(), recipe_path("ffr_grpo_cpu").read_text())]
+    assert recipes[0] == recipes[1]
+    assert f"--config-dir {tmp_path} +recipe=my_ffr_grpo_cpu" in path.read_text()
+    path.write_text("mine: 1\n")
+    with pytest.raises(FFRError, match=r"my_ffr_grpo_cpu\.yaml: there already"):
         copy_recipe("ffr_grpo_cpu", tmp_path)
-    assert (tmp_path / "recipe" / "ffr_grpo_cpu.yaml").read_text() == "mine: 1\n"
+    assert path.read_text() == "mine: 1\n"
     copy_recipe("ffr_grpo_cpu", tmp_path, force=True)
-    assert (tmp_path / "recipe" / "ffr_grpo_cpu.yaml").read_text() == recipe_path("ffr_grpo_cpu").read_text()
+    assert yaml.safe_load(path.read_text()) == recipes[1]
+    assert copy_recipe("ffr_sft", tmp_path, new_name="long").name == "long.yaml"
+
+
+@pytest.mark.parametrize("new_name", ["ffr_grpo", "../x"])
+def test_a_copy_cannot_take_a_packaged_name_or_leave_its_folder(tmp_path: Path, new_name: str) -> None:
+    with pytest.raises(FFRError, match="--name: "):
+        copy_recipe("ffr_sft", tmp_path, new_name=new_name)
+    assert not list(tmp_path.iterdir())
 
 
 def test_list_and_show() -> None:

@@ -1,0 +1,65 @@
+"""Fixtures that use the real stack: fresh processes, the composed config, the tiny model's files."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_module
+
+from ffr_verl.demo.base_model import write_base_model
+
+ROOT = Path(__file__).parents[2]
+RunPython = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's variables without those that choose a platform or a process group."""
+    chosen = ("VERL_", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "PYTEST_", "PYTHONPATH")
+    return {name: value for name, value in os.environ.items() if not name.startswith(chosen)}
+
+
+@pytest.fixture
+def run_python(tmp_path: Path) -> RunPython:
+    """Run a Python in a fresh process in an empty folder; gives status, stdout and stderr."""
+
+    def run(
+        *arguments: str, environment: Mapping[str, str] | None = None, python: str | Path = sys.executable
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(python), *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=240,
+            cwd=tmp_path,
+            env={**clean_environment(), **(environment or {})},
+        )
+
+    run.folder = tmp_path  # type: ignore[attr-defined]
+    return run
+
+
+CONFIG_NAMES = {"main_ppo": "ppo_trainer", "sft_trainer": "sft_trainer_engine"}
+
+
+@pytest.fixture
+def composed() -> Callable[..., Any]:
+    """The config that a trainer of verl composes for overrides, in this process."""
+    import verl  # noqa: F401  # loads the plugin, as `python -m verl.trainer...` does
+
+    def compose_for(trainer: str, *overrides: str) -> Any:
+        with initialize_config_module("verl.trainer.config", version_base=None):
+            return compose(CONFIG_NAMES[trainer], overrides=list(overrides), return_hydra_config=True)
+
+    return compose_for
+
+
+@pytest.fixture(scope="session")
+def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_base_model(tmp_path_factory.mktemp("models") / "base")

@@ -1,0 +1,91 @@
+"""A wheel, an editable install and a git URL: each finds recipes and plugin, in an environment without this checkout."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, RunPython  # type: ignore[import-not-found]
+
+from ffr_verl.recipes import recipe_names
+
+UV = Path(sysconfig.get_path("scripts")) / "uv"
+
+
+def uv(*arguments: str | Path, cwd: Path) -> None:
+    run = subprocess.run([UV, *arguments], cwd=cwd, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tracked files of the working tree, as a repository of their own."""
+    folder = tmp_path_factory.mktemp("source") / "ffr_verl_source"
+    folder.mkdir()
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).exists() or (ROOT / name).is_symlink():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@t", "-c", "commit.gpgsign=false"]
+    for arguments in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *arguments], cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("wheel")
+    uv("build", "--quiet", "--wheel", "--out-dir", output, source, cwd=output)
+    return next(output.glob("*.whl"))
+
+
+def test_the_wheel_holds_code_recipes_and_licence_only(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    for name in recipe_names():
+        assert f"ffr_verl/conf/recipe/{name}.yaml" in names
+    assert "ffr_verl/py.typed" in names
+    assert any(name.endswith("LICENSE") for name in names)
+    assert not [name for name in names if name.split("/")[0] not in ("ffr_verl",) and ".dist-info/" not in name]
+
+
+PROBE = """
+import ffr_verl, sys
+from ffr_verl.recipes import recipe_names
+print(ffr_verl.__file__)
+print(*recipe_names())
+import verl
+print("ffr_verl.plugin" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("kind", ["wheel", "editable", "git"])
+def test_an_install_trains(kind: str, source: Path, wheel: Path, tmp_path: Path, run_python: RunPython) -> None:
+    environment = tmp_path / "env"
+    uv("venv", "--quiet", "--python", sys.executable, environment, cwd=tmp_path)
+    python = environment / "bin" / "python"
+    what = {"wheel": [wheel], "editable": ["--editable", source], "git": [f"git+file://{source}"]}[kind]
+    uv("pip", "install", "--quiet", "--no-deps", "--python", python, *what, cwd=tmp_path)
+    # The engine's packages come from this environment. Its own .pth files, and so its ffr_verl, are not followed from here.
+    site = next((environment / "lib").glob("python*")) / "site-packages"
+    (site / "engine.pth").write_text(sysconfig.get_path("purelib") + "\n")
+
+    probe = run_python("-c", PROBE, python=python)
+    assert probe.returncode == 0, probe.stderr
+    place, names, plugin = probe.stdout.splitlines()[-3:]
+    assert Path(place).is_relative_to(source if kind == "editable" else environment)
+    assert names.split() == recipe_names()
+    assert plugin == "True"
+
+    shown = run_python("-m", "verl.trainer.main_ppo", "+recipe=ffr_grpo_cpu", "--cfg", "job", python=python)
+    assert "FFRDataset" in shown.stdout, shown.stderr
+    assert "ffr_grpo_cpu" not in shown.stdout, "the recipe did not become a plain value"
+    command = subprocess.run(
+        [environment / "bin" / "ffr-verl", "recipe", "list"], capture_output=True, text=True, check=False
+    )
+    assert "ffr_sft_cpu" in command.stdout, command.stderr

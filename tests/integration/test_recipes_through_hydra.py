@@ -1,0 +1,167 @@
+"""The recipes as verl's own trainers compose them, and what a user sees when something is wrong."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import RunPython  # type: ignore[import-not-found]
+from omegaconf import OmegaConf
+
+from ffr_verl.recipes import recipe_names, recipe_path
+
+TRAINER = {"ffr_sft": "sft_trainer", "ffr_sft_cpu": "sft_trainer", "ffr_grpo": "main_ppo", "ffr_grpo_cpu": "main_ppo"}
+
+# Nodes where verl takes any key: ours, those of Ray and transformers, and hydra's own.
+OPEN_NODES = (
+    "hydra.",
+    "data.ffr",
+    "data.image_key",
+    "reward.custom_reward_function.reward_kwargs",
+    "trainer.v1.sampler.sampler_kwargs",
+    "trainer.v1.sampler.custom_sampler",
+    "actor_rollout_ref.model.override_config",
+    "model.override_config",
+    "ray_kwargs.ray_init",
+)
+# Keys that verl reads and leaves out of its YAML, with the place that reads them.
+READ_BUT_NOT_LISTED = {
+    "actor_rollout_ref.rollout.limit_images": "workers/rollout",
+    "actor_rollout_ref.rollout.enable_sleep_mode": "workers",
+    "actor_rollout_ref.actor.fsdp_config.mixed_precision": "workers",
+    "actor_rollout_ref.ref.fsdp_config.mixed_precision": "workers",
+    "engine.mixed_precision": "workers",
+    "data.num_workers": "trainer",
+    "transfer_queue.backend": "trainer",
+}
+
+
+def leaves(node: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(node, dict) and node:
+        for key, child in node.items():
+            yield from leaves(child, f"{prefix}{key}.")
+    else:
+        yield prefix[:-1]
+
+
+def test_every_recipe_has_its_trainer_here() -> None:
+    assert sorted(TRAINER) == recipe_names()
+
+
+@pytest.mark.parametrize("name", TRAINER)
+def test_a_recipe_resolves(composed: Callable[..., Any], name: str) -> None:
+    config = composed(TRAINER[name], f"+recipe={name}")
+    assert config.data.custom_cls.name in ("FFRDataset", "FFRSFTDataset")
+    assert config.hydra.callbacks.ffr_verl._target_ == "ffr_verl.preflight.RecipeCallback"
+    assert config.hydra.callbacks.ffr_verl.get("platform") == ("cpu" if name.endswith("_cpu") else None)
+    assert "recipe" not in config, "a recipe that is not found becomes a plain value"
+
+
+@pytest.mark.parametrize("name", TRAINER)
+def test_every_key_of_a_recipe_is_one_that_verl_knows(composed: Callable[..., Any], name: str) -> None:
+    known = OmegaConf.to_container(composed(TRAINER[name]), resolve=False)
+    known_keys = set(leaves(known))
+    known_keys |= {key.rsplit(".", depth)[0] for key in known_keys for depth in range(1, key.count(".") + 1)}
+    recipe = yaml.safe_load(recipe_path(name).read_text())
+    recipe.pop("defaults", None)
+    unknown = [
+        key
+        for key in leaves(recipe)
+        if not key.startswith(OPEN_NODES) and not key.startswith(tuple(READ_BUT_NOT_LISTED)) and key not in known_keys
+    ]
+    assert not unknown
+
+
+def test_keys_that_verl_does_not_list_are_read_by_it() -> None:
+    import verl
+
+    for key, folder in READ_BUT_NOT_LISTED.items():
+        last = key.rsplit(".", 1)[1]
+        files = (Path(verl.__file__).parent / folder).rglob("*.py")
+        assert any(last in path.read_text(encoding="utf-8") for path in files), key
+
+
+@pytest.mark.parametrize(("cpu", "gpu"), [("ffr_sft_cpu", "ffr_sft"), ("ffr_grpo_cpu", "ffr_grpo")])
+def test_a_cpu_recipe_keeps_what_its_parent_says(composed: Callable[..., Any], cpu: str, gpu: str) -> None:
+    """Only what the CPU needs differs: none of the published settings."""
+    parent, child = (composed(TRAINER[name], f"+recipe={name}") for name in (gpu, cpu))
+    for key in (
+        "data.ffr",
+        "algorithm",
+        "reward.custom_reward_function",
+        "optim",
+        "actor_rollout_ref.actor.optim.lr",
+        "actor_rollout_ref.actor.kl_loss_coef",
+        "actor_rollout_ref.actor.clip_ratio_high",
+        "actor_rollout_ref.model.lora_rank",
+        "actor_rollout_ref.rollout.n",
+        "actor_rollout_ref.rollout.top_p",
+        "model.lora_rank",
+        "data.max_length",
+    ):
+        values = [OmegaConf.select(config, key, default=None) for config in (parent, child)]
+        assert values[0] == values[1], key
+
+
+@pytest.mark.parametrize(
+    ("trainer", "overrides", "key", "value"),
+    [
+        ("main_ppo", ["+recipe=ffr_grpo"], "actor_rollout_ref.rollout.n", 8),
+        ("main_ppo", ["+recipe=ffr_grpo", "actor_rollout_ref.rollout.n=4"], "actor_rollout_ref.rollout.n", 4),
+        ("main_ppo", ["actor_rollout_ref.rollout.n=4", "+recipe=ffr_grpo"], "actor_rollout_ref.rollout.n", 4),
+        ("main_ppo", ["+recipe=ffr_grpo_cpu", "trainer.n_gpus_per_node=2"], "trainer.n_gpus_per_node", 2),
+        ("sft_trainer", ["+recipe=ffr_sft_cpu", "model.lora_rank=0"], "model.lora_rank", 0),
+        ("sft_trainer", ["+recipe=ffr_sft", "data.ffr.max_pixels=3136"], "data.ffr.max_pixels", 3136),
+    ],
+)
+def test_the_command_line_wins(
+    composed: Callable[..., Any], trainer: str, overrides: list[str], key: str, value: Any
+) -> None:
+    assert OmegaConf.select(composed(trainer, *overrides), key) == value
+
+
+def test_an_edited_copy_is_used(run_python: RunPython) -> None:
+    assert run_python("-m", "ffr_verl", "recipe", "copy", "ffr_sft_cpu", "mine").returncode == 0
+    copy = run_python.folder / "mine" / "recipe" / "my_ffr_sft_cpu.yaml"  # type: ignore[attr-defined]
+    copy.write_text(copy.read_text() + "\noptim:\n  lr: 7e-4\n")
+    arguments = ("-m", "verl.trainer.sft_trainer", "--config-dir", "mine", "+recipe=my_ffr_sft_cpu", "--cfg", "job")
+    run = run_python(*arguments)
+    assert run.returncode == 0, run.stderr
+    config = OmegaConf.create(run.stdout)
+    assert config.optim.lr == 7e-4
+    assert config.optim.lr_warmup_steps_ratio == 0.05, "inherited from the packaged recipe"
+
+
+def test_real_commands_end_with_one_clear_message(run_python: RunPython, parquet: Path, base_model: Path) -> None:
+    """What a user sees; each of these ends before Ray or an engine starts."""
+    rl, sft = f"data.train_files={parquet / 'train.rl.parquet'}", f"data.train_files={parquet / 'train.sft.parquet'}"
+    model = f"actor_rollout_ref.model.path={base_model}"
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = str(taken.getsockname()[1])
+        taken.listen()
+        cases: list[tuple[list[str], dict[str, str], str]] = [
+            (["main_ppo", "+recipe=ffr_grop"], {}, "Could not find 'recipe/ffr_grop'"),
+            (
+                ["main_ppo", "+recipe=ffr_grpo_cpu", model, "+data.ffr.max_pixel=9", rl],
+                {},
+                "data.ffr.max_pixel: unknown",
+            ),
+            (["main_ppo", "+recipe=ffr_grpo_cpu", model], {}, "data.train_files is not given"),
+            (["sft_trainer", "+recipe=ffr_sft_cpu", f"model.path={base_model}", rl], {}, "no column messages"),
+            (["sft_trainer", "+recipe=ffr_sft", sft], {}, "flash_attn is not installed"),
+            (
+                ["sft_trainer", "+recipe=ffr_sft_cpu", f"model.path={base_model}", sft],
+                {"MASTER_PORT": port},
+                f"MASTER_PORT={port}",
+            ),
+        ]
+        for (trainer, *overrides), environment, message in cases:
+            run = run_python("-m", f"verl.trainer.{trainer}", *overrides, environment=environment)
+            assert run.returncode != 0
+            assert message in run.stderr, (overrides, run.stderr[-2000:])
+            assert "Traceback" not in run.stderr, (overrides, run.stderr[-2000:])

@@ -1,0 +1,243 @@
+"""Every thing of verl 0.9.1 that is not its documented interface and that we rely on; another version fails here,
+loudly.
+
+One test a thing. Where the reason for code of ours is a fault of verl, the test shows the fault: once it is gone, so
+can the code be.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import verl
+from omegaconf import OmegaConf
+from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+
+from ffr_verl.platforms.cpu import PlatformCPU, _device_module
+from ffr_verl.preflight import SUPPORTED_VERL
+
+VERL = Path(verl.__file__).parent
+
+
+def parameters(function: Any) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
+def test_version() -> None:
+    assert verl.__version__ == importlib.metadata.version("verl") == SUPPORTED_VERL
+
+
+def test_plugins_come_from_entry_points_of_this_group_when_verl_is_imported() -> None:
+    source = (VERL / "__init__.py").read_text()
+    assert '"verl.plugins"' in source
+    assert "VERL_USE_EXTERNAL_PLUGINS" in source
+
+
+def test_a_failing_plugin_is_logged_at_debug_only() -> None:
+    """The reason for our own WARNING."""
+    source = (VERL / "__init__.py").read_text()
+    assert "verl.plugins" in source
+    handler = source[source.index("_ep.load()") :][:400]
+    assert "except" in handler
+    assert "debug" in handler
+    assert "warning" not in handler
+
+
+def test_platform_interface() -> None:
+    from verl.plugin.platform import PlatformBase, PlatformRegistry, get_platform, set_platform
+
+    assert PlatformRegistry.get("cpu") is PlatformCPU
+    assert not PlatformBase.__abstractmethods__ - set(vars(PlatformCPU))
+    assert parameters(set_platform) == ["platform"]
+    assert not parameters(get_platform)
+    platform = PlatformCPU()
+    assert (platform.device_name, platform.communication_backend_name()) == ("cpu", "gloo")
+    assert platform.ray_resource_name() == "GPU"
+    assert not platform.is_platform_available(), "never chosen by detection"
+
+
+def test_device_module_has_every_name_that_verl_calls() -> None:
+    called = set()
+    for path in VERL.rglob("*.py"):
+        if "megatron" not in str(path) and "npu" not in path.name:
+            called |= set(re.findall(r"get_torch_device\(\)\.(\w+)", path.read_text(encoding="utf-8")))
+    # Profiling and the memory snapshots of verl.utils.memory_utils, which the recipes leave off.
+    unused = {"memory", "Event", "Stream", "get_device_properties", "memory_stats", "memory_snapshot"}
+    unused |= {"nvtx", "graph", "CUDAGraph", "default_stream", "current_blas_handle", "synchronize_all"}
+    module = _device_module()
+    assert len(called) > 8
+    assert not {name for name in called - unused if not hasattr(module, name)}
+
+
+def test_backend_name_that_verl_builds_and_torch_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reason for the wrapper of `init_process_group`."""
+    from verl.utils import distributed
+
+    source = inspect.getsource(distributed)
+    assert source.count('f"cpu:gloo,{get_device_name()}:{get_nccl_backend()}"') == 2
+    assert source.count("torch.distributed.init_process_group(") == 2
+    with pytest.raises(ValueError, match="Duplicate"):
+        torch.distributed.BackendConfig("cpu:gloo,cpu:gloo")  # type: ignore[attr-defined]
+
+
+def test_engine_device_is_taken_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    from verl.workers.engine.base import EngineRegistry
+
+    monkeypatch.setenv("VERL_ENGINE_DEVICE", "cuda")
+    assert EngineRegistry.get_engine_cls("language_model", "fsdp2").__name__ == "FSDPEngineWithLMHead"
+
+
+def test_vllm_version_is_asked_of_a_distribution_called_vllm() -> None:
+    """The reason for the metadata finder."""
+    source = (VERL / "third_party" / "vllm" / "__init__.py").read_text()
+    assert "from importlib.metadata import PackageNotFoundError, version" in source
+    assert 'package_name = "vllm"' in source
+
+
+def test_replay_buffer_takes_these_settings_and_a_custom_one_gets_none_of_them() -> None:
+    from verl.trainer.ppo.v1 import trainer_base
+    from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+
+    assert parameters(ReplayBuffer.__init__)[1:] == [
+        "trainer_mode",
+        "trainer_config",
+        "max_off_policy_threshold",
+        "max_off_policy_strategy",
+        "sampler_kwargs",
+        "poll_interval",
+        "refill_fn",
+        "filter_groups_metric",
+        "train_batch_size",
+        "gen_batch_size",
+        "max_inflight_gen_batches",
+        "sync_refill_failed_groups",
+    ]
+    source = inspect.getsource(trainer_base)
+    assert 'sampler_config.get("custom_sampler", None)' in source
+
+
+def test_our_replay_buffer_is_built_from_the_recipes_settings() -> None:
+    from ffr_verl.errors import FFRError
+    from ffr_verl.samplers import FFRReplayBuffer
+
+    def build(**settings: Any) -> FFRReplayBuffer:
+        return FFRReplayBuffer(
+            trainer_mode="sync",
+            trainer_config=OmegaConf.create({}),
+            max_off_policy_threshold=None,
+            max_off_policy_strategy="drop",
+            sampler_kwargs=OmegaConf.create(settings),
+            refill_fn=lambda *_: None,
+        )
+
+    buffer = build(poll_interval=0.1, filter_groups=True, train_batch_size=8)
+    assert (buffer.poll_interval, buffer.filter_groups_metric, buffer.train_batch_size) == (0.1, "reward", 8)
+    assert build(poll_interval=0.1, train_batch_size=8).filter_groups_metric is None
+    with pytest.raises(FFRError, match="unknown key"):
+        build(pol_interval=1)
+
+
+def test_dataset_methods_that_ours_override() -> None:
+    from verl.utils.dataset.multiturn_sft_dataset import MultiTurnSFTDataset
+    from verl.utils.dataset.rl_dataset import RLHFDataset
+
+    assert parameters(RLHFDataset.__init__) == [
+        "self",
+        "data_files",
+        "tokenizer",
+        "config",
+        "processor",
+        "max_samples",
+    ]
+    assert parameters(RLHFDataset._build_messages) == ["self", "example", "key"]
+    assert parameters(MultiTurnSFTDataset.__init__)[:6] == [
+        "self",
+        "parquet_files",
+        "tokenizer",
+        "config",
+        "processor",
+        "max_samples",
+    ]
+    assert parameters(MultiTurnSFTDataset._build_messages) == ["self", "example"]
+    for dataset in (RLHFDataset, MultiTurnSFTDataset):
+        assert "self.image_key" in inspect.getsource(dataset)
+
+
+def test_sft_collator_fails_on_rows_with_and_without_images() -> None:
+    """The reason why `FFRSFTDataset` always gives `multi_modal_inputs`."""
+    from verl.utils.dataset.dataset_utils import DatasetPadMode, SFTTensorCollator
+
+    collate = SFTTensorCollator(DatasetPadMode.NO_PADDING)
+    text = {"input_ids": torch.arange(3)}
+    image = {"input_ids": torch.arange(4), "multi_modal_inputs": {"pixel_values": torch.zeros(4, 2)}}
+    with pytest.raises(KeyError, match="multi_modal_inputs"):
+        collate([text, image])
+    assert len(collate([{**text, "multi_modal_inputs": {}}, image])["multi_modal_inputs"]) == 2
+
+
+def test_rows_without_images_crash_verls_qwen2_vl_and_not_ours(base_model: Path) -> None:
+    """The reason for `ffr_verl.qwen2_vl_text_only`."""
+    from verl.models.transformers import qwen2_vl
+
+    model = AutoModelForImageTextToText.from_pretrained(base_model)
+    tokens = AutoTokenizer.from_pretrained(base_model)("soup and pepper again", return_tensors="pt")["input_ids"]
+    original: Any = inspect.unwrap(qwen2_vl._get_input_embeds)
+    qwen2_vl._get_input_embeds = original
+    try:
+        with pytest.raises(AttributeError, match="mean"):
+            original(model.model, tokens)
+        from ffr_verl import qwen2_vl_text_only
+
+        assert qwen2_vl_text_only.is_needed()
+        assert qwen2_vl_text_only.install()
+        assert qwen2_vl_text_only.install(), "a second call changes nothing"
+        embeds, mask = qwen2_vl._get_input_embeds(model.model, tokens, torch.ones_like(tokens))
+        assert torch.equal(embeds, model.get_input_embeddings()(tokens))
+        assert mask is not None
+        embeds.sum().backward()
+        vision = [parameter.grad for parameter in model.model.visual.parameters()]
+        assert any(gradient is not None for gradient in vision), "every rank runs the vision tower"
+        assert all(gradient is None or not gradient.any() for gradient in vision)
+    finally:
+        qwen2_vl._get_input_embeds = original
+
+
+def test_rows_with_images_go_to_verls_own_function(base_model: Path, parquet: Path) -> None:
+    from PIL import Image
+    from verl.models.transformers import qwen2_vl
+
+    from ffr_verl import qwen2_vl_text_only
+
+    model = AutoModelForImageTextToText.from_pretrained(base_model)
+    processor = AutoProcessor.from_pretrained(base_model)
+    inputs = processor(
+        text=["look at this <|vision_start|><|image_pad|><|vision_end|>"],
+        images=[Image.new("RGB", (56, 56), (200, 30, 30))],
+        return_tensors="pt",
+    )
+    arguments = (inputs["input_ids"], inputs["attention_mask"], inputs["pixel_values"], None, inputs["image_grid_thw"])
+    with torch.no_grad():
+        qwen2_vl_text_only.install()
+        ours = qwen2_vl._get_input_embeds(model.model, *arguments)[0]
+        verls = qwen2_vl._get_input_embeds.__wrapped__(model.model, *arguments)[0]
+    assert torch.equal(ours, verls)
+
+
+def test_freeze_vision_tower_is_read_by_nothing() -> None:
+    """The reason why the recipes freeze it through `exclude_modules`."""
+    readers = [path.name for path in VERL.rglob("*.py") if "freeze_vision_tower" in path.read_text(encoding="utf-8")]
+    assert readers == ["actor.py"], "verl/workers/config/actor.py only declares it"
+
+
+def test_checkpoint_names_that_merge_looks_for() -> None:
+    source = (VERL / "utils" / "checkpoint" / "fsdp_checkpoint_manager.py").read_text()
+    assert 'f"model_world_size_{self.world_size}_rank_{self.rank}.pt"' in source
+    assert '"huggingface"' in source
+    assert "lora_train_meta.json" in "".join(path.read_text() for path in (VERL / "utils" / "checkpoint").glob("*.py"))
+    assert "lora_alpha" in (VERL / "model_merger" / "base_model_merger.py").read_text()
