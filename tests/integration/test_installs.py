@@ -71,7 +71,8 @@ def test_an_install_trains(kind: str, source: Path, wheel: Path, tmp_path: Path,
     python = environment / "bin" / "python"
     what = {"wheel": [wheel], "editable": ["--editable", source], "git": [f"git+file://{source}"]}[kind]
     uv("pip", "install", "--quiet", "--no-deps", "--python", python, *what, cwd=tmp_path)
-    # The engine's packages come from this environment. Its own .pth files, and so its ffr_verl, are not followed from here.
+    # The engine's packages come from this environment. Its own .pth files, and so its ffr_verl, are not followed from
+    # here.
     site = next((environment / "lib").glob("python*")) / "site-packages"
     (site / "engine.pth").write_text(sysconfig.get_path("purelib") + "\n")
 
