@@ -1,4 +1,4 @@
-"""A wheel, an editable install and a git URL: each finds recipes and plugin, in an environment without this checkout."""
+"""A wheel, an editable install and a git URL: each finds recipes and plugin, in an environment of its own."""
 
 from __future__ import annotations
 
