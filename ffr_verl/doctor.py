@@ -16,6 +16,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+import pyarrow.parquet as pq
+
+from ffr_verl.data.config import DataConfig
+from ffr_verl.data.parquet_files import Kind, check_columns, check_images, images_root, read_schema
+from ffr_verl.errors import FFRError
 from ffr_verl.recipes import recipe_names
 
 __all__ = ["SUPPORTED", "Check", "run_checks"]
@@ -132,6 +138,14 @@ def _platform() -> Check:
     return Check("platform", True, f"{device} ({why}), {count} devices")
 
 
+def _flash_attention() -> Check:
+    if _installed("vllm") is None:
+        return Check("flash-attn", True, "not needed by the *_cpu recipes")
+    found = importlib.util.find_spec("flash_attn") is not None
+    mend = "pip install flash-attn==2.8.3 --no-build-isolation (the GPU recipes train on unpadded sequences)"
+    return Check("flash-attn", found, "installed" if found else "not installed", mend)
+
+
 def _vllm() -> Check:
     status, output = _run(
         ["-c", "import vllm; from vllm.platforms import current_platform as p; print(vllm.__version__, p.device_type)"]
@@ -140,7 +154,7 @@ def _vllm() -> Check:
 
 
 def _resources() -> list[Check]:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") / 2**30
+    memory = psutil.virtual_memory().available / 2**30
     disk = shutil.disk_usage(Path.cwd()).free / 2**30
     return [
         Check("free memory", memory >= 6, f"{memory:.1f} GiB", "the CPU demo needs about 6 GiB: end other programs"),
@@ -149,36 +163,17 @@ def _resources() -> list[Check]:
 
 
 def _data(path: Path) -> Check:
-    import pyarrow.parquet as pq
-
-    name, mend = (
-        f"data {path}",
-        "make it with `ffr-verl prepare SOURCE.json --images-root DIR --output DIR --split NAME`",
-    )
-    if not path.is_file():
-        return Check(name, False, "no such file", mend)
+    name, files = f"data {path}", [str(path)]
     try:
-        parquet = pq.ParquetFile(path)
-    except (OSError, ValueError) as error:
-        return Check(name, False, f"not a parquet file: {error}", mend)
-    columns = set(parquet.schema_arrow.names)
-    kind = "rl" if "prompt" in columns else "sft"
-    wanted = {"rl": {"prompt", "images", "reward_model", "extra_info", "data_source"}, "sft": {"messages", "images"}}[
-        kind
-    ]
-    if missing := sorted(wanted - columns):
-        return Check(name, False, f"columns missing: {', '.join(missing)}", mend)
-    root = (parquet.schema_arrow.metadata or {}).get(b"ffr_verl.images_root", b"").decode()
-    absent = []
-    rows = 0
-    for batch in parquet.iter_batches(columns=["images"], batch_size=1024):
-        for images in batch.column("images").to_pylist():
-            absent += [image for image in images or [] if not (Path(root) / image).is_file()]
-            rows += 1
-    if absent:
-        found = f"{len(absent)} image files missing under {root}, first {absent[0]}"
-        return Check(name, False, found, "bring the images there, or give data.ffr.images_root=FOLDER in training")
-    return Check(name, rows > 0, f"{kind}, {rows} rows, images under {root}", mend)
+        kind: Kind = "rl" if "prompt" in read_schema(files[0]).names else "sft"
+        check_columns(files, kind)
+        root = images_root(files, DataConfig())
+        opened = check_images(files, root, sample=False)
+    except FFRError as error:
+        found, _, mend = str(error).rpartition("; ")
+        return Check(name, False, found, mend)
+    rows = pq.read_metadata(path).num_rows
+    return Check(name, rows > 0, f"{kind}, {rows} rows, {opened} images under {root}", "no rows: prepare it again")
 
 
 def run_checks(data: Sequence[Path] = ()) -> list[Check]:
@@ -191,5 +186,5 @@ def run_checks(data: Sequence[Path] = ()) -> list[Check]:
     steps: list[Callable[[], Check]] = []
     if importlib.util.find_spec("verl") is not None:
         steps = [_plugin, *((lambda name=name: _recipe(name)) for name in recipe_names()), _platform]
-    checks += [step() for step in [*steps, _vllm]]
+    checks += [step() for step in [*steps, _vllm, _flash_attention]]
     return [*checks, *_resources(), *(_data(path) for path in data)]

@@ -64,7 +64,7 @@ def run_stage(name: str, folder: Path, arguments: Sequence[str], *, seconds: flo
         log=log,
         on_line=lambda _line: None,
         time_limit=seconds,
-        environment={"VERL_FILE_LOGGER_PATH": str(metrics), "HF_HUB_OFFLINE": "1"},
+        environment={"VERL_FILE_LOGGER_PATH": str(metrics), "HF_HUB_OFFLINE": "1", "RAY_DEDUP_LOGS": "0"},
         cwd=folder,
     )
     entries = [json.loads(line) for line in metrics.read_text().splitlines()]
@@ -167,6 +167,13 @@ def test_merge_gives_a_whole_model(folder: Path, sft_model: Path) -> None:
 def test_grpo_ran_its_two_steps(grpo: Stage) -> None:
     assert [entry["step"] for entry in grpo.metrics if "actor/loss" in entry["data"]] == [1, 2]
     assert all(math.isfinite(value) for value in grpo.values("actor/loss"))
+
+
+def test_the_platform_reached_every_process(grpo: Stage) -> None:
+    """The trainer's actors, the reward worker and the process inside vLLM, which Ray does not start."""
+    chosen = [line for line in grpo.log.splitlines() if "Platform override from VERL_PLATFORM: cpu" in line]
+    for process in ("TaskRunner", "WorkerDict", "RewardLoopWorker", "vLLMHttpServer"):
+        assert any(process in line for line in chosen), process
 
 
 def test_rewards_vary_inside_a_group(folder: Path, grpo: Stage) -> None:
