@@ -44,8 +44,8 @@ class DemoSettings:
 
     train_rows: int = 4096
     heldout_rows: int = 64
-    sft_steps: int = 450
-    grpo_steps: int = 30
+    sft_steps: int = 400
+    grpo_steps: int = 24
     seed: int = 0
 
     @classmethod
@@ -214,7 +214,7 @@ def _progress(stage: _Stage, live: Live, console: Console) -> Callable[[str], No
             live.update(Text(text, no_wrap=True, overflow="ellipsis"))
         elif time.monotonic() - printed > 15:
             printed = time.monotonic()
-            console.print(text, highlight=False)
+            console.print(text, highlight=False, soft_wrap=True)
 
     return on_line
 
