@@ -68,7 +68,12 @@ def test_an_interrupt_leaves_no_process(tmp_path: Path, by: signal.Signals) -> N
         "import sys; from pathlib import Path; from ffr_verl.demo.processes import run_logged; "
         f"run_logged({command!r}, log=Path({str(tmp_path / 'a.log')!r}), on_line=str, time_limit=300)"
     )
-    runner = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    runner = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stderr=subprocess.DEVNULL,
+        # A job in the background of a shell inherits SIGINT ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 30
     while not (pid_file.exists() and pid_file.read_text()):
         assert time.monotonic() < deadline
