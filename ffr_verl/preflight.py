@@ -175,7 +175,11 @@ def _check_model(config: Any, node: str) -> None:
         raise FFRError(f"{key} is not given; add {key}=FOLDER (for GRPO: the SFT model after `ffr-verl merge`)")
     folder = Path(str(path)).expanduser()
     if not folder.is_dir():
-        looks_local = str(path).startswith((".", "/", "~")) or str(path).count("/") != 1
+        if "://" in str(path):
+            return  # verl fetches it
+        # A hub model is called NAME or OWNER/NAME; models/sft beside a folder models is a path that does not exist.
+        looks_local = str(path).startswith((".", "/", "~")) or str(path).count("/") > 1
+        looks_local = looks_local or ("/" in str(path) and Path(str(path).split("/")[0]).is_dir())
         if looks_local:
             raise FFRError(f"{key}: {path}: no such folder; give a Hugging Face folder, or the name of a hub model")
         return

@@ -103,9 +103,23 @@ def test_settings(grpo: dict[str, Any], key: str, value: Any, message: str) -> N
         check(grpo)
 
 
-def test_a_hub_name_is_left_to_transformers(grpo: dict[str, Any]) -> None:
-    put(grpo, "actor_rollout_ref.model.path", "Qwen/Qwen2-VL-7B-Instruct")
+@pytest.mark.parametrize("name", ["Qwen/Qwen2-VL-7B-Instruct", "gpt2", "hdfs://cluster/models/sft"])
+def test_names_that_are_fetched_are_left_to_verl(
+    grpo: dict[str, Any], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    put(grpo, "actor_rollout_ref.model.path", name)
     check(grpo)
+
+
+def test_a_missing_folder_beside_others_is_no_hub_name(
+    grpo: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    put(grpo, "actor_rollout_ref.model.path", "models/sft")
+    with pytest.raises(FFRError, match=r"model\.path: models/sft: no such folder"):
+        check(grpo)
 
 
 def test_rewards_and_buffers_of_others_are_not_checked(grpo: dict[str, Any]) -> None:
