@@ -9,5 +9,6 @@ from ffr_verl.rewards.exact_match import exact_match_reward
 from ffr_verl.rewards.f1 import f1_reward
 from ffr_verl.rewards.ffr import RewardConfig, compute_score
 from ffr_verl.rewards.format import format_reward
+from ffr_verl.rewards.mcc import mcc_reward
 
-__all__ = ["RewardConfig", "compute_score", "exact_match_reward", "f1_reward", "format_reward"]
+__all__ = ["RewardConfig", "compute_score", "exact_match_reward", "f1_reward", "format_reward", "mcc_reward"]

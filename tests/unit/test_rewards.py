@@ -7,13 +7,14 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import fbeta_score
+from sklearn.metrics import fbeta_score, matthews_corrcoef
 from sklearn.preprocessing import MultiLabelBinarizer
 
 from ffr_verl import Fragment, format_fragment
 from ffr_verl.errors import FFRError
-from ffr_verl.rewards import batch, compute_score, exact_match_reward, f1_reward, format_reward
+from ffr_verl.rewards import batch, compute_score, exact_match_reward, f1_reward, format_reward, mcc_reward
 from ffr_verl.rewards.f1 import f1_of_ids
+from ffr_verl.rewards.mcc import mcc_of_ids
 
 KEYS = {"score", "f1", "f1_utterances", "f1_images", "coherence", "format", "exact_match"}
 
@@ -160,3 +161,34 @@ def test_batch_takes_texts_and_conversations() -> None:
 def test_batch_refuses_columns_of_other_lengths() -> None:
     with pytest.raises(ValueError, match="zip"):
         batch.f1(["a", "b"], ["a"])
+
+
+@given(id_sets, id_sets)
+def test_mcc_agrees_with_scikit_learn(predicted: set[int], gold: set[int]) -> None:
+    truth, guess = ([int(identifier in ids) for identifier in range(26)] for ids in (gold, predicted))
+    assert mcc_of_ids(sorted(predicted), sorted(gold), count=26) == pytest.approx(matthews_corrcoef(truth, guess))
+
+
+@pytest.mark.parametrize(
+    ("predicted", "gold", "count", "expected"),
+    [
+        ([], [], 0, 1.0),
+        ([], [], 5, 1.0),
+        ([1], [], 5, 0.0),
+        ([], [1], 5, 0.0),
+        ([0, 1], [0, 1], 2, 0.0),
+        ([1, 1], [1], 3, 1.0),
+        ([99], [1], 3, -1 / math.sqrt(1 * 1 * 2 * 2)),
+    ],
+)
+def test_mcc_at_its_edges(predicted: list[int], gold: list[int], count: int, expected: float) -> None:
+    assert mcc_of_ids(predicted, gold, count=count) == pytest.approx(expected)
+
+
+def test_mcc_reward_is_the_mean_of_its_halves() -> None:
+    gold = text([0, 1], [0])
+    assert mcc_reward(gold, gold, n_utterances=4, n_images=2) == pytest.approx(1.0)
+    assert mcc_reward(text([2, 3], [0]), gold, n_utterances=4, n_images=2) == pytest.approx(0.0)
+    wrapped = f"<think>…</think><answer>{gold}</answer>"
+    assert mcc_reward(wrapped, gold, n_utterances=4, n_images=2, style="reasoning") == pytest.approx(1.0)
+    assert mcc_reward("malformed", gold, n_utterances=4, n_images=2) == 0.0
