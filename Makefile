@@ -61,9 +61,9 @@ e2e: install-cpu  ## real SFT and real GRPO on the CPU
 
 lock: install-cpu  ## resolve requirements/*.txt anew
 	$(CPU_BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-annotate --no-header --upgrade \
-		pyproject.toml requirements/cpu.in --extra dev --overrides requirements/overrides.txt -o requirements/cpu.txt
+		pyproject.toml requirements/cpu.in --extra dev --extra embed --overrides requirements/overrides.txt -o requirements/cpu.txt
 	$(CPU_BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-annotate --no-header --upgrade \
-		pyproject.toml --extra gpu --extra dev -o requirements/gpu.txt
+		pyproject.toml --extra gpu --extra dev --extra embed -o requirements/gpu.txt
 
 clean:  ## remove environments, demo and caches
 	rm -rf .venv .venv-cpu demo outputs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -47,13 +47,18 @@ class Fragment:
 
 
 class MalformedReason(str, enum.Enum):
-    """Why a text is no answer; the values are names for metrics."""
+    """Why a text is no answer, or one that cannot be right; the values are names for metrics.
+
+    `REPEATED_ID` and `ID_OUTSIDE_DIALOGUE` are faults of answers that can be parsed, see `ffr_verl.rewards.diagnose`.
+    """
 
     EMPTY = "empty"
     NO_REASONING_WRAPPER = "no_reasoning_wrapper"
     MISSING_TAG = "missing_tag"
     TEXT_OUTSIDE = "text_outside"
     BAD_ID_LIST = "bad_id_list"
+    REPEATED_ID = "repeated_id"
+    ID_OUTSIDE_DIALOGUE = "id_outside_dialogue"
 
 
 def _ids(text: str) -> tuple[int, ...]:

@@ -1,13 +1,14 @@
 """The entry point of group `verl.plugins`: `import verl` imports this module, in every process that uses verl.
 
-It adds the recipes to Hydra's search path and makes the CPU platform known. Neither changes a job that asks for
-neither. verl logs a failing plugin at DEBUG only, and then `+recipe=ffr_grpo` would silently be a plain value, so a
-failure here is a WARNING that names the cause.
+It adds the recipes to Hydra's search path, makes the CPU platform known and adds the reward manager `ffr` to verl's
+registry. None of them changes a job that does not ask for it. verl logs a failing plugin at DEBUG only, and then
+`+recipe=ffr_grpo` would silently be a plain value, so a failure here is a WARNING that names the cause.
 """
 
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 __all__ = ["RECIPE_SEARCH_PATH", "register"]
 
@@ -34,11 +35,22 @@ def _register_platform() -> None:
     from ffr_verl.platforms import cpu  # noqa: F401  # importing it registers it
 
 
+def _register_reward_manager() -> None:
+    # verl's registry comes with its whole reward loop, three seconds to import: ours waits until somebody needs it.
+    from wrapt import register_post_import_hook
+
+    def add(_registry: Any) -> None:
+        from ffr_verl.rewards import manager  # noqa: F401  # importing it registers it
+
+    register_post_import_hook(add, "verl.experimental.reward_loop.reward_manager")
+
+
 def register() -> None:
     """Register recipes and platform once a process; what fails is a WARNING with its cause and what is lost by it."""
     for step, loss in (
         (_register_recipes, "+recipe=ffr_... will not be found"),
         (_register_platform, "the *_cpu recipes and VERL_PLATFORM=cpu will not work"),
+        (_register_reward_manager, "reward.reward_manager.name=ffr will be unknown"),
     ):
         try:
             step()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import json
+import logging
 import os
 import shutil
 import socket
@@ -21,13 +23,17 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from ffr_verl.data.config import DataConfig
-from ffr_verl.data.parquet_files import Kind, as_list, check_columns, check_images, images_root
+from ffr_verl.data.parquet_files import Kind, as_list, check_columns, check_images, images_root, keys_of_rows
+from ffr_verl.embeddings.store import EmbeddingStore
 from ffr_verl.errors import FFRError
+from ffr_verl.fragments import TAGS
 from ffr_verl.rewards import RewardConfig
 from ffr_verl.samplers.config import SamplerConfig
 from ffr_verl.unknown_keys import refuse_unknown_keys
 
 __all__ = ["SUPPORTED_VERL", "RecipeCallback", "check_run"]
+
+logger = logging.getLogger(__name__)
 
 SUPPORTED_VERL = "0.9.1"
 _LEAST_FREE_BYTES = 256 * 2**20
@@ -106,7 +112,8 @@ def check_run(config: Any) -> None:
 
     Checks the keys of ours (`data.ffr`, `reward.custom_reward_function.reward_kwargs`,
     `trainer.v1.sampler.sampler_kwargs`), verl's version, that vLLM is there for GRPO, the data files and every image
-    in them, flash attention where it is asked for, a local model's files and free disk space.
+    in them, flash attention where it is asked for, a local model's files, that the embedding store belongs to the
+    data, and free disk space.
 
     Raises:
         FFRError: for the first thing found; the message names the key or file and the remedy.
@@ -115,8 +122,7 @@ def check_run(config: Any) -> None:
     _check_verl()
     data_config = DataConfig.from_mapping(_select(config, "data.ffr") or {})
     if is_grpo:
-        if str(_select(config, "reward.custom_reward_function.path")) == "pkg://ffr_verl.rewards":
-            RewardConfig.from_kwargs(_select(config, "reward.custom_reward_function.reward_kwargs") or {})
+        rewards = _reward_config(config)
         if str(_select(config, "trainer.v1.sampler.custom_sampler.path")) == "pkg://ffr_verl.samplers":
             SamplerConfig.from_mapping(_select(config, "trainer.v1.sampler.sampler_kwargs") or {})
         if importlib.util.find_spec("vllm") is None:
@@ -127,6 +133,10 @@ def check_run(config: Any) -> None:
     if dataset == "pkg://ffr_verl.data.datasets":
         _check_files(config, "rl" if is_grpo else "sft", data_config)
     _check_model(config, "actor_rollout_ref.model" if is_grpo else "model")
+    if is_grpo and rewards is not None:
+        _check_answer_tags(config)
+        if rewards.embeddings is not None:
+            _check_embeddings(config, rewards.embeddings)
     _check_disk(_select(config, "trainer.default_local_dir"))
 
 
@@ -156,6 +166,62 @@ def _check_files(config: Any, kind: Kind, data_config: DataConfig) -> None:
         check_columns(files, kind)
         if os.environ.get("RANK", "0") == "0":
             check_images(files, images_root(files, data_config), sample=False)
+
+
+def _reward_config(config: Any) -> RewardConfig | None:
+    """The settings of our reward, however it is asked for; `None` when another one is."""
+    path = _select(config, "reward.custom_reward_function.path")
+    if str(path) == "pkg://ffr_verl.rewards":
+        return RewardConfig.from_kwargs(_select(config, "reward.custom_reward_function.reward_kwargs") or {})
+    if not path and _select(config, "reward.reward_manager.name") == "ffr":
+        return RewardConfig.from_kwargs(_select(config, "reward.reward_kwargs") or {})
+    return None
+
+
+def _check_answer_tags(config: Any) -> None:
+    """verl's own reward managers drop special tokens, and with them the tags of the answer."""
+    manager = _select(config, "reward.reward_manager.name")
+    folder = Path(str(_select(config, "actor_rollout_ref.model.path"))).expanduser()
+    if manager == "ffr" or not (folder / "tokenizer.json").is_file():
+        return
+    added = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")).get("added_tokens") or ()
+    special = [token["content"] for token in added if token.get("special") and token.get("content") in TAGS]
+    if special:
+        raise FFRError(
+            f"reward.reward_manager.name={manager}: it drops special tokens, and {special[0]} is one in {folder}, so "
+            "every answer would be malformed; give reward.reward_manager.name=ffr"
+        )
+
+
+def _check_embeddings(config: Any, path: str) -> None:
+    """That the store opens, and holds the utterances and images of the data files (of rows spread over them)."""
+    key = "reward.custom_reward_function.reward_kwargs.embeddings"
+    try:
+        store = EmbeddingStore.open(path)
+    except FFRError as error:
+        raise FFRError(f"{key}: {error}") from None
+    for files in ("data.train_files", "data.val_files"):
+        for name in as_list(_select(config, files) or ()):
+            if "://" in name:
+                continue
+            wanted = keys_of_rows(str(Path(name).expanduser()))
+            lacking = [one for one in wanted if store.row_of(one) is None]
+            if wanted and len(lacking) == len(wanted):
+                raise FFRError(
+                    f"{key}: {path} has no vector for {name} ({lacking[0]} ...); make the store of this data: "
+                    f"ffr-verl embed {name} --model NAME --output {path}"
+                )
+            if lacking:
+                logger.warning(
+                    "%s: %s lacks %d of %d utterances and images looked for in %s (%s ...): they are left out of "
+                    "coherence; `ffr-verl embed` takes several data files at once",
+                    key,
+                    path,
+                    len(lacking),
+                    len(wanted),
+                    name,
+                    lacking[0],
+                )
 
 
 def _check_model(config: Any, node: str) -> None:

@@ -2,21 +2,37 @@
 
 Each takes a batch: `f(completions, solution, **columns) -> list[float]`. A completion is a text, or a conversation (a
 list of messages) whose last message is the answer. Columns that a reward does not use are ignored.
+
+`coherence` and `mcc` need to know the dialogue of each row: from a column `extra_info` as `ffr-verl prepare` writes
+it, or from the columns `dialogue_id`, `images` and `messages` (or `prompts`) of MLDR rows.
+
+Settings are given once, by `configure(ffr, weights={...}, embeddings="data/embeddings")`; the result still has a name,
+which trainers put on their curves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ffr_verl.dialogues import parse_dialogue
+from ffr_verl.embeddings.store import EmbeddingStore
+from ffr_verl.errors import FFRError
+from ffr_verl.fragments import AnswerStyle
+from ffr_verl.rewards.coherence import CoherenceMode, VectorSource, coherence_reward
 from ffr_verl.rewards.exact_match import exact_match_reward
 from ffr_verl.rewards.f1 import f1_reward
 from ffr_verl.rewards.ffr import compute_score
 from ffr_verl.rewards.format import format_reward
+from ffr_verl.rewards.mcc import mcc_reward
+from ffr_verl.unknown_keys import refuse_unknown_keys
 
-__all__ = ["exact_match", "f1", "ffr", "format"]
+__all__ = ["BatchReward", "coherence", "configure", "exact_match", "f1", "ffr", "format", "mcc"]
 
 Completion = str | list[dict[str, Any]]
+BatchReward = Callable[..., list[float]]
 
 
 def _text(completion: Completion) -> str:
@@ -25,10 +41,54 @@ def _text(completion: Completion) -> str:
     content = completion[-1]["content"] if completion else ""
     if isinstance(content, str):
         return content
-    return "".join(item.get("text", "") for item in content)
+    return "".join([item.get("text", "") for item in content])
 
 
-def f1(completions: Sequence[Completion], solution: Sequence[str], **columns: Any) -> list[float]:
+def _extra_infos(columns: Mapping[str, Any], count: int) -> Sequence[Mapping[str, Any]]:
+    given = columns.get("extra_info")
+    if given is not None:
+        if len(given) != count:
+            raise FFRError(f"column extra_info: {len(given)} values for {count} completions")
+        return list(given)
+    messages = columns.get("messages") or columns.get("prompts")
+    identifiers, images = columns.get("dialogue_id"), columns.get("images")
+    if messages is None or identifiers is None:
+        raise FFRError(
+            "this reward needs the dialogue of each row: a column extra_info (of `ffr-verl prepare`), or the columns "
+            f"dialogue_id, messages and images; found {', '.join(sorted(columns)) or 'none'}"
+        )
+    infos = []
+    for row in range(count):
+        prompt = messages[row]
+        prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        prompt = [{**message, "content": _text([message])} for message in prompt]
+        try:
+            dialogue = parse_dialogue(prompt, str(identifiers[row]))
+        except (ValueError, KeyError) as error:
+            raise FFRError(f"row {row} of the batch: column messages: {error}") from None
+        paths = (images[row] or ()) if images is not None else ()
+        infos.append(
+            {
+                "dialogue_id": dialogue.dialogue_id,
+                "utterance_ids": [utterance.id for utterance in dialogue.utterances],
+                "image_utterances": list(dialogue.image_utterances),
+                "images": [path["path"] if isinstance(path, Mapping) else path for path in paths],
+            }
+        )
+    return infos
+
+
+def f1(
+    completions: Sequence[Completion],
+    solution: Sequence[str],
+    *,
+    utterance_weight: float = 0.5,
+    image_weight: float = 0.5,
+    beta: float = 1.0,
+    length_penalty: float = 0.95,
+    style: AnswerStyle = "plain",
+    **columns: Any,
+) -> list[float]:
     """`f1_reward` of each completion.
 
     Example:
@@ -36,35 +96,139 @@ def f1(completions: Sequence[Completion], solution: Sequence[str], **columns: An
         >>> f1([gold, [{"role": "assistant", "content": "no idea"}]], [gold, gold])
         [1.0, 0.0]
     """
-    return [f1_reward(_text(one), gold) for one, gold in zip(completions, solution, strict=True)]
+    return [
+        f1_reward(
+            _text(one),
+            gold,
+            utterance_weight=utterance_weight,
+            image_weight=image_weight,
+            beta=beta,
+            length_penalty=length_penalty,
+            style=style,
+        )
+        for one, gold in zip(completions, solution, strict=True)
+    ]
 
 
-def format(completions: Sequence[Completion], **columns: Any) -> list[float]:
+def coherence(
+    completions: Sequence[Completion],
+    solution: Sequence[str],
+    *,
+    store: VectorSource | str | None = None,
+    mode: CoherenceMode = "continuous",
+    style: AnswerStyle = "plain",
+    **columns: Any,
+) -> list[float]:
+    """`coherence_reward` of each completion; `configure` it with a `store`, an open one or its path.
+
+    Example:
+        >>> gold = "<|utt_ids_start|>[0]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>"
+        >>> info = {"dialogue_id": "d", "utterance_ids": [0], "image_utterances": [], "images": []}
+        >>> coherence([gold], [gold], store={"utt:d:0": [1.0, 0.0]}, extra_info=[info])
+        [0.5]
+    """
+    if store is None:
+        raise FFRError("coherence needs an embedding store: configure(coherence, store='data/embeddings')")
+    source = _open(store) if isinstance(store, str) else store
+    infos = _extra_infos(columns, len(completions))
+    return [
+        coherence_reward(_text(one), gold, extra_info=info, store=source, mode=mode, style=style)
+        for one, gold, info in zip(completions, solution, infos, strict=True)
+    ]
+
+
+@functools.lru_cache(maxsize=8)
+def _open(path: str) -> EmbeddingStore:
+    return EmbeddingStore.open(path)
+
+
+def format(completions: Sequence[Completion], *, style: AnswerStyle = "plain", **columns: Any) -> list[float]:
     """`format_reward` of each completion.
 
     Example:
         >>> format(["no idea"])
         [0.0]
     """
-    return [format_reward(_text(one)) for one in completions]
+    return [format_reward(_text(one), style=style) for one in completions]
 
 
-def exact_match(completions: Sequence[Completion], solution: Sequence[str], **columns: Any) -> list[float]:
+def mcc(
+    completions: Sequence[Completion], solution: Sequence[str], *, style: AnswerStyle = "plain", **columns: Any
+) -> list[float]:
+    """`mcc_reward` of each completion.
+
+    Example:
+        >>> gold = "<|utt_ids_start|>[0]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>"
+        >>> mcc([gold], [gold], extra_info=[{"utterance_ids": [0, 1, 2], "images": []}])
+        [1.0]
+    """
+    infos = _extra_infos(columns, len(completions))
+    return [
+        mcc_reward(
+            _text(one), gold, n_utterances=len(info["utterance_ids"]), n_images=len(info["images"]), style=style
+        )
+        for one, gold, info in zip(completions, solution, infos, strict=True)
+    ]
+
+
+def exact_match(
+    completions: Sequence[Completion], solution: Sequence[str], *, style: AnswerStyle = "plain", **columns: Any
+) -> list[float]:
     """`exact_match_reward` of each completion.
 
     Example:
         >>> exact_match(["no idea"], ["<|utt_ids_start|>[]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>"])
         [0.0]
     """
-    return [exact_match_reward(_text(one), gold) for one, gold in zip(completions, solution, strict=True)]
+    return [exact_match_reward(_text(one), gold, style=style) for one, gold in zip(completions, solution, strict=True)]
 
 
-def ffr(completions: Sequence[Completion], solution: Sequence[str], **columns: Any) -> list[float]:
-    """The `score` of `compute_score`, with its default weights, of each completion.
+def ffr(
+    completions: Sequence[Completion],
+    solution: Sequence[str],
+    *,
+    reward_kwargs: Mapping[str, Any] | None = None,
+    **columns: Any,
+) -> list[float]:
+    """The `score` of `compute_score` of each completion; `configure(ffr, reward_kwargs={...})` sets it up.
 
     Example:
         >>> gold = "<|utt_ids_start|>[1]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>"
         >>> ffr([gold], [gold])
         [1.3]
+        >>> configure(ffr, reward_kwargs={"weights": {"f1": 2.0}})([gold], [gold])
+        [2.0]
     """
-    return [compute_score("", _text(one), gold)["score"] for one, gold in zip(completions, solution, strict=True)]
+    kwargs = dict(reward_kwargs or {})
+    needs_dialogue = kwargs.get("embeddings") is not None or "mcc" in kwargs.get("weights", {})
+    infos: Sequence[Mapping[str, Any] | None] = (
+        _extra_infos(columns, len(completions)) if needs_dialogue else [None] * len(completions)
+    )
+    return [
+        compute_score("", _text(one), gold, info, **kwargs)["score"]
+        for one, gold, info in zip(completions, solution, infos, strict=True)
+    ]
+
+
+def configure(reward: BatchReward, **settings: Any) -> BatchReward:
+    """A reward of this module with its settings given; it keeps the reward's name, for the trainer's curves.
+
+    Raises:
+        FFRError: for a setting that the reward does not have.
+
+    Example:
+        >>> strict_f1 = configure(f1, length_penalty=0.5)
+        >>> strict_f1.__name__
+        'f1'
+        >>> configure(f1, lenght_penalty=0.5)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        ffr_verl.errors.FFRError: f1.lenght_penalty: unknown key; did you mean 'length_penalty'? ...
+    """
+    parameters = inspect.signature(reward).parameters.values()
+    allowed = [parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+    name = getattr(reward, "__name__", "reward")
+    refuse_unknown_keys(settings, allowed=allowed, where=name)
+    configured = functools.partial(reward, **settings)
+    configured.__name__ = name  # type: ignore[attr-defined]
+    return configured

@@ -5,23 +5,26 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import os
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
+from ffr_verl.embeddings.store import EmbeddingStore
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import AnswerStyle, parse_fragment
+from ffr_verl.rewards.coherence import CoherenceMode, CoherenceScorer
 from ffr_verl.rewards.f1 import f1_of_fragments, parse_gold
 from ffr_verl.rewards.format import has_no_repeats
+from ffr_verl.rewards.mcc import mcc_of_ids
 from ffr_verl.unknown_keys import refuse_unknown_keys
 
-__all__ = ["COMPONENTS", "CoherenceMode", "RewardConfig", "compute_score"]
+__all__ = ["COMPONENTS", "RewardConfig", "compute_score", "open_scorer"]
 
 logger = logging.getLogger(__name__)
 
-CoherenceMode = Literal["published", "continuous", "gold_anchored"]
-
-COMPONENTS = ("f1", "coherence", "format", "exact_match")
+COMPONENTS = ("f1", "coherence", "format", "exact_match", "mcc")
 _WHERE = "reward_kwargs"
 
 
@@ -30,9 +33,9 @@ class RewardConfig:
     """The settings of `compute_score`, checked.
 
     Attributes:
-        weights: `(component, weight)` pairs; components are f1, coherence, format and exact_match.
+        weights: `(component, weight)` pairs; components are f1, coherence, format, exact_match and mcc.
         embeddings: path of an embedding store, or `None`: then coherence is 0 and its weight does not count.
-        coherence_mode: `continuous`, `published` or `gold_anchored`.
+        coherence_mode: `continuous`, `published` or `gold_anchored`, see `coherence_reward`.
         answer_style: `plain` or `reasoning`, for every component.
         length_penalty: in [0, 1], see `f1_reward`.
         utterance_weight: share of the utterances in f1, at least 0.
@@ -72,11 +75,14 @@ class RewardConfig:
         for name, upper in (("length_penalty", 1.0), ("utterance_weight", math.inf), ("image_weight", math.inf)):
             if name in values:
                 values[name] = _checked_number(f"{_WHERE}.{name}", values[name], upper=upper)
-        if values.get("embeddings") is not None:
-            raise FFRError(
-                f"{_WHERE}.embeddings: found {values['embeddings']!r}; this version has no coherence "
-                f"reward yet, set it to null"
-            )
+        embeddings = values.get("embeddings")
+        if embeddings is not None:
+            if not isinstance(embeddings, (str, os.PathLike)) or not str(embeddings):
+                raise FFRError(
+                    f"{_WHERE}.embeddings: found {embeddings!r}, expected the folder of an embedding store (made by "
+                    "`ffr-verl embed`), or null for no coherence reward"
+                )
+            values["embeddings"] = os.fspath(embeddings)
         return cls(**values)
 
 
@@ -98,26 +104,69 @@ def _checked_weights(weights: Any) -> tuple[tuple[str, float], ...]:
     return tuple((str(name), _checked_number(f"{_WHERE}.weights.{name}", value)) for name, value in weights.items())
 
 
+_OPENING = threading.Lock()
+_OPEN_SCORERS: dict[str, CoherenceScorer] = {}
+
+
+def open_scorer(path: str) -> CoherenceScorer:
+    """The process's one scorer over the store at `path`, opened on first use.
+
+    Raises:
+        FFRError: when the store cannot be opened.
+    """
+    name = os.path.realpath(os.path.expanduser(path))
+    with _OPENING:
+        if name not in _OPEN_SCORERS:
+            _OPEN_SCORERS[name] = CoherenceScorer(EmbeddingStore.open(name))
+        return _OPEN_SCORERS[name]
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """A checked config, and what its first call has opened."""
+
+    config: RewardConfig
+    coherence: CoherenceScorer | None
+    wants_mcc: bool
+
+
 @functools.lru_cache(maxsize=64)
-def _config_of(items: tuple[tuple[str, Any], ...]) -> RewardConfig:
+def _settings_of(items: tuple[tuple[str, Any], ...]) -> _Settings:
     config = RewardConfig.from_kwargs({name: dict(value) if name == "weights" else value for name, value in items})
-    if dict(config.weights).get("coherence") and config.embeddings is None:
+    weights = dict(config.weights)
+    if weights.get("coherence") and config.embeddings is None:
         logger.warning("no embeddings configured: the coherence reward is 0 and its weight does not count")
-    return config
-
-
-def _resolve(kwargs: Mapping[str, Any]) -> RewardConfig:
     try:
-        return _config_of(
+        scorer = None if config.embeddings is None else open_scorer(config.embeddings)
+    except FFRError as error:
+        raise FFRError(f"{_WHERE}.embeddings: {error}") from None
+    return _Settings(config, scorer, "mcc" in weights)
+
+
+def _resolve(kwargs: Mapping[str, Any]) -> _Settings:
+    try:
+        return _settings_of(
             tuple(
-                (name, tuple(value.items()) if name == "weights" and isinstance(value, Mapping) else value)
-                for name, value in kwargs.items()
+                [
+                    (name, tuple(value.items()) if name == "weights" and isinstance(value, Mapping) else value)
+                    for name, value in kwargs.items()
+                ]
             )
         )
     except (TypeError, ValueError) as error:
         if isinstance(error, FFRError):
             raise
-        return RewardConfig.from_kwargs(kwargs)  # unhashable or misshapen: let the check say which key
+        RewardConfig.from_kwargs(kwargs)  # unhashable or misshapen: let the check say which key
+        raise
+
+
+def _count(extra_info: Mapping[str, Any] | None, name: str) -> int:
+    try:
+        return len((extra_info or {})[name])
+    except (KeyError, TypeError):
+        raise FFRError(
+            f"extra_info.{name} is missing; mcc needs it to know the dialogue's size, `ffr-verl prepare` writes it"
+        ) from None
 
 
 def compute_score(
@@ -133,38 +182,48 @@ def compute_score(
         data_source: not used; part of verl's signature.
         solution_str: the completion. Whatever it is, nothing is raised.
         ground_truth: the gold answer; a malformed one earns 0 in f1 and exact match.
-        extra_info: not used yet; coherence needs it.
+        extra_info: of the row, as `ffr-verl prepare` writes it; coherence and mcc need it.
         **reward_kwargs: see `RewardConfig`.
 
     Returns:
         The same keys on every call, as verl needs: `score` = sum of weight x component, `f1`, `f1_utterances`,
-        `f1_images`, `coherence`, `format`, `exact_match`; Python floats.
+        `f1_images`, `coherence`, `format`, `exact_match`, and `mcc` when it has a weight; Python floats.
 
     Raises:
-        FFRError: for settings that `RewardConfig` refuses, on the first call.
+        FFRError: for settings that `RewardConfig` refuses and a store that does not open, on the first call; for an
+            `extra_info` without the fields that coherence or mcc need.
 
     Example:
         >>> gold = "<|utt_ids_start|>[1, 2]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>"
         >>> compute_score("ffr/mldr", gold, gold)["score"]  # f1 1.0 + 0.3 x format 1.0; no embeddings, no coherence
         1.3
     """
-    config = _resolve(reward_kwargs)
-    utterances = images = f1 = well_formed = exact = 0.0
-    predicted = parse_fragment(solution_str, style=config.answer_style)
+    settings = _resolve(reward_kwargs)
+    config = settings.config
+    utterances = images = f1 = well_formed = exact = mcc = coherence = 0.0
+    predicted, gold = parse_fragment(solution_str, style=config.answer_style), parse_gold(ground_truth)
     if predicted is not None:
         well_formed = float(has_no_repeats(predicted))
-        gold = parse_gold(ground_truth)
         if gold is not None:
             utterances, images = f1_of_fragments(predicted, gold, length_penalty=config.length_penalty)
             f1 = config.utterance_weight * utterances + config.image_weight * images
             exact = float(predicted == gold)
-    components = {"f1": f1, "coherence": 0.0, "format": well_formed, "exact_match": exact}
-    return {
-        "score": sum((weight * components[name] for name, weight in config.weights), 0.0),
+            if settings.wants_mcc:
+                n_utterances, n_images = _count(extra_info, "utterance_ids"), _count(extra_info, "images")
+                mcc = 0.5 * mcc_of_ids(predicted.utterance_ids, gold.utterance_ids, count=n_utterances)
+                mcc += 0.5 * mcc_of_ids(predicted.image_ids, gold.image_ids, count=n_images)
+    if settings.coherence is not None:
+        coherence = settings.coherence.score(predicted, gold, extra_info or {}, config.coherence_mode)
+    result = {
+        "score": 0.0,
         "f1": f1,
         "f1_utterances": utterances,
         "f1_images": images,
-        "coherence": 0.0,
+        "coherence": coherence,
         "format": well_formed,
         "exact_match": exact,
     }
+    if settings.wants_mcc:
+        result["mcc"] = mcc
+    result["score"] = sum([weight * result[name] for name, weight in config.weights], 0.0)
+    return result

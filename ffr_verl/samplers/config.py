@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,8 +19,12 @@ class SamplerConfig:
 
     Attributes:
         poll_interval: seconds between two looks at the rollouts, above 0.
-        filter_groups: evict groups whose metric is the same in all answers, and generate others instead.
+        filter_groups: evict groups whose metric hardly differs between answers, and generate others instead.
         filter_groups_metric: `reward`, or a key that `compute_score` returns.
+        min_std: a group has no spread when the standard deviation of its metric is at most this, at least 0. verl's
+            own filter knows 0 only, which a continuous reward never hits.
+        max_filtered_batches: after so many batches of evicted groups the filter rests until the next step, so that a
+            policy that always agrees with itself cannot regenerate without end; 0 for no limit.
         train_batch_size: prompts a step; needed with `filter_groups`.
         max_inflight_gen_batches: how many batches of replacement prompts may be generated at once.
 
@@ -31,6 +36,8 @@ class SamplerConfig:
     poll_interval: float = 2.0
     filter_groups: bool = False
     filter_groups_metric: str = "reward"
+    min_std: float = 0.0
+    max_filtered_batches: int = 10
     train_batch_size: int | None = None
     max_inflight_gen_batches: int = 1
 
@@ -44,13 +51,27 @@ class SamplerConfig:
         where = "trainer.v1.sampler.sampler_kwargs"
         refuse_unknown_keys(values, allowed=[field.name for field in dataclasses.fields(cls)], where=where)
         config = cls(**dict(values))
-        if not isinstance(config.poll_interval, (int, float)) or not config.poll_interval > 0:
+        if not _is_number(config.poll_interval) or not config.poll_interval > 0:
             raise FFRError(f"{where}.poll_interval: found {config.poll_interval!r}; give seconds above 0, such as 0.5")
+        if not _is_number(config.min_std) or not 0.0 <= config.min_std < math.inf:
+            raise FFRError(f"{where}.min_std: found {config.min_std!r}; give a number >= 0, such as 0.001")
+        if not _is_whole(config.max_filtered_batches) or config.max_filtered_batches < 0:
+            raise FFRError(
+                f"{where}.max_filtered_batches: found {config.max_filtered_batches!r}; give a whole number >= 0"
+            )
         if config.filter_groups and config.train_batch_size is None:
             raise FFRError(f"{where}.train_batch_size is missing; filter_groups needs it: ${{data.train_batch_size}}")
-        if not isinstance(config.max_inflight_gen_batches, int) or config.max_inflight_gen_batches < 1:
+        if not _is_whole(config.max_inflight_gen_batches) or config.max_inflight_gen_batches < 1:
             raise FFRError(
                 f"{where}.max_inflight_gen_batches: found {config.max_inflight_gen_batches!r}; give a "
                 f"whole number >= 1"
             )
         return config
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

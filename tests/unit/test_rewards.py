@@ -135,7 +135,9 @@ def test_coherence_counts_only_with_embeddings() -> None:
         ({"length_penalty": 1.5}, r"reward_kwargs\.length_penalty: found 1\.5, expected a number from 0 to 1"),
         ({"answer_style": "xml"}, r"reward_kwargs\.answer_style: found 'xml'"),
         ({"coherence_mode": "best"}, r"reward_kwargs\.coherence_mode: found 'best'"),
-        ({"embeddings": "x.store"}, r"reward_kwargs\.embeddings: found 'x\.store'"),
+        ({"embeddings": "x.store"}, r"reward_kwargs\.embeddings: .*x\.store: no such folder; give the --output"),
+        ({"embeddings": 3}, r"reward_kwargs\.embeddings: found 3, expected the folder of an embedding store"),
+        ({"embeddings": ""}, r"reward_kwargs\.embeddings: found '', expected the folder"),
     ],
 )
 def test_settings_are_checked(kwargs: dict[str, object], message: str) -> None:

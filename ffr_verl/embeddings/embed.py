@@ -1,0 +1,240 @@
+"""From parquet files to an embedding store: `ffr-verl embed`.
+
+The items are cut into chunks. A finished chunk is a file in `.NAME.partial` beside the output, so a run that was
+killed goes on where it stopped; the store itself appears whole, at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ffr_verl.embeddings.encoders import EncoderSettings, SentenceEncoder
+from ffr_verl.embeddings.plan import EmbeddingPlan, ItemKind, make_plan
+from ffr_verl.embeddings.store import StoreManifest, VectorDtype, write_arrays
+from ffr_verl.errors import FFRError
+
+__all__ = ["Chunk", "EmbedSummary", "embed", "encode_chunk"]
+
+_CHUNK_ITEMS: dict[ItemKind, int] = {"text": 1024, "image": 256}
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Some consecutive items of one kind; `items` are texts or paths."""
+
+    name: str
+    kind: ItemKind
+    items: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedSummary:
+    """What `embed` did.
+
+    Attributes:
+        manifest: of the store.
+        utterances: keys of utterances; `texts` different texts among them, `without_text` that have none.
+        texts: see `utterances`.
+        without_text: see `utterances`.
+        image_paths: keys of images; `images` different pictures among them, 0 when the model takes text only.
+        images: see `image_paths`.
+        resumed_items: items that an earlier, interrupted run had embedded.
+        seconds: wall time.
+    """
+
+    manifest: StoreManifest
+    utterances: int
+    texts: int
+    without_text: int
+    image_paths: int
+    images: int
+    resumed_items: int
+    seconds: float
+
+
+def encode_chunk(encoder: SentenceEncoder, chunk: Chunk) -> np.ndarray:
+    """Vectors of a chunk's items, shape `(items, dimension)`."""
+    if chunk.kind == "text":
+        return encoder.encode_texts(chunk.items)
+    return encoder.encode_images([Path(item) for item in chunk.items])
+
+
+def embed(
+    files: Sequence[Path],
+    output: Path,
+    settings: EncoderSettings,
+    *,
+    dtype: VectorDtype = "float16",
+    images_root: Path | None = None,
+    ray_address: str | None = None,
+    ray_workers: int | None = None,
+    ray_gpus_per_worker: float = 0.0,
+    force: bool = False,
+    restart: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+    on_rows: Callable[[int], None] = lambda rows: None,
+    on_items: Callable[[int, int], None] = lambda done, total: None,
+) -> EmbedSummary:
+    """Embed the utterances and images of RL parquet files and write the store.
+
+    Args:
+        files: `NAME.rl.parquet` of `ffr-verl prepare`; training and validation rows belong into one store.
+        output: folder of the store.
+        settings: the encoder.
+        dtype: of the stored vectors.
+        images_root: folder of the images; by default the one recorded in each file.
+        ray_address: encode on this Ray cluster (`local` starts one here); its nodes must see the image files.
+        ray_workers: encoders in the cluster; by default as many as it has free devices.
+        ray_gpus_per_worker: GPUs that each takes.
+        force: replace a store that is there.
+        restart: forget what an interrupted run with other data or settings left.
+        say: told what a user should know before the work starts.
+        on_rows: progress of reading.
+        on_items: progress of encoding: items done, items in all.
+
+    Raises:
+        FFRError: for what `make_plan`, `SentenceEncoder` and `write_arrays` refuse, and a partial run of other data or
+            settings.
+    """
+    started = time.monotonic()
+    if output.exists() and not force:
+        raise FFRError(f"{output}: is there already; choose another --output, or replace it with --force")
+    plan = make_plan(files, images_root_folder=images_root, on_row=on_rows)
+    encoder = SentenceEncoder(settings)
+    takes_images = encoder.takes_images
+    if plan.images and not takes_images:
+        say(
+            f"{settings.model} takes text only: the {len(plan.images)} images get no vector, coherence will follow "
+            "the utterances alone (a multimodal model embeds both)"
+        )
+    chunks = _chunks(plan, takes_images)
+    total = sum(len(chunk.items) for chunk in chunks)
+    digest = plan.digest(
+        model=settings.model, revision=encoder.revision, normalize=settings.normalize, images=takes_images
+    )
+    partial = output.parent / f".{output.name}.partial"
+    done = _finished(partial, digest, restart=restart)
+    missing = [chunk for chunk in chunks if chunk.name not in done]
+    finished = resumed = total - sum(len(chunk.items) for chunk in missing)
+    if resumed:
+        say(f"going on: {resumed} of {total} items are there from an interrupted run")
+    on_items(finished, total)
+    for chunk, vectors in _encoded(encoder, settings, missing, ray_address, ray_workers, ray_gpus_per_worker):
+        _save(partial / chunk.name, vectors)
+        finished += len(chunk.items)
+        on_items(finished, total)
+    manifest = _assemble(output, partial, chunks, plan, takes_images, encoder, settings, dtype, force=force)
+    shutil.rmtree(partial)
+    return EmbedSummary(
+        manifest=manifest,
+        utterances=len(plan.text_keys),
+        texts=len(plan.texts),
+        without_text=sum(position is None for position in plan.text_keys.values()),
+        image_paths=len(plan.image_keys),
+        images=len(plan.images) if takes_images else 0,
+        resumed_items=resumed,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _chunks(plan: EmbeddingPlan, takes_images: bool) -> list[Chunk]:
+    items: dict[ItemKind, list[str]] = {"text": plan.texts}
+    if takes_images:
+        items["image"] = [str(path) for path in plan.images]
+    return [
+        Chunk(f"{kind}-{start:09}.npy", kind, values[start : start + _CHUNK_ITEMS[kind]])
+        for kind, values in items.items()
+        for start in range(0, len(values), _CHUNK_ITEMS[kind])
+    ]
+
+
+def _finished(partial: Path, digest: str, *, restart: bool) -> set[str]:
+    """Names of the chunks that an interrupted run of the same work has left; makes the folder for this one."""
+    record = partial / "work.json"
+    if partial.exists() and restart:
+        shutil.rmtree(partial)
+    if record.is_file():
+        if json.loads(record.read_text(encoding="utf-8")).get("digest") != digest:
+            raise FFRError(
+                f"{partial}: an interrupted run of other data, another model or other settings; finish that one, or "
+                "forget it with --restart"
+            )
+        return {file.name for file in partial.glob("*.npy")}
+    partial.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps({"digest": digest}), encoding="utf-8")
+    return set()
+
+
+def _encoded(
+    encoder: SentenceEncoder,
+    settings: EncoderSettings,
+    chunks: list[Chunk],
+    ray_address: str | None,
+    ray_workers: int | None,
+    ray_gpus_per_worker: float,
+) -> Iterator[tuple[Chunk, np.ndarray]]:
+    if ray_address is not None and chunks:
+        from ffr_verl.embeddings.ray_encoding import encode_on_ray
+
+        yield from encode_on_ray(ray_address, settings, chunks, workers=ray_workers, gpus=ray_gpus_per_worker)
+        return
+    for chunk in chunks:
+        yield chunk, encode_chunk(encoder, chunk)
+
+
+def _save(file: Path, vectors: np.ndarray) -> None:
+    temporary = file.with_suffix(".tmp")
+    try:
+        with temporary.open("wb") as handle:
+            np.save(handle, vectors, allow_pickle=False)
+        os.replace(temporary, file)
+    except OSError as error:
+        raise FFRError(f"{file}: {error.strerror or error}; run the same command again when that is mended") from None
+
+
+def _assemble(
+    output: Path,
+    partial: Path,
+    chunks: list[Chunk],
+    plan: EmbeddingPlan,
+    takes_images: bool,
+    encoder: SentenceEncoder,
+    settings: EncoderSettings,
+    dtype: VectorDtype,
+    *,
+    force: bool,
+) -> StoreManifest:
+    if not chunks:
+        raise FFRError("there is nothing to embed: no utterance has text")
+    dimension = _load(partial / chunks[0].name).shape[1]
+
+    def index() -> Iterator[tuple[str, int]]:
+        for key, position in plan.text_keys.items():
+            yield key, -1 if position is None else position
+        for key, image in plan.image_keys.items():
+            yield key, len(plan.texts) + image if takes_images else -1
+
+    return write_arrays(
+        output,
+        rows=(_load(partial / chunk.name) for chunk in chunks),
+        index=index(),
+        dimension=dimension,
+        model=settings.model,
+        revision=encoder.revision,
+        dtype=dtype,
+        normalized=settings.normalize,
+        overwrite=force,
+    )
+
+
+def _load(file: Path) -> Any:
+    return np.load(file, allow_pickle=False)

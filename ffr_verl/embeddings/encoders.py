@@ -1,0 +1,122 @@
+"""Encoders: any model of sentence-transformers 6, for texts and, where it can, for images."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ffr_verl.errors import FFRError
+
+__all__ = ["EncoderSettings", "SentenceEncoder"]
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderSettings:
+    """Which model, and how it is run.
+
+    Attributes:
+        model: name on the hub, or folder.
+        revision: of a hub model; `None` for its newest.
+        device: such as `cpu`, `cuda`, `cuda:1`; `None` for the best there is.
+        batch_size: items at a time.
+        normalize: scale vectors to length 1.
+        trust_remote_code: run code that the model's repository brings.
+    """
+
+    model: str
+    revision: str | None = None
+    device: str | None = None
+    batch_size: int = 64
+    normalize: bool = True
+    trust_remote_code: bool = False
+
+
+class SentenceEncoder:
+    """A loaded model.
+
+    Raises:
+        FFRError: when sentence-transformers is missing or the model cannot be loaded.
+    """
+
+    def __init__(self, settings: EncoderSettings) -> None:
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError:
+            raise FFRError(
+                "sentence-transformers is not installed: pip install 'ffr-verl[embed]', in this environment or in one "
+                "of its own (docs/embeddings.md)"
+            ) from None
+        looks_local = settings.model.startswith((".", "/", "~")) or settings.model.count("/") > 1
+        folder = Path(settings.model).expanduser()
+        if looks_local and not folder.is_dir():
+            raise FFRError(f"--model {settings.model}: no such folder")
+        try:
+            self._model = SentenceTransformer(
+                str(folder) if folder.is_dir() else settings.model,
+                revision=settings.revision,
+                device=settings.device,
+                trust_remote_code=settings.trust_remote_code,
+            )
+        except (OSError, ValueError, RuntimeError, ImportError) as error:
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise FFRError(
+                f"--model {settings.model}: cannot be loaded: {first} (give a folder or the hub name of a "
+                "sentence-transformers model)"
+            ) from None
+        self._settings = settings
+        self.revision = settings.revision or (_folder_revision(folder) if folder.is_dir() else self._hub_revision())
+
+    def _hub_revision(self) -> str | None:
+        revision = getattr(self._model.model_card_data, "base_model_revision", None)
+        return str(revision) if revision else None
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether images can be given to this model."""
+        return bool(self._model.supports("image"))
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Vectors of texts, shape `(len(texts), dimension)`, float32."""
+        # As {"text": ...}: a bare text that looks like the address or path of a picture would be fetched or opened.
+        return self._encode([{"text": text} for text in texts])
+
+    def encode_images(self, paths: Sequence[Path]) -> np.ndarray:
+        """Vectors of image files, shape `(len(paths), dimension)`, float32."""
+        blocks = []
+        for start in range(0, len(paths), self._settings.batch_size):
+            images = []
+            for path in paths[start : start + self._settings.batch_size]:
+                try:
+                    with Image.open(path) as image:
+                        images.append({"image": image.convert("RGB")})
+                except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                    raise FFRError(f"{path}: cannot be decoded ({error}); replace the image") from None
+            blocks.append(self._encode(images))
+        return np.concatenate(blocks)
+
+    def _encode(self, items: list[Any]) -> np.ndarray:
+        vectors = self._model.encode(
+            items,
+            batch_size=self._settings.batch_size,
+            show_progress_bar=False,
+            convert_to_numpy=True,
+            normalize_embeddings=self._settings.normalize,
+        )
+        return np.asarray(vectors, dtype=np.float32)
+
+
+def _folder_revision(folder: Path) -> str:
+    """Tells versions of a local model apart: names and sizes of its files, and the content of the small ones."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(folder)}:{size}:".encode())
+        if size < 2**20:
+            digest.update(file.read_bytes())
+    return f"folder-{digest.hexdigest()[:16]}"

@@ -1,0 +1,137 @@
+"""What of a data set is to be embedded: each different text and each different image once, and the keys they serve."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow.parquet as pq
+
+from ffr_verl.data.config import DataConfig
+from ffr_verl.data.images import resolve_image
+from ffr_verl.data.parquet_files import check_columns, check_images, images_root
+from ffr_verl.dialogues import parse_dialogue
+from ffr_verl.embeddings.store import image_key, utterance_key
+from ffr_verl.errors import FFRError
+
+__all__ = ["EmbeddingPlan", "ItemKind", "make_plan"]
+
+ItemKind = Literal["text", "image"]
+_READERS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingPlan:
+    """Items without repeats, and the keys that share them.
+
+    Attributes:
+        texts: different texts, in order of first appearance.
+        images: files of different content, in order of first appearance.
+        text_keys: for each key the position of its text, `None` for an utterance without text.
+        image_keys: for each key the position of its image.
+        image_digests: SHA-256 of each of `images`.
+    """
+
+    texts: list[str] = field(default_factory=list)
+    images: list[Path] = field(default_factory=list)
+    text_keys: dict[str, int | None] = field(default_factory=dict)
+    image_keys: dict[str, int] = field(default_factory=dict)
+    image_digests: list[str] = field(default_factory=list)
+
+    def digest(self, **settings: Any) -> str:
+        """Identifies the items together with `settings`; another data set, image or setting has another."""
+        digest = hashlib.sha256(repr(sorted(settings.items())).encode())
+        for text in self.texts:
+            digest.update(f"{len(text)}:".encode() + text.encode("utf-8", "surrogatepass"))
+        for image in self.image_digests:
+            digest.update(image.encode())
+        return digest.hexdigest()
+
+
+def make_plan(
+    files: Sequence[Path], *, images_root_folder: Path | None = None, on_row: Callable[[int], None] = lambda rows: None
+) -> EmbeddingPlan:
+    """Read the utterances and images of RL parquet files.
+
+    Args:
+        files: `NAME.rl.parquet` of `ffr-verl prepare`.
+        images_root_folder: folder of the images; by default the one recorded in each file.
+        on_row: told how many rows have been read.
+
+    Raises:
+        FFRError: for files of another kind, images that cannot be read, a dialogue that cannot be parsed, and for one
+            dialogue id or image path that means two things: files or rows that differ could not share one store.
+    """
+    plan = EmbeddingPlan()
+    text_at: dict[str, int] = {}
+    image_at: dict[str, int] = {}
+    path_digests: dict[Path, str] = {}
+    origin: dict[str, str] = {}
+    rows = 0
+    for file in files:
+        check_columns([str(file)], "rl")
+        config = DataConfig(images_root=None if images_root_folder is None else str(images_root_folder))
+        root = images_root([str(file)], config)
+        check_images([str(file)], root, sample=False)
+        names: dict[str, str] = {}
+        for number, row in enumerate(_rows(file)):
+            where = f"{file}: row {number}"
+            dialogue_id = str(row["extra_info"]["dialogue_id"])
+            try:
+                dialogue = parse_dialogue(row["prompt"], dialogue_id)
+            except (ValueError, KeyError, TypeError) as error:
+                raise FFRError(
+                    f"{where}: field prompt: {error}; make the file again with `ffr-verl prepare`"
+                ) from None
+            for utterance in dialogue.utterances:
+                key, text = utterance_key(dialogue_id, utterance.id), utterance.text.strip()
+                position = text_at.setdefault(text, len(text_at)) if text else None
+                if position == len(plan.texts):
+                    plan.texts.append(text)
+                if plan.text_keys.setdefault(key, position) != position:
+                    raise FFRError(
+                        f"{where}: utterance {utterance.id} of dialogue {dialogue_id} has another text than in "
+                        f"{origin[dialogue_id]}; dialogues need ids of their own to share a store"
+                    )
+            origin.setdefault(dialogue_id, where)
+            for name in row["images"] or ():
+                names.setdefault(name, where)
+            rows += 1
+            on_row(rows)
+        paths = {name: resolve_image(root, name) for name in names}
+        new = [path for path in dict.fromkeys(paths.values()) if path not in path_digests]
+        with ThreadPoolExecutor(_READERS) as readers:
+            path_digests.update(zip(new, readers.map(_file_digest, new), strict=True))
+        for name, path in paths.items():
+            digest = path_digests[path]
+            position = image_at.setdefault(digest, len(image_at))
+            if position == len(plan.images):
+                plan.images.append(path)
+                plan.image_digests.append(digest)
+            if plan.image_keys.setdefault(image_key(name), position) != position:
+                raise FFRError(
+                    f"{names[name]}: image {name} is another picture than the one of this path in an earlier file; "
+                    "paths must differ to share a store"
+                )
+    return plan
+
+
+def _rows(file: Path) -> Iterator[Mapping[str, Any]]:
+    for batch in pq.ParquetFile(file).iter_batches(batch_size=256, columns=["prompt", "images", "extra_info"]):
+        yield from batch.to_pylist()
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file: Any) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(2**20):
+        digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,492 @@
+"""The embedding store: one memory-mapped matrix, a key index, a manifest.
+
+A store is a folder:
+
+    manifest.json   encoder, shape, dtype, counts, content hash; a checksum of itself
+    vectors.bin     (vectors, dimension) of float16 or float32, row-major, little-endian
+    keys.bin        the keys, UTF-8, sorted by their bytes, one after another
+    offsets.bin     int64: where each key starts in keys.bin, and its end
+    rows.bin        int64: for each key its row in vectors.bin, or -1 for a key that is known to have no vector
+
+Keys are exact and found by binary search in the mapped file, so that opening is instant whatever the size, and the
+reward workers of a machine share one copy of all pages. Several keys may name one row: equal texts are stored once.
+The folder is the only contract with whatever filled it; the encoder may live in another environment.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import hashlib
+import json
+import mmap
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from ffr_verl.errors import FFRError
+
+__all__ = [
+    "EmbeddingStore",
+    "StoreManifest",
+    "VectorDtype",
+    "image_key",
+    "utterance_key",
+    "write_arrays",
+    "write_store",
+]
+
+VectorDtype = Literal["float16", "float32"]
+
+FORMAT = "ffr-verl embedding store"
+FORMAT_VERSION = 1
+_MANIFEST = "manifest.json"
+_VECTORS, _KEYS, _OFFSETS, _ROWS = "vectors.bin", "keys.bin", "offsets.bin", "rows.bin"
+_ARRAYS = (_VECTORS, _KEYS, _OFFSETS, _ROWS)
+_INDEX = np.dtype("<i8")
+_NO_VECTOR = -1
+_REMEDY = "make it again with `ffr-verl embed`"
+
+
+def utterance_key(dialogue_id: str, utterance_id: int) -> str:
+    """Key of an utterance's vector.
+
+    Example:
+        >>> utterance_key("d1", 7)
+        'utt:d1:7'
+    """
+    return f"utt:{dialogue_id}:{utterance_id}"
+
+
+def image_key(path: str) -> str:
+    """Key of an image's vector: its path as it stands in the row.
+
+    Example:
+        >>> image_key("images/cat.jpg")
+        'img:images/cat.jpg'
+    """
+    return f"img:{path}"
+
+
+@dataclass(frozen=True, slots=True)
+class StoreManifest:
+    """What a store says of itself.
+
+    Attributes:
+        model: name or path of the encoder.
+        revision: of the encoder, where known.
+        dimension: of a vector.
+        dtype: of the stored numbers.
+        normalized: whether every vector has length 1.
+        modalities: what has vectors: `text`, `image`.
+        vectors: rows of the matrix.
+        keys: keys that name a row, or are known to have none.
+        content_hash: SHA-256 of the four arrays.
+        format_version: of the folder's layout.
+    """
+
+    model: str
+    revision: str | None
+    dimension: int
+    dtype: VectorDtype
+    normalized: bool
+    modalities: tuple[str, ...]
+    vectors: int
+    keys: int
+    content_hash: str
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> str:
+        """The text of manifest.json, with a checksum of the other fields."""
+        values = {"format": FORMAT, **asdict(self)}
+        return json.dumps({**values, "checksum": _checksum(values)}, indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def read(cls, path: Path) -> StoreManifest:
+        """Read `path/manifest.json`.
+
+        Raises:
+            FFRError: when it is missing, no manifest of this version, or was edited.
+        """
+        file = path / _MANIFEST
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            what = "no embedding store: manifest.json is missing" if path.is_dir() else "no such folder"
+            raise FFRError(f"{path}: {what}; give the --output of `ffr-verl embed`") from None
+        except NotADirectoryError:
+            raise FFRError(f"{path}: a file, but an embedding store is a folder") from None
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise FFRError(f"{file}: cannot be read ({error}); {_REMEDY}") from None
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            raise FFRError(f"{file}: not the manifest of an embedding store; give the --output of `ffr-verl embed`")
+        if values.get("format_version") != FORMAT_VERSION:
+            raise FFRError(
+                f"{file}: format version {values.get('format_version')!r}, this ffr-verl reads {FORMAT_VERSION}; "
+                f"{_REMEDY}"
+            )
+        checksum = values.pop("checksum", None)
+        if checksum != _checksum(values):
+            raise FFRError(f"{file}: was edited (its checksum differs), so it may not describe the vectors; {_REMEDY}")
+        values.pop("format")
+        try:
+            return cls(**{**values, "modalities": tuple(values["modalities"])})
+        except (KeyError, TypeError) as error:
+            raise FFRError(
+                f"{file}: fields {sorted(values)}, expected {[field.name for field in fields(cls)]} ({error}); "
+                f"{_REMEDY}"
+            ) from None
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    canonical = json.dumps(values, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _content_hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    for name in _ARRAYS:
+        with (path / name).open("rb") as file:
+            while block := file.read(2**22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+class _SortedKeys(Sequence[bytes]):
+    """The keys of a store, read out of the mapped files one at a time."""
+
+    def __init__(self, blob: memoryview, offsets: memoryview) -> None:
+        self._blob, self._offsets = blob, offsets
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def __getitem__(self, index: Any) -> Any:
+        return bytes(self._blob[self._offsets[index] : self._offsets[index + 1]])
+
+
+class EmbeddingStore:
+    """An open store; read-only, safe to use from threads, and cheap to send to another process (it is opened there).
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp()) / "store"
+        >>> write_store(folder, [("utt:d:0", np.array([1.0, 0.0])), ("utt:d:1", np.array([0.0, 1.0]))], model="toy")
+        >>> store = EmbeddingStore.open(folder)
+        >>> len(store), store.manifest.dimension, "utt:d:7" in store
+        (2, 2, False)
+        >>> store.get("utt:d:1")
+        array([0., 1.], dtype=float32)
+    """
+
+    def __init__(self, path: Path, manifest: StoreManifest, arrays: dict[str, Any]) -> None:
+        """Use `EmbeddingStore.open`."""
+        self.path = path
+        self.manifest = manifest
+        self._vectors: np.ndarray = arrays[_VECTORS]
+        self._rows: memoryview = arrays[_ROWS]
+        self._keys = _SortedKeys(arrays[_KEYS], arrays[_OFFSETS])
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, verify: bool = False) -> EmbeddingStore:
+        """Open a store; nothing but the manifest is read.
+
+        Args:
+            path: the folder.
+            verify: also read everything and compare it with the recorded content hash.
+
+        Raises:
+            FFRError: when it is missing, unfinished, edited, truncated, of another version, or (with `verify`)
+                changed.
+        """
+        folder = Path(path).expanduser()
+        manifest = StoreManifest.read(folder)
+        dtype = _checked_dtype(manifest.dtype, str(folder / _MANIFEST)).newbyteorder("<")
+        sizes = {
+            _VECTORS: manifest.vectors * manifest.dimension * dtype.itemsize,
+            _OFFSETS: (manifest.keys + 1) * _INDEX.itemsize,
+            _ROWS: manifest.keys * _INDEX.itemsize,
+        }
+        maps: dict[str, Any] = {}
+        for name in (_OFFSETS, _ROWS, _VECTORS):
+            maps[name] = _map(folder / name, sizes[name])
+        offsets = memoryview(maps[_OFFSETS]).cast("q")
+        maps[_KEYS] = memoryview(_map(folder / _KEYS, offsets[manifest.keys]))
+        maps[_OFFSETS] = offsets
+        maps[_ROWS] = memoryview(maps[_ROWS]).cast("q")
+        maps[_VECTORS] = np.frombuffer(maps[_VECTORS], dtype=dtype).reshape(manifest.vectors, manifest.dimension)
+        if verify and _content_hash(folder) != manifest.content_hash:
+            raise FFRError(f"{folder}: its content hash differs from the manifest's, files were changed; {_REMEDY}")
+        return cls(folder, manifest, maps)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return EmbeddingStore.open, (str(self.path.resolve()),)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __iter__(self) -> Iterator[str]:
+        return (_shown(key) for key in self._keys)
+
+    def row_of(self, key: str) -> int | None:
+        """The row of `key` in `vectors`; -1 when it is known to have no vector, `None` when the store lacks it."""
+        wanted = key.encode("utf-8", "surrogatepass")
+        keys = self._keys
+        index = bisect.bisect_left(keys, wanted)
+        if index == len(keys) or keys[index] != wanted:
+            return None
+        return self._rows[index]
+
+    def __contains__(self, key: object) -> bool:
+        """Whether `key` has a vector."""
+        row = self.row_of(key) if isinstance(key, str) else None
+        return row is not None and row != _NO_VECTOR
+
+    def get(self, key: str) -> np.ndarray | None:
+        """The vector of `key` as stored, shape `(dimension,)`, read-only and not copied; `None` when it has none."""
+        row = self.row_of(key)
+        return None if row is None or row == _NO_VECTOR else self._vectors[row]
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        """The vector of `key`.
+
+        Raises:
+            KeyError: when the store has none.
+        """
+        vector = self.get(key)
+        if vector is None:
+            raise KeyError(f"{key}: no vector in {self.path}")
+        return vector
+
+    @property
+    def vectors(self) -> np.ndarray:
+        """The whole matrix, shape `(vectors, dimension)`, memory-mapped and read-only."""
+        return self._vectors
+
+    def __repr__(self) -> str:
+        return f"EmbeddingStore({str(self.path)!r}, {len(self)} keys, {self.manifest.model})"
+
+
+def _checked_dtype(name: str, where: str) -> np.dtype[Any]:
+    if name not in get_args(VectorDtype):
+        raise FFRError(f"{where}: dtype {name!r}, expected one of {', '.join(get_args(VectorDtype))}")
+    return np.dtype(name)
+
+
+def _map(file: Path, size: int) -> Any:
+    """The file's bytes, mapped."""
+    try:
+        found = file.stat().st_size
+    except FileNotFoundError:
+        raise FFRError(f"{file}: is missing; {_REMEDY}") from None
+    if found != size:
+        what = "truncated" if found < size else "too long"
+        raise FFRError(f"{file}: {what}: {found} bytes, the manifest says {size}; {_REMEDY}")
+    if size == 0:
+        return b""
+    with file.open("rb") as handle:
+        return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+@contextlib.contextmanager
+def _folder_moved_into_place(path: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A folder beside `path` that takes its place when all has been written, and is removed otherwise."""
+    if path.exists() and not overwrite:
+        raise FFRError(f"{path}: is there already; choose another folder, or replace it with --force (overwrite=True)")
+    if path.exists() and any(path.iterdir()) and not (path / _MANIFEST).is_file():
+        raise FFRError(f"{path}: holds something that is no embedding store; choose another folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    try:
+        temporary.chmod(0o777 & ~_umask())
+        yield temporary
+        for file in temporary.iterdir():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+        if path.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+            path.rename(old / "store")
+            temporary.rename(path)
+            shutil.rmtree(old)
+        else:
+            temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _shown(key: bytes) -> str:
+    return key.decode("utf-8", "surrogatepass")
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def write_arrays(
+    path: str | os.PathLike[str],
+    *,
+    rows: Iterable[np.ndarray],
+    index: Iterable[tuple[str, int]],
+    dimension: int,
+    model: str,
+    revision: str | None = None,
+    dtype: VectorDtype = "float32",
+    normalized: bool = False,
+    overwrite: bool = False,
+) -> StoreManifest:
+    """Write a store whose keys share rows; `write_store` is simpler where each key has a vector of its own.
+
+    Args:
+        path: folder to make.
+        rows: blocks of shape `(any, dimension)`, in the order of the matrix.
+        index: each key with its row, -1 for a key that is known to have no vector.
+        dimension: of a vector.
+        model: name of the encoder, `revision` its revision.
+        revision: see `model`.
+        dtype: of the stored numbers.
+        normalized: whether the rows have length 1; recorded, not done here.
+        overwrite: replace a store that is there.
+
+    Raises:
+        FFRError: for a key given twice, a row that does not exist, numbers that are not finite in `dtype`, a folder
+            that is there, or a full disk. Nothing is left then.
+    """
+    folder = Path(path).expanduser()
+    stored = _checked_dtype(dtype, "dtype").newbyteorder("<")
+    try:
+        with _folder_moved_into_place(folder, overwrite=overwrite) as temporary:
+            count = 0
+            with (temporary / _VECTORS).open("wb") as file:
+                for block in rows:
+                    with np.errstate(over="ignore"):  # what becomes infinite is refused below
+                        converted = np.ascontiguousarray(block, dtype=stored)
+                    if not np.isfinite(converted).all():
+                        bad = count + int(np.flatnonzero(~np.isfinite(converted).all(axis=1))[0])
+                        raise FFRError(f"{folder}: vector {bad} holds a number that is not finite in {dtype}")
+                    file.write(converted.tobytes())
+                    count += len(converted)
+            pairs = sorted((key.encode("utf-8", "surrogatepass"), row) for key, row in index)
+            for (key, row), (following, _row) in zip(pairs, [*pairs[1:], (b"", 0)], strict=True):
+                if key == following:
+                    raise FFRError(f"{folder}: key {_shown(key)} is given twice")
+                if not _NO_VECTOR <= row < count:
+                    raise FFRError(f"{folder}: key {_shown(key)} names row {row} of {count}")
+            lengths = np.cumsum([0, *(len(key) for key, _row in pairs)], dtype=_INDEX)
+            (temporary / _KEYS).write_bytes(b"".join(key for key, _row in pairs))
+            (temporary / _OFFSETS).write_bytes(lengths.tobytes())
+            (temporary / _ROWS).write_bytes(np.array([row for _key, row in pairs], dtype=_INDEX).tobytes())
+            manifest = StoreManifest(
+                model=model,
+                revision=revision,
+                dimension=dimension,
+                dtype=dtype,
+                normalized=normalized,
+                modalities=tuple(
+                    name
+                    for name, prefix in (("text", b"utt:"), ("image", b"img:"))
+                    if any(key.startswith(prefix) and row != _NO_VECTOR for key, row in pairs)
+                ),
+                vectors=count,
+                keys=len(pairs),
+                content_hash=_content_hash(temporary),
+            )
+            (temporary / _MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    except OSError as error:
+        raise FFRError(f"{folder}: {error.strerror or error}; free some space or give another folder") from None
+    return manifest
+
+
+def write_store(
+    path: str | os.PathLike[str],
+    vectors: Iterable[tuple[str, np.ndarray]],
+    *,
+    model: str,
+    revision: str | None = None,
+    dtype: VectorDtype = "float32",
+    normalize: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Write an embedding store; what was interrupted leaves nothing that opens.
+
+    Args:
+        path: folder to make; it must not exist, or `overwrite` is set.
+        vectors: `(key, vector)`, streamed; keys as `utterance_key` and `image_key` make them, all vectors of one
+            length.
+        model: name of the encoder, recorded; `revision` its revision.
+        revision: see `model`.
+        dtype: of the stored numbers; float16 halves the size and is exact to 1e-3 in a cosine.
+        normalize: scale every vector to length 1 (a zero vector stays).
+        overwrite: replace a store that is there.
+
+    Raises:
+        FFRError: for vectors of several lengths, a vector that is no 1-d array of finite numbers, a key given twice,
+            or a folder that is there.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp()) / "store"
+        >>> write_store(folder, [("utt:d:0", np.array([3.0, 4.0]))], model="toy", normalize=True)
+        >>> EmbeddingStore.open(folder)["utt:d:0"]
+        array([0.6, 0.8], dtype=float32)
+    """
+    keys: list[str] = []
+    blocks = _blocks(vectors, keys, where=str(path), normalize=normalize)
+    first = next(blocks, None)
+    if first is None:
+        raise FFRError(f"{path}: no vectors were given")
+
+    def rows() -> Iterator[np.ndarray]:
+        yield first
+        yield from blocks
+
+    def index() -> Iterator[tuple[str, int]]:
+        for row, key in enumerate(keys):  # asked for after the rows, when all keys are known
+            yield key, row
+
+    write_arrays(
+        path,
+        rows=rows(),
+        index=index(),
+        dimension=first.shape[1],
+        model=model,
+        revision=revision,
+        dtype=dtype,
+        normalized=normalize,
+        overwrite=overwrite,
+    )
+
+
+def _blocks(
+    vectors: Iterable[tuple[str, np.ndarray]], keys: list[str], *, where: str, normalize: bool
+) -> Iterator[np.ndarray]:
+    """The vectors, checked, 1,024 at a time; their keys are appended to `keys`."""
+    block: list[np.ndarray] = []
+    dimension: int | None = None
+    for key, value in vectors:
+        vector = np.asarray(value)
+        if vector.ndim != 1 or vector.dtype.kind not in "fiu" or not np.isfinite(vector).all():
+            raise FFRError(
+                f"{where}: key {key}: found {vector.dtype} of shape {vector.shape}, expected a 1-d array of finite "
+                "numbers"
+            )
+        dimension = len(vector) if dimension is None else dimension
+        if len(vector) != dimension or dimension == 0:
+            raise FFRError(f"{where}: key {key}: dimension {len(vector)}, the first vector has {dimension}")
+        vector = vector.astype(np.float64 if normalize else np.float32, copy=False)
+        if normalize:
+            vector = vector / (np.linalg.norm(vector) or 1.0)
+        keys.append(key)
+        block.append(vector)
+        if len(block) == 1024:
+            yield np.stack(block)
+            block = []
+    if block:
+        yield np.stack(block)

@@ -1,0 +1,127 @@
+"""verl's reward manager `ffr` (`reward.reward_manager.name=ffr`).
+
+It differs from verl's `naive` in two things. It keeps special tokens when it decodes, so that a model whose answer
+tags are special tokens is scored right: `naive` drops them, and every answer of such a model is malformed. And it adds
+to each answer what is wrong with it and how large it is (`ffr_verl.rewards.diagnose`), which `FFRReplayBuffer` turns
+into training curves. The only module in `rewards/` that needs verl.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from verl import DataProto
+from verl.experimental.reward_loop.reward_manager import register
+from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
+
+from ffr_verl.fragments import TAGS, parse_fragment
+from ffr_verl.rewards.diagnosis import diagnose
+from ffr_verl.rewards.ffr import RewardConfig, compute_score, open_scorer
+
+__all__ = ["FFRRewardManager", "closing_tokens", "decode_answer"]
+
+_ANSWER_TAGS = (*TAGS, "<think>", "</think>", "<answer>", "</answer>")
+
+
+def closing_tokens(tokenizer: Any) -> frozenset[int]:
+    """Special tokens that may end a completion without being part of the answer: `<|im_end|>`, padding and so on."""
+    vocabulary = tokenizer.get_vocab()
+    return frozenset(tokenizer.all_special_ids) - {vocabulary[tag] for tag in _ANSWER_TAGS if tag in vocabulary}
+
+
+def decode_answer(tokenizer: Any, token_ids: Sequence[int], closing: frozenset[int]) -> str:
+    """The text of a completion with its special tokens, but without the `closing` ones that end it.
+
+    A special token in the middle stays: it makes the answer malformed, as it is.
+    """
+    end = len(token_ids)
+    while end and token_ids[end - 1] in closing:
+        end -= 1
+    return str(tokenizer.decode(token_ids[:end], skip_special_tokens=False))
+
+
+@register("ffr")
+class FFRRewardManager(RewardManagerBase):
+    """Scores one completion with the custom reward function of the recipe, or with `compute_score` when it names none.
+
+    The settings of `compute_score` are `reward.custom_reward_function.reward_kwargs`, or, without a custom reward
+    function, `reward.reward_kwargs`.
+    """
+
+    def __init__(self, config: Any, tokenizer: Any, compute_score: Any, **router: Any) -> None:
+        super().__init__(config, tokenizer, compute_score)
+        custom = config.reward.get("custom_reward_function") or {}
+        path, name = custom.get("path"), custom.get("name")
+        node = custom.get("reward_kwargs") if path else config.reward.get("reward_kwargs")
+        if not path or compute_score is None:
+            compute_score = functools.partial(_compute_score, **dict(node or {}))
+        self._score: Callable[..., Any] = compute_score
+        is_ours = not path or (path == "pkg://ffr_verl.rewards" and name == "compute_score")
+        self._settings = RewardConfig.from_kwargs(node or {}) if is_ours else RewardConfig()
+        self._router = router if router.get("reward_router_address") is not None else {}
+        self._closing = closing_tokens(tokenizer)
+
+    async def run_single(self, data: DataProto) -> dict[str, Any]:
+        """Score the last sequence of `data`, as verl's managers do.
+
+        Returns:
+            `reward_score`, and in `reward_extra_info` what the reward function returned together with `malformed` (a
+            `MalformedReason`, or empty), `predicted_utterances`, `predicted_images`, `gold_utterances`, `gold_images`
+            and `missing_embeddings`, the number of predicted ids without a vector in the store.
+        """
+        item = data[-1:][0]
+        fields = item.non_tensor_batch
+        response = item.batch["responses"]
+        length = int(item.batch["attention_mask"][-response.shape[-1] :].sum())
+        token_ids = response[:length].tolist()
+        solution = fields["reward_model"]["ground_truth"]
+        extra_info = {
+            **(fields.get("extra_info") or {}),
+            **(fields.get("tool_extra_fields") or {}),
+            "num_turns": fields.get("__num_turns__"),
+            "rollout_reward_scores": fields.get("reward_scores", {}),
+        }
+
+        def decode() -> str:
+            return decode_answer(self.tokenizer, token_ids, self._closing)
+
+        completion = await self.loop.run_in_executor(None, decode)
+        score = functools.partial(
+            self._score,
+            data_source=fields["data_source"],
+            solution_str=completion,
+            ground_truth=solution,
+            extra_info=extra_info,
+            **self._router,
+        )
+        if inspect.iscoroutinefunction(self._score):
+            result = await score()
+        else:
+            result = await self.loop.run_in_executor(None, score)
+        scores = dict(result) if isinstance(result, dict) else {"score": result, "acc": result}
+        return {
+            "reward_score": scores["score"],
+            "reward_extra_info": {**scores, **self._diagnosis(completion, solution, extra_info)},
+        }
+
+    def _diagnosis(self, completion: str, solution: str, extra_info: dict[str, Any]) -> dict[str, Any]:
+        style = self._settings.answer_style
+        found = diagnose(completion, solution, extra_info=extra_info, style=style)
+        missing = 0
+        if self._settings.embeddings is not None:
+            scorer = open_scorer(self._settings.embeddings)
+            missing = scorer.missing_in(parse_fragment(completion, style=style), extra_info)
+        return {
+            "malformed": found.malformed.value if found.malformed else "",
+            "predicted_utterances": found.predicted_utterances,
+            "predicted_images": found.predicted_images,
+            "gold_utterances": found.gold_utterances,
+            "gold_images": found.gold_images,
+            "missing_embeddings": missing,
+        }
+
+
+_compute_score = compute_score  # the constructor's argument has verl's name for it
