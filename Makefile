@@ -56,8 +56,12 @@ unit: install-cpu  ## unit tests and doctests (under a minute)
 integration: install-cpu  ## the contract with verl, recipes through Hydra, installs
 	$(CPU_BIN)/pytest -q tests/integration $(ARGS)
 
-e2e: install-cpu  ## real SFT and real GRPO on the CPU
-	$(CPU_BIN)/pytest -q tests/e2e $(ARGS)
+$(CPU_VENV)/trl: requirements/trl.txt | install-cpu
+	rm -rf $@
+	$(CPU_BIN)/uv pip install --quiet --python $(CPU_BIN)/python --no-deps --target $@ -r $<
+
+e2e: install-cpu $(CPU_VENV)/trl  ## real SFT and real GRPO on the CPU, through verl and through TRL
+	FFR_TRL_PATH=$(abspath $(CPU_VENV)/trl) $(CPU_BIN)/pytest -q tests/e2e $(ARGS)
 
 lock: install-cpu  ## resolve requirements/*.txt anew
 	$(CPU_BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-annotate --no-header --upgrade \

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["IMAGE", "Dialogue", "Utterance", "parse_dialogue"]
+__all__ = ["IMAGE", "Dialogue", "Utterance", "parse_dialogue", "with_image_parts"]
 
 IMAGE = "<image>"
 
@@ -101,3 +101,22 @@ def parse_dialogue(messages: Sequence[Mapping[str, Any]], dialogue_id: str) -> D
         text = _IMAGE_ID.sub("", text).replace(IMAGE, "").removeprefix(" ")
         utterances.append(Utterance(int(start.group(1)), speaker, text, image_ids))
     return Dialogue(dialogue_id, tuple(utterances), query.group(1))
+
+
+def with_image_parts(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Messages whose texts are cut at every `<image>` into text and image parts, as chat templates and TRL take them.
+
+    verl's dataset does this by itself.
+
+    Example:
+        >>> with_image_parts([{"role": "user", "content": "look: <image>!"}])[0]["content"]
+        [{'type': 'text', 'text': 'look: '}, {'type': 'image', 'text': None}, {'type': 'text', 'text': '!'}]
+    """
+    structured = []
+    for message in messages:
+        parts: list[dict[str, Any]] = []
+        for number, text in enumerate(message["content"].split(IMAGE)):
+            parts += [{"type": "image", "text": None}] if number else []
+            parts += [{"type": "text", "text": text}] if text else []
+        structured.append({**message, "content": parts})
+    return structured

