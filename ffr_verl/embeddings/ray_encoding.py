@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -47,6 +48,7 @@ def encode_on_ray(
     """
     started_here = not ray.is_initialized()
     if started_here:
+        _check_reachable(address)
         try:
             ray.init(
                 address=address,
@@ -82,3 +84,17 @@ def encode_on_ray(
     finally:
         if started_here:
             ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself tries an address for minutes before it gives up."""
+    host, _colon, port = address.removeprefix("ray://").rpartition(":")
+    if address in ("local", "auto") or not port.isdigit():
+        return
+    try:
+        with socket.create_connection((host, int(port)), timeout=10):
+            return
+    except (OSError, OverflowError) as error:
+        raise FFRError(
+            f"--ray {address}: nothing answers there ({error}); `ray start --head` prints its address"
+        ) from None

