@@ -23,11 +23,11 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from ffr_verl.data.config import DataConfig
-from ffr_verl.data.parquet_files import Kind, as_list, check_columns, check_images, images_root, keys_of_rows
+from ffr_verl.data.parquet_files import Kind, as_list, check_columns, check_images, dialogues_of_rows, images_root
 from ffr_verl.embeddings.store import EmbeddingStore
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import TAGS
-from ffr_verl.rewards import RewardConfig
+from ffr_verl.rewards import CoherenceScorer, RewardConfig
 from ffr_verl.samplers.config import SamplerConfig
 from ffr_verl.unknown_keys import refuse_unknown_keys
 
@@ -197,16 +197,18 @@ def _check_embeddings(config: Any, path: str) -> None:
     """That the store opens, and holds the utterances and images of the data files (of rows spread over them)."""
     key = "reward.custom_reward_function.reward_kwargs.embeddings"
     try:
-        store = EmbeddingStore.open(path)
+        scorer = CoherenceScorer(EmbeddingStore.open(path))
     except FFRError as error:
         raise FFRError(f"{key}: {error}") from None
     for files in ("data.train_files", "data.val_files"):
         for name in as_list(_select(config, files) or ()):
             if "://" in name:
                 continue
-            wanted = keys_of_rows(str(Path(name).expanduser()))
-            lacking = [one for one in wanted if store.row_of(one) is None]
-            if wanted and len(lacking) == len(wanted):
+            wanted, lacking = 0, list[str]()
+            for info in dialogues_of_rows(str(Path(name).expanduser())):
+                wanted += len(info["utterance_ids"]) + len(info["images"] or ())
+                lacking += scorer.missing_of(info)
+            if wanted and len(lacking) == wanted:
                 raise FFRError(
                     f"{key}: {path} has no vector for {name} ({lacking[0]} ...); make the store of this data: "
                     f"ffr-verl embed {name} --model NAME --output {path}"
@@ -218,7 +220,7 @@ def _check_embeddings(config: Any, path: str) -> None:
                     key,
                     path,
                     len(lacking),
-                    len(wanted),
+                    wanted,
                     name,
                     lacking[0],
                 )

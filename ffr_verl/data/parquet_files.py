@@ -16,10 +16,9 @@ import pyarrow.parquet as pq
 from ffr_verl.data.config import DataConfig
 from ffr_verl.data.images import check_image, resolve_image
 from ffr_verl.data.prepare import IMAGES_ROOT_KEY
-from ffr_verl.embeddings.store import image_key, utterance_key
 from ffr_verl.errors import FFRError
 
-__all__ = ["Kind", "as_list", "check_columns", "check_images", "images_root", "keys_of_rows", "read_schema"]
+__all__ = ["Kind", "as_list", "check_columns", "check_images", "dialogues_of_rows", "images_root", "read_schema"]
 
 Kind = Literal["rl", "sft"]
 _COLUMNS: dict[Kind, tuple[str, ...]] = {
@@ -101,15 +100,10 @@ def _first_rows_of_images(file: str, *, sample: bool) -> dict[str, int]:
     return first
 
 
-def keys_of_rows(file: str) -> list[str]:
-    """Embedding keys of the utterances and images of some rows spread over an RL file, each once."""
+def dialogues_of_rows(file: str) -> list[dict[str, Any]]:
+    """`extra_info` of some rows spread over an RL file."""
     table = pq.read_table(file, columns=["extra_info"]).column("extra_info")
-    keys: dict[str, None] = {}
-    for row in range(0, len(table), max(1, len(table) // _SAMPLED_ROWS)):
-        info = table[row].as_py()
-        keys.update((utterance_key(info["dialogue_id"], identifier), None) for identifier in info["utterance_ids"])
-        keys.update((image_key(name), None) for name in info["images"] or ())
-    return list(keys)
+    return [table[row].as_py() for row in range(0, len(table), max(1, len(table) // _SAMPLED_ROWS))]
 
 
 def _problems(root: Path, names: Sequence[str]) -> Iterator[str | None]:

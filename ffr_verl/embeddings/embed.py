@@ -116,6 +116,11 @@ def embed(
             f"{settings.model} takes text only: the {len(plan.images)} images get no vector, coherence will follow "
             "the utterances alone (a multimodal model embeds both)"
         )
+    if plan.renamed_dialogues:
+        say(
+            f"{len(plan.renamed_dialogues)} dialogues have an id that means another dialogue in an earlier split: "
+            f"they are kept as SPLIT/ID, such as {plan.renamed_dialogues[0]}, where the reward finds them"
+        )
     chunks = _chunks(plan, takes_images)
     total = sum(len(chunk.items) for chunk in chunks)
     digest = plan.digest(

@@ -15,7 +15,7 @@ from ffr_verl.data.config import DataConfig
 from ffr_verl.data.images import resolve_image
 from ffr_verl.data.parquet_files import check_columns, check_images, images_root
 from ffr_verl.dialogues import parse_dialogue
-from ffr_verl.embeddings.store import image_key, utterance_key
+from ffr_verl.embeddings.store import image_key, split_dialogue_id, utterance_key
 from ffr_verl.errors import FFRError
 
 __all__ = ["EmbeddingPlan", "ItemKind", "make_plan"]
@@ -34,6 +34,7 @@ class EmbeddingPlan:
         text_keys: for each key the position of its text, `None` for an utterance without text.
         image_keys: for each key the position of its image.
         image_digests: SHA-256 of each of `images`.
+        renamed_dialogues: dialogues kept under `split_dialogue_id`, because an earlier split has their id.
     """
 
     texts: list[str] = field(default_factory=list)
@@ -41,6 +42,7 @@ class EmbeddingPlan:
     text_keys: dict[str, int | None] = field(default_factory=dict)
     image_keys: dict[str, int] = field(default_factory=dict)
     image_digests: list[str] = field(default_factory=list)
+    renamed_dialogues: list[str] = field(default_factory=list)
 
     def digest(self, **settings: Any) -> str:
         """Identifies the items together with `settings`; another data set, image or setting has another."""
@@ -63,14 +65,15 @@ def make_plan(
         on_row: told how many rows have been read.
 
     Raises:
-        FFRError: for files of another kind, images that cannot be read, a dialogue that cannot be parsed, and for one
-            dialogue id or image path that means two things: files or rows that differ could not share one store.
+        FFRError: for files of another kind, images that cannot be read, a dialogue that cannot be parsed, one dialogue
+            id that means two dialogues in a split, and one image path that means two pictures.
     """
     plan = EmbeddingPlan()
     text_at: dict[str, int] = {}
     image_at: dict[str, int] = {}
     path_digests: dict[Path, str] = {}
-    origin: dict[str, str] = {}
+    origin: dict[tuple[str, str], str] = {}
+    dialogues: dict[tuple[str, str], dict[int, int | None]] = {}
     rows = 0
     for file in files:
         check_columns([str(file)], "rl")
@@ -80,24 +83,25 @@ def make_plan(
         names: dict[str, str] = {}
         for number, row in enumerate(_rows(file)):
             where = f"{file}: row {number}"
-            dialogue_id = str(row["extra_info"]["dialogue_id"])
+            dialogue_id, split = str(row["extra_info"]["dialogue_id"]), str(row["extra_info"].get("split", ""))
             try:
                 dialogue = parse_dialogue(row["prompt"], dialogue_id)
             except (ValueError, KeyError, TypeError) as error:
                 raise FFRError(
                     f"{where}: field prompt: {error}; make the file again with `ffr-verl prepare`"
                 ) from None
+            known = dialogues.setdefault((split, dialogue_id), {})
             for utterance in dialogue.utterances:
-                key, text = utterance_key(dialogue_id, utterance.id), utterance.text.strip()
+                text = utterance.text.strip()
                 position = text_at.setdefault(text, len(text_at)) if text else None
                 if position == len(plan.texts):
                     plan.texts.append(text)
-                if plan.text_keys.setdefault(key, position) != position:
+                if known.setdefault(utterance.id, position) != position:
                     raise FFRError(
                         f"{where}: utterance {utterance.id} of dialogue {dialogue_id} has another text than in "
-                        f"{origin[dialogue_id]}; dialogues need ids of their own to share a store"
+                        f"{origin[split, dialogue_id]}; different dialogues of a split need different ids"
                     )
-            origin.setdefault(dialogue_id, where)
+            origin.setdefault((split, dialogue_id), where)
             for name in row["images"] or ():
                 names.setdefault(name, where)
             rows += 1
@@ -117,7 +121,20 @@ def make_plan(
                     f"{names[name]}: image {name} is another picture than the one of this path in an earlier file; "
                     "paths must differ to share a store"
                 )
+    _name_texts(plan, dialogues)
     return plan
+
+
+def _name_texts(plan: EmbeddingPlan, dialogues: Mapping[tuple[str, str], Mapping[int, int | None]]) -> None:
+    """Give the texts their keys. Splits that number their dialogues alike would overwrite each other: a dialogue whose
+    id an earlier split has used for another one is kept under `split_dialogue_id`."""
+    for (split, dialogue_id), positions in dialogues.items():
+        keys = {utterance_key(dialogue_id, identifier): position for identifier, position in positions.items()}
+        if any(plan.text_keys.get(key, position) != position for key, position in keys.items()):
+            name = split_dialogue_id(split, dialogue_id)
+            keys = {utterance_key(name, identifier): position for identifier, position in positions.items()}
+            plan.renamed_dialogues.append(name)
+        plan.text_keys.update(keys)
 
 
 def _rows(file: Path) -> Iterator[Mapping[str, Any]]:

@@ -38,6 +38,7 @@ __all__ = [
     "StoreManifest",
     "VectorDtype",
     "image_key",
+    "split_dialogue_id",
     "utterance_key",
     "write_arrays",
     "write_store",
@@ -63,6 +64,16 @@ def utterance_key(dialogue_id: str, utterance_id: int) -> str:
         'utt:d1:7'
     """
     return f"utt:{dialogue_id}:{utterance_id}"
+
+
+def split_dialogue_id(split: str, dialogue_id: str) -> str:
+    """The name under which a store keeps a dialogue whose id means another dialogue in an earlier split.
+
+    Example:
+        >>> utterance_key(split_dialogue_id("val", "d1"), 7)
+        'utt:val/d1:7'
+    """
+    return f"{split}/{dialogue_id}"
 
 
 def image_key(path: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from ffr_verl.embeddings.store import image_key, utterance_key
+from ffr_verl.embeddings.store import image_key, split_dialogue_id, utterance_key
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import AnswerStyle, Fragment, parse_fragment
 from ffr_verl.rewards.f1 import parse_gold
@@ -53,13 +53,17 @@ class _DialogueProducts:
         "utterance_ids",
     )
 
-    def __init__(self, source: VectorSource, dialogue_id: str, info: Mapping[str, Any]) -> None:
+    def __init__(self, source: VectorSource, info: Mapping[str, Any]) -> None:
+        dialogue_id = str(info["dialogue_id"])
         self.utterance_ids = _plain_list(info["utterance_ids"])
         self.image_utterances = _plain_list(info["image_utterances"])
         self.images = _plain_list(info["images"])
         if len(self.image_utterances) != len(self.images):
             raise TypeError(f"{len(self.image_utterances)} image_utterances for {len(self.images)} images")
-        known_absent = getattr(source, "row_of", lambda _key: None)
+        find = getattr(source, "row_of", source.get)  # a store tells "known to have none" from "never heard of"
+        own_name = split_dialogue_id(str(info.get("split", "")), dialogue_id)
+        if self.utterance_ids and find(utterance_key(own_name, self.utterance_ids[0])) is not None:
+            dialogue_id = own_name
         self.utterance_at: dict[int, int] = {}
         self.image_at: dict[int, int] = {}
         self.missing: dict[str, tuple[Literal["utterance", "image"], int]] = {}
@@ -71,7 +75,7 @@ class _DialogueProducts:
         for kind, identifier, key in wanted:
             vector = source.get(key)
             if vector is None:
-                if known_absent(key) is None:
+                if find(key) is None:
                     self.missing[key] = (kind, identifier)
                 continue
             (self.utterance_at if kind == "utterance" else self.image_at)[identifier] = len(vectors)
@@ -134,7 +138,7 @@ class CoherenceScorer:
 
     def __init__(self, source: VectorSource) -> None:
         self._source = source
-        self._dialogues: dict[str, _DialogueProducts] = {}
+        self._dialogues: dict[tuple[Any, Any], _DialogueProducts] = {}
         self._cosines = 0
         self._lock = threading.Lock()
         self._missing: set[str] = set()
@@ -146,11 +150,11 @@ class CoherenceScorer:
 
     def _products(self, info: Mapping[str, Any]) -> _DialogueProducts:
         try:
-            dialogue_id = str(info["dialogue_id"])
-            found = self._dialogues.get(dialogue_id)
+            name = (info["dialogue_id"], info.get("split"))
+            found = self._dialogues.get(name)
             if found is not None and found.is_of(info):
                 return found
-            made = _DialogueProducts(self._source, dialogue_id, info)
+            made = _DialogueProducts(self._source, info)
         except (KeyError, TypeError) as error:
             lacking = [name for name in _FIELDS if not isinstance(info, Mapping) or info.get(name) is None]
             raise FFRError(
@@ -167,16 +171,20 @@ class CoherenceScorer:
                     getattr(self._source, "path", "embeddings"),
                     len(made.missing),
                     len(made.utterance_ids) + len(made.images),
-                    dialogue_id,
+                    info["dialogue_id"],
                     next(iter(made.missing)),
                 )
             self._missing.update(made.missing)
-            replaced = self._dialogues.pop(dialogue_id, None)
+            replaced = self._dialogues.pop(name, None)
             self._cosines += len(made) - (len(replaced) if replaced is not None else 0)
-            self._dialogues[dialogue_id] = made
+            self._dialogues[name] = made
             while self._cosines > _CACHED_COSINES and len(self._dialogues) > 1:
                 self._cosines -= len(self._dialogues.pop(next(iter(self._dialogues))))
         return made
+
+    def missing_of(self, info: Mapping[str, Any]) -> list[str]:
+        """Keys of the dialogue's utterances and images that the source lacks; nothing is logged or counted."""
+        return list(_DialogueProducts(self._source, info).missing)
 
     def missing_in(self, predicted: Fragment | None, info: Mapping[str, Any]) -> int:
         """How many ids of the prediction exist in the dialogue and were left out for want of a vector."""

