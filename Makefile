@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install install-cpu demo test lint unit integration e2e lock clean
+.PHONY: help install install-cpu demo test lint unit integration e2e bench-rewards lock clean
 
 STACK ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 VENV ?= .venv
@@ -51,7 +51,7 @@ lint: install-cpu  ## ruff and mypy
 	$(CPU_BIN)/mypy
 
 unit: install-cpu  ## unit tests and doctests (under a minute)
-	$(CPU_BIN)/pytest -q tests/unit ffr_verl --doctest-modules $(ARGS)
+	$(CPU_BIN)/pytest -q tests/unit ffr_verl docs --doctest-modules --doctest-glob='docs/*.md' $(ARGS)
 
 integration: install-cpu  ## the contract with verl, recipes through Hydra, installs
 	$(CPU_BIN)/pytest -q tests/integration $(ARGS)
@@ -62,6 +62,9 @@ $(CPU_VENV)/trl: requirements/trl.txt | install-cpu
 
 e2e: install-cpu $(CPU_VENV)/trl  ## real SFT and real GRPO on the CPU, through verl and through TRL
 	FFR_TRL_PATH=$(abspath $(CPU_VENV)/trl) $(CPU_BIN)/pytest -q tests/e2e $(ARGS)
+
+bench-rewards: install-cpu  ## what the rewards cost, as ratios of one run
+	$(CPU_BIN)/python -m benchmarks.rewards $(ARGS)
 
 lock: install-cpu  ## resolve requirements/*.txt anew
 	$(CPU_BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-annotate --no-header --upgrade \

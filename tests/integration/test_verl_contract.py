@@ -143,6 +143,81 @@ def test_our_replay_buffer_is_built_from_the_recipes_settings() -> None:
         build(pol_interval=1)
 
 
+def test_replay_buffer_members_that_ours_reads_and_overrides() -> None:
+    """The group filter, and what it keeps of finished groups."""
+    from collections import defaultdict
+
+    from verl.trainer.ppo.v1 import replay_buffer
+
+    buffer = replay_buffer.ReplayBuffer
+    assert replay_buffer.FILTER_GROUPS_REWARD_METRIC == "reward"
+    assert parameters(buffer.sample) == ["self", "global_steps", "partition_id", "batch_size"]
+    assert parameters(buffer._dapo_filtered_keys) == ["self", "partition_id"]
+    assert "self._dapo_filtered_keys(partition_id)" in inspect.getsource(buffer.sample) + inspect.getsource(
+        buffer._terminal_eviction_reasons
+    )
+    built = buffer(
+        trainer_mode="sync",
+        trainer_config=OmegaConf.create({}),
+        max_off_policy_threshold=None,
+        max_off_policy_strategy="drop",
+        sampler_kwargs=None,
+    )
+    for name in ("partitions", "finished_keys", "_dapo_classification_cache"):
+        assert isinstance(getattr(built, name), defaultdict)
+
+
+def test_verls_group_filter_keeps_groups_that_differ_by_nothing_to_speak_of() -> None:
+    """The reason for `min_std`."""
+    from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+
+    assert "float(np.std(values)) == 0.0" in inspect.getsource(ReplayBuffer._dapo_filtered_keys)
+
+
+def test_where_the_metrics_of_a_step_come_from() -> None:
+    """What `sample` returns beside the batch is logged; the rewards' components are nowhere else."""
+    source = (VERL / "trainer" / "ppo" / "v1" / "trainer_base.py").read_text()
+    assert "batch, off_policy_metrics = self.replay_buffer.sample(" in source
+    assert "metrics.update(off_policy_metrics)" in source
+
+
+def test_keys_and_fields_of_answers_in_the_transfer_queue() -> None:
+    source = (VERL / "trainer" / "ppo" / "v1" / "agent_loop_tq.py").read_text()
+    assert 'keys.append(f"{uid}_{session_id}_{i}")' in source
+    assert 'output.extra_fields["reward_extra_info"] = final_output.extra_fields["reward_extra_info"]' in source
+    reader = (VERL / "trainer" / "ppo" / "v1" / "replay_buffer.py").read_text()
+    assert 'select_fields=["rm_scores"] if use_canonical_reward else ["extra_fields"]' in reader
+
+
+def test_reward_manager_interface() -> None:
+    from verl.experimental.reward_loop import reward_manager
+    from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
+    from verl.trainer.ppo import reward
+
+    assert reward_manager.get_reward_manager_cls("ffr").__module__ == "ffr_verl.rewards.manager"
+    assert parameters(RewardManagerBase.__init__) == ["self", "config", "tokenizer", "compute_score"]
+    assert parameters(RewardManagerBase.run_single) == ["self", "data"]
+    assert parameters(reward.load_reward_manager) == ["config", "tokenizer", "reward_kwargs"]
+    source = inspect.getsource(reward.resolve_reward_manager_cls)
+    assert "from verl.experimental.reward_loop.reward_manager import get_reward_manager_cls" in source, (
+        "the module whose import registers ours"
+    )
+
+
+def test_verls_reward_managers_drop_special_tokens() -> None:
+    """The reason for the reward manager `ffr`."""
+    folder = VERL / "experimental" / "reward_loop" / "reward_manager"
+    assert "skip_special_tokens=True" in (folder / "naive.py").read_text()
+
+
+def test_a_class_of_trl_is_imported_wherever_trl_is_installed() -> None:
+    """The reason why the recipes refuse a TRL without it."""
+    source = (VERL / "models" / "transformers" / "monkey_patch.py").read_text()
+    after = source[source.index("if is_trl_available():") :][:400]
+    assert "from trl.experimental.ppo import AutoModelForCausalLMWithValueHead" in after
+    assert "from trl import AutoModelForCausalLMWithValueHead" in after
+
+
 def test_dataset_methods_that_ours_override() -> None:
     from verl.utils.dataset.multiturn_sft_dataset import MultiTurnSFTDataset
     from verl.utils.dataset.rl_dataset import RLHFDataset

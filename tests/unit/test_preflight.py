@@ -12,10 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from omegaconf import OmegaConf
 
 from ffr_verl import preflight
+from ffr_verl.embeddings import image_key, utterance_key, write_store
 from ffr_verl.errors import FFRError
 
 
@@ -183,6 +186,107 @@ def test_missing_packages(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == module else actual(name))
     change(grpo)
     with pytest.raises(FFRError, match=message):
+        check(grpo)
+
+
+@pytest.mark.parametrize(
+    ("files", "is_usable"),
+    [
+        ({"__init__.py": ""}, False),
+        ({"__init__.py": "AutoModelForCausalLMWithValueHead"}, True),
+        ({"__init__.py": "", "experimental/ppo/__init__.py": "AutoModelForCausalLMWithValueHead"}, True),
+    ],
+    ids=["without the class", "older", "old"],
+)
+def test_a_trl_that_breaks_verl(
+    grpo: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], is_usable: bool
+) -> None:
+    for name, text in files.items():
+        file = tmp_path / "site" / "trl" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    if is_usable:
+        check(grpo)
+        return
+    with pytest.raises(FFRError, match=r"trl is installed and has no AutoModelForCausalLM.*pip uninstall trl"):
+        check(grpo)
+
+
+@pytest.fixture
+def with_store(grpo: dict[str, Any], tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """The config with an embedding store that holds the keys of these files, the first ones only where asked."""
+
+    def make(*files: str, keys: int | None = None) -> dict[str, Any]:
+        wanted = []
+        for file in files:
+            for row in pq.read_table(file, columns=["extra_info"]).column("extra_info").to_pylist():
+                wanted += [utterance_key(row["dialogue_id"], identifier) for identifier in row["utterance_ids"]]
+                wanted += [image_key(name) for name in row["images"]]
+        names = list(dict.fromkeys(wanted or ["utt:elsewhere:0"]))[:keys]
+        write_store(tmp_path / "store", ((name, np.ones(4)) for name in names), model="test")
+        put(grpo, "reward.custom_reward_function.reward_kwargs.embeddings", str(tmp_path / "store"))
+        return grpo
+
+    return make
+
+
+def test_a_store_of_this_data(grpo: dict[str, Any], with_store: Any, caplog: pytest.LogCaptureFixture) -> None:
+    check(with_store(grpo["data"]["train_files"], *grpo["data"]["val_files"]))
+    assert not caplog.records
+
+
+def test_a_store_of_other_data(with_store: Any) -> None:
+    with pytest.raises(FFRError, match=r"reward_kwargs\.embeddings: .*store has no vector for .*train\.rl\.parquet"):
+        check(with_store())
+
+
+def test_a_store_of_the_training_rows_only(grpo: dict[str, Any], with_store: Any) -> None:
+    with pytest.raises(FFRError, match=r"has no vector for .*heldout\.rl\.parquet.*ffr-verl embed"):
+        check(with_store(grpo["data"]["train_files"]))
+
+
+def test_a_store_of_a_part_is_a_warning(
+    grpo: dict[str, Any], with_store: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(grpo, "data.val_files", grpo["data"]["train_files"])
+    check(with_store(grpo["data"]["train_files"], keys=3))
+    assert "utterances and images looked for in" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: None, r"reward_kwargs\.embeddings: .*no such folder; give the --output of `ffr-verl embed`"),
+        (lambda folder: folder.mkdir(), r"no embedding store: manifest\.json is missing"),
+        (lambda folder: folder.write_text("x"), r"a file, but an embedding store is a folder"),
+    ],
+)
+def test_no_store(grpo: dict[str, Any], tmp_path: Path, make: Callable[[Path], None], message: str) -> None:
+    make(tmp_path / "store")
+    put(grpo, "reward.custom_reward_function.reward_kwargs.embeddings", str(tmp_path / "store"))
+    with pytest.raises(FFRError, match=message):
+        check(grpo)
+
+
+def test_answer_tags_that_are_special_need_our_reward_manager(grpo: dict[str, Any], model: Path) -> None:
+    def write(*, special: bool) -> None:
+        tokens = [{"content": "<|utt_ids_start|>", "special": special}, {"content": "<|im_end|>", "special": True}]
+        (model / "tokenizer.json").write_text(json.dumps({"added_tokens": tokens}))
+
+    put(grpo, "reward.reward_manager", {"name": "naive"})
+    write(special=False)
+    check(grpo)
+    write(special=True)
+    with pytest.raises(FFRError, match=r"reward_manager\.name=naive: it drops special tokens.*name=ffr"):
+        check(grpo)
+    put(grpo, "reward.reward_manager", {"name": "ffr"})
+    check(grpo)
+
+
+def test_settings_of_the_reward_manager_alone(grpo: dict[str, Any]) -> None:
+    put(grpo, "reward", {"reward_manager": {"name": "ffr"}, "reward_kwargs": {"coherence_mod": "published"}})
+    with pytest.raises(FFRError, match=r"coherence_mod: unknown key; did you mean 'coherence_mode'\?"):
         check(grpo)
 
 
