@@ -44,7 +44,13 @@ def _text(completion: Completion) -> str:
     return "".join([item.get("text", "") for item in content])
 
 
-def _extra_infos(columns: Mapping[str, Any], count: int) -> Sequence[Mapping[str, Any]]:
+def _golds(solution: Sequence[str], completions: Sequence[Completion]) -> Sequence[str]:
+    if len(solution) != len(completions):
+        raise FFRError(f"column solution: {len(solution)} values for {len(completions)} completions")
+    return solution
+
+
+def _extra_infos(columns: Mapping[str, Any], count: int, *, with_paths: bool = True) -> Sequence[Mapping[str, Any]]:
     given = columns.get("extra_info")
     if given is not None:
         if len(given) != count:
@@ -72,10 +78,20 @@ def _extra_infos(columns: Mapping[str, Any], count: int) -> Sequence[Mapping[str
                 "dialogue_id": dialogue.dialogue_id,
                 "utterance_ids": [utterance.id for utterance in dialogue.utterances],
                 "image_utterances": list(dialogue.image_utterances),
-                "images": [path["path"] if isinstance(path, Mapping) else path for path in paths],
+                "images": [_image_path(path) for path in paths] if with_paths else list(paths),
             }
         )
     return infos
+
+
+def _image_path(image: Any) -> str:
+    path = image.get("path") if isinstance(image, Mapping) else image
+    if not isinstance(path, str):
+        raise FFRError(
+            f"column images: found {type(image).__name__}, expected the image's path as it stood in the row; with decoded "
+            "pictures give a column extra_info (of `ffr-verl prepare`) instead"
+        )
+    return path
 
 
 def f1(
@@ -106,7 +122,7 @@ def f1(
             length_penalty=length_penalty,
             style=style,
         )
-        for one, gold in zip(completions, solution, strict=True)
+        for one, gold in zip(completions, _golds(solution, completions), strict=True)
     ]
 
 
@@ -133,7 +149,7 @@ def coherence(
     infos = _extra_infos(columns, len(completions))
     return [
         coherence_reward(_text(one), gold, extra_info=info, store=source, mode=mode, style=style)
-        for one, gold, info in zip(completions, solution, infos, strict=True)
+        for one, gold, info in zip(completions, _golds(solution, completions), infos, strict=True)
     ]
 
 
@@ -162,12 +178,12 @@ def mcc(
         >>> mcc([gold], [gold], extra_info=[{"utterance_ids": [0, 1, 2], "images": []}])
         [1.0]
     """
-    infos = _extra_infos(columns, len(completions))
+    infos = _extra_infos(columns, len(completions), with_paths=False)
     return [
         mcc_reward(
             _text(one), gold, n_utterances=len(info["utterance_ids"]), n_images=len(info["images"]), style=style
         )
-        for one, gold, info in zip(completions, solution, infos, strict=True)
+        for one, gold, info in zip(completions, _golds(solution, completions), infos, strict=True)
     ]
 
 
@@ -180,7 +196,10 @@ def exact_match(
         >>> exact_match(["no idea"], ["<|utt_ids_start|>[]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>"])
         [0.0]
     """
-    return [exact_match_reward(_text(one), gold, style=style) for one, gold in zip(completions, solution, strict=True)]
+    return [
+        exact_match_reward(_text(one), gold, style=style)
+        for one, gold in zip(completions, _golds(solution, completions), strict=True)
+    ]
 
 
 def ffr(
@@ -206,7 +225,7 @@ def ffr(
     )
     return [
         compute_score("", _text(one), gold, info, **kwargs)["score"]
-        for one, gold, info in zip(completions, solution, infos, strict=True)
+        for one, gold, info in zip(completions, _golds(solution, completions), infos, strict=True)
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import threading
 import weakref
 from array import array
@@ -286,7 +287,7 @@ def coherence_reward(
         A value in [-1, 1].
 
     Raises:
-        FFRError: when `extra_info` lacks a field; ValueError for another `mode`.
+        FFRError: when `extra_info` lacks a field, or `store` is a path; ValueError for another `mode`.
 
     Source: `published` the released reward; the other modes are ours.
 
@@ -303,5 +304,7 @@ def coherence_reward(
     """
     if mode not in ("published", "continuous", "gold_anchored"):
         raise ValueError(f"mode: found {mode!r}, expected published, continuous or gold_anchored")
+    if isinstance(store, (str, os.PathLike)):
+        raise FFRError(f"store: found the path {str(store)!r}, expected an open store: EmbeddingStore.open(...)")
     predicted = parse_fragment(completion, style=style)
     return _scorer_of(store).score(predicted, parse_gold(solution), extra_info, mode)

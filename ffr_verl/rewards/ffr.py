@@ -93,7 +93,8 @@ def _checked_number(where: str, value: Any, *, upper: float = math.inf) -> float
         or not 0.0 <= value <= upper
         or math.isinf(value)
     ):
-        raise FFRError(f"{where}: found {value!r}, expected a number from 0 to {'1' if upper == 1.0 else 'any size'}")
+        expected = "a number of at least 0" if math.isinf(upper) else f"a number from 0 to {upper:g}"
+        raise FFRError(f"{where}: found {value!r}, expected {expected}")
     return float(value)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from ffr_verl import Fragment, format_fragment
 from ffr_verl.embeddings import EmbeddingStore, write_store
@@ -264,6 +265,8 @@ def test_extra_info_without_a_field_is_named(info: dict[str, Any], message: str)
 
 
 def test_another_mode_is_refused() -> None:
+    with pytest.raises(FFRError, match=r"store: found the path 'data/emb', expected an open store"):
+        coherence_reward("x", "x", extra_info=SMALL, store="data/emb")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="mode: found 'best'"):
         coherence_reward("", "", extra_info=SMALL, store=SQUARE, mode="best")  # type: ignore[arg-type]
 
@@ -343,6 +346,11 @@ def test_batch_says_which_columns_it_needs() -> None:
         batch.mcc([gold], [gold], messages=[[{"role": "user", "content": "hi"}]], dialogue_id=["d"])
     with pytest.raises(FFRError, match="column extra_info: 1 values for 2 completions"):
         batch.mcc([gold, gold], [gold, gold], extra_info=[SMALL])
+    prompt = "<|query_start|>q<|query_end|>\n<|utt_id_start|>0<|utt_id_end|> a: <|img_id_start|>0<|img_id_end|><image>"
+    decoded: dict[str, Any] = {"prompts": [prompt], "dialogue_id": ["d"], "images": [[Image.new("RGB", (8, 8))]]}
+    with pytest.raises(FFRError, match=r"column images: found Image, expected the image's path"):
+        batch.coherence([gold], [gold], store=SQUARE, **decoded)
+    assert batch.mcc([gold], [gold], **decoded) == [0.5], "only their number matters there"
     with pytest.raises(FFRError, match=r"coherence\.weights: unknown key"):
         batch.configure(batch.coherence, weights=1)
 

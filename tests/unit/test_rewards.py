@@ -161,7 +161,7 @@ def test_batch_takes_texts_and_conversations() -> None:
 
 
 def test_batch_refuses_columns_of_other_lengths() -> None:
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(FFRError, match="column solution: "):
         batch.f1(["a", "b"], ["a"])
 
 
