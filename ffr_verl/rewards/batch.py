@@ -88,8 +88,8 @@ def _image_path(image: Any) -> str:
     path = image.get("path") if isinstance(image, Mapping) else image
     if not isinstance(path, str):
         raise FFRError(
-            f"column images: found {type(image).__name__}, expected the image's path as it stood in the row; with decoded "
-            "pictures give a column extra_info (of `ffr-verl prepare`) instead"
+            f"column images: found {type(image).__name__}, expected the image's path as it stood in the row; with "
+            "decoded pictures give a column extra_info (of `ffr-verl prepare`) instead"
         )
     return path
 
