@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install install-cpu demo test lint unit integration e2e bench-rewards lock clean
+.PHONY: help install install-cpu demo test lint unit integration e2e bench-rewards bench-data lock clean
 
 STACK ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 VENV ?= .venv
@@ -65,6 +65,9 @@ e2e: install-cpu $(CPU_VENV)/trl  ## real SFT and real GRPO on the CPU, through 
 
 bench-rewards: install-cpu  ## what the rewards cost, as ratios of one run
 	$(CPU_BIN)/python -m benchmarks.rewards $(ARGS)
+
+bench-data: install-cpu  ## rows a second and memory of `ffr-verl prepare` against a plain datasets map
+	$(CPU_BIN)/python -m benchmarks.data $(ARGS)
 
 lock: install-cpu  ## resolve requirements/*.txt anew
 	$(CPU_BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-annotate --no-header --upgrade \

@@ -21,7 +21,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Fine-grained fragment retrieval training on verl.\n\n"
-    "The order of a project: prepare the data, embed it for the coherence reward, train stage 1 "
+    "The order of a project: prepare the data (inspect shows a row), embed it for the coherence reward, train stage 1 "
     "(verl.trainer.sft_trainer +recipe=ffr_sft), merge its checkpoint, train stage 2 (verl.trainer.main_ppo "
     "+recipe=ffr_grpo). `ffr-verl demo` does it all on a small scale.",
 )
@@ -35,6 +35,35 @@ class StoredDtype(str, enum.Enum):
 
     float16 = "float16"
     float32 = "float32"
+
+
+class SourceFormat(str, enum.Enum):
+    """Choices of `ffr-verl prepare --format`."""
+
+    mldr = "mldr"
+    dialogue = "dialogue"
+
+
+class WindowIds(str, enum.Enum):
+    """Choices of `ffr-verl prepare --window-ids`."""
+
+    whole = "global"
+    published = "published"
+
+
+class Language(str, enum.Enum):
+    """Choices of `ffr-verl prepare --language`."""
+
+    en = "en"
+    zh = "zh"
+
+
+class Layout(str, enum.Enum):
+    """Choices of `ffr-verl build --layout`."""
+
+    blocks = "blocks"
+    interleaved = "interleaved"
+    mixed = "mixed"
 
 
 def main() -> None:
@@ -66,32 +95,186 @@ def options(
 
 @app.command()
 def prepare(
-    source: Annotated[Path, typer.Argument(help="MLDR rows: a JSON list or JSONL.")],
+    source: Annotated[Path, typer.Argument(help="A JSON list or JSONL of rows, gzipped or not.")],
     images_root: Annotated[Path, typer.Option(help="Folder that the rows' image paths are relative to.")],
     output: Annotated[Path, typer.Option(help="Folder for the parquet files; made when missing.")],
     split: Annotated[str, typer.Option(help="Name of the split: writes NAME.rl.parquet and NAME.sft.parquet.")],
+    source_format: Annotated[
+        SourceFormat,
+        typer.Option("--format", help="mldr: rows with prompts; dialogue: raw dialogues with queries and gold turns."),
+    ] = SourceFormat.mldr,
+    skip_invalid: Annotated[
+        bool, typer.Option("--skip-invalid", help="Write the good rows; the others go to NAME.rejected.jsonl.")
+    ] = False,
+    report: Annotated[Path | None, typer.Option(help="Write a JSON report there, also when rows are refused.")] = None,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(help="A parquet file of another split, whose dialogues must not occur; may be repeated."),
+    ] = None,
+    decode: Annotated[
+        bool, typer.Option("--decode", help="Decode every image, instead of reading its header and end.")
+    ] = False,
+    embed_images: Annotated[
+        bool, typer.Option("--embed-images", help="Store the images in the files: for clusters without a shared disk.")
+    ] = False,
+    max_images: Annotated[int, typer.Option(min=0, help="Most images of a row; rollout.limit_images of a run.")] = 8,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="The model's folder, tokenizer.json or hub name, to count prompt tokens.")
+    ] = None,
+    max_prompt_tokens: Annotated[
+        int, typer.Option(min=1, help="Most tokens of a prompt; data.max_prompt_length of a run. Needs --tokenizer.")
+    ] = 14_512,
+    window: Annotated[int | None, typer.Option(min=1, help="Cut dialogues that have more turns into windows.")] = None,
+    stride: Annotated[
+        int | None, typer.Option(min=1, help="Turns from one window's start to the next; half a window by default.")
+    ] = None,
+    window_ids: Annotated[
+        WindowIds | None,
+        typer.Option(
+            help="global: ids of the whole dialogue; published: images count from 0 in each window. With --window."
+        ),
+    ] = None,
+    language: Annotated[
+        Language | None, typer.Option(help="Of the instructions around raw dialogues; each dialogue's own by default.")
+    ] = None,
+    template: Annotated[
+        Path | None,
+        typer.Option(help="YAML with the instructions around raw dialogues: user ({query}, {dialogue}), system."),
+    ] = None,
+    captions: Annotated[
+        bool, typer.Option("--captions", help="Write the captions of raw dialogues into the prompt.")
+    ] = False,
 ) -> None:
-    """Check MLDR rows and write them as parquet for both training stages.
+    """Check rows and write them as parquet for both training stages.
 
-    Every row is checked first (fields, ids, images, gold answer). With any problem nothing is written, and the message
-    names file, row and field.
+    Every row is checked (fields, ids, images, gold answer, repetitions). With any error nothing is written, and a
+    table of the problems by kind says which rows, what was found and how to mend it. docs/data.md lists the checks.
 
     Example: ffr-verl prepare train.json --images-root . --output data --split train
-    """
-    from ffr_verl.data.prepare import prepare as prepare_rows
 
-    summary = prepare_rows(source, images_root=images_root, output=output, split=split, progress=console.is_terminal)
-    table = Table(title=f"{split}: {summary.rows} rows of {summary.dialogues} dialogues")
-    table.add_column("")
-    table.add_column("", justify="right")
-    table.add_row("turns a row (mean)", f"{summary.mean_turns:.1f}")
-    table.add_row("images a row (mean)", f"{summary.mean_images:.1f}")
-    table.add_row("empty gold answers", f"{summary.empty_gold_share:.1%}")
-    table.add_row("gold utterances (mean of non-empty)", f"{summary.mean_fragment_size:.1f}")
-    table.add_row("seconds", f"{summary.seconds:.1f}")
+    Example: ffr-verl prepare wechat.jsonl --format dialogue --window 40 --window-ids global --images-root photos
+    --output data --split test
+    """
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from ffr_verl.data.prepare import prepare as prepare_rows
+    from ffr_verl.data.statistics import table_rows
+    from ffr_verl.data.windows import WindowSettings
+
+    if window is None and (stride is not None or window_ids is not None):
+        raise FFRError("--stride and --window-ids go with --window TURNS")
+    if window is not None and window_ids is None:
+        raise FFRError("--window needs --window-ids: global (ids of the whole dialogue) or published (docs/data.md)")
+    windows = None
+    if window is not None and window_ids is not None:
+        windows = WindowSettings(window, stride or max(1, window // 2), window_ids.value)
+    size = source.stat().st_size if source.is_file() else None
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task(f"preparing {split}", total=size)
+        summary = prepare_rows(
+            source,
+            images_root=images_root,
+            output=output,
+            split=split,
+            source_format=source_format.value,
+            skip_invalid=skip_invalid,
+            decode=decode,
+            embed_images=embed_images,
+            max_images=max_images,
+            tokenizer=tokenizer,
+            max_prompt_tokens=max_prompt_tokens,
+            against=against or (),
+            window=windows,
+            language=None if language is None else language.value,
+            template=template,
+            captions=captions,
+            report=report,
+            on_position=lambda position: progress.update(task, completed=position),
+        )
+    for errors, title in ((True, "left out"), (False, "warnings")):
+        if problems := summary.problems.table(errors=errors):
+            console.print(f"{title}:\n{problems}", style="yellow", highlight=False, soft_wrap=True, markup=False)
+    table = Table(title=f"{split}: {summary.seconds:.1f} s")
+    for name in ("", "mean", "p95"):
+        table.add_column(name, justify="right" if name else "left")
+    for line in table_rows(summary.statistics):
+        table.add_row(*line)
+    if summary.rejected:
+        table.add_row("rows left out", f"{summary.rejected:,}", "")
     console.print(table)
-    for path in (summary.rl_path, summary.sft_path):
-        console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+    for path in (summary.rl_path, summary.sft_path, summary.rejected_path, report):
+        if path is not None:
+            console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A parquet file of `ffr-verl prepare`, MLDR rows or raw dialogues.")],
+    row: Annotated[int, typer.Option(min=0, help="Number of the row, from 0.")] = 0,
+    images_root: Annotated[
+        Path | None, typer.Option(help="Folder of the images; by default the one recorded in a parquet file.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="The model's folder, tokenizer.json or hub name, to count prompt tokens.")
+    ] = None,
+) -> None:
+    """Show a row: turns, images with their sizes, the query, the gold fragment marked.
+
+    Example: ffr-verl inspect data/train.rl.parquet --row 7
+    """
+    from ffr_verl.data.inspection import render_row
+
+    console.print(render_row(file, row, root=images_root, tokenizer=tokenizer))
+
+
+@app.command()
+def build(
+    source: Annotated[Path, typer.Argument(help="Short dialogues (raw dialogues), JSON list or JSONL.")],
+    output: Annotated[Path, typer.Argument(help="JSONL of raw dialogues to write, for prepare --format dialogue.")],
+    dialogues: Annotated[int, typer.Option(min=1, help="How many long dialogues to make.")],
+    topics: Annotated[int, typer.Option(min=1, help="Short dialogues in a long one.")] = 3,
+    layout: Annotated[
+        Layout, typer.Option(help="blocks: one after another; interleaved: taking turns; mixed: either, by chance.")
+    ] = Layout.mixed,
+    dispersion: Annotated[
+        float | None,
+        typer.Option(help="Wanted span of a fragment over its size in interleaved dialogues, from 1 (dense)."),
+    ] = None,
+    negatives: Annotated[float, typer.Option(help="Share of queries that ask for what is not there, 0 to 1.")] = 0.15,
+    queries: Annotated[int, typer.Option(min=1, help="Queries of a dialogue, each for another topic.")] = 1,
+    query_field: Annotated[
+        list[str] | None, typer.Option(help="Field of a short dialogue with its query or queries; may be repeated.")
+    ] = None,
+    keep_speakers: Annotated[
+        bool, typer.Option("--keep-speakers", help="Keep the speakers' names; user1 and user2 by turns otherwise.")
+    ] = False,
+    prefix: Annotated[str, typer.Option(help="Start of each dialogue_id.")] = "built",
+    seed: Annotated[int, typer.Option(help="The same seed gives the same file.")] = 0,
+) -> None:
+    """Compose long dialogues of several topics from short ones, with queries for their parts.
+
+    A short dialogue is a raw dialogue with a query_text (docs/data.md) and, where dialogues share one, a topic.
+
+    Example: ffr-verl build short.jsonl long.jsonl --dialogues 10000 --dispersion 1.6
+    """
+    from ffr_verl.data.compose import ComposeSettings
+    from ffr_verl.data.compose import build as build_dialogues
+
+    settings = ComposeSettings(topics, layout.value, dispersion, negatives, queries, keep_speakers)
+    with console.status("composing"):
+        count, mean = build_dialogues(
+            source,
+            output,
+            dialogues=dialogues,
+            settings=settings,
+            query_fields=query_field or ("query_text",),
+            prefix=prefix,
+            seed=seed,
+        )
+    console.print(
+        f"wrote {output}: {dialogues} dialogues, {count} queries, mean dispersion {mean:.2f}", soft_wrap=True
+    )
 
 
 @app.command()

@@ -1,8 +1,9 @@
 """The dialogue of a row: its utterances, images and query, read out of the prompt, and written into one.
 
 Wire format of a line: `<|utt_id_start|>7<|utt_id_end|> user1: text`; an image is
-`<|img_id_start|>0<|img_id_end|><image>` inside its utterance's line; the query is `<|query_start|>…<|query_end|>`.
-Ids count from 0 in order of appearance.
+`<|img_id_start|>0<|img_id_end|><image>` inside its utterance's line, on request with
+`<|caption_start|>…<|caption_end|>` behind it; the query is `<|query_start|>…<|query_end|>`. Ids count from 0 in order
+of appearance.
 """
 
 from __future__ import annotations
@@ -10,25 +11,54 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ["IMAGE", "Dialogue", "Utterance", "parse_dialogue", "with_image_parts"]
+__all__ = ["IMAGE", "Dialogue", "Utterance", "parse_dialogue", "reserved_token", "utterance_spans", "with_image_parts"]
 
 IMAGE = "<image>"
 
 _UTTERANCE = re.compile(r"<\|utt_id_start\|>([0-9]{1,9})<\|utt_id_end\|>")
 _IMAGE_ID = re.compile(r"<\|img_id_start\|>([0-9]{1,9})<\|img_id_end\|>")
+_PICTURE = re.compile(_IMAGE_ID.pattern + r"(?:<image>(?:<\|caption_start\|>(.*?)<\|caption_end\|>)?)?", re.DOTALL)
 _QUERY = re.compile(r"<\|query_start\|>(.*?)<\|query_end\|>", re.DOTALL)
+# What the wire format, verl's placeholders and the chat template of Qwen2-VL give a meaning.
+_RESERVED = re.compile(
+    r"<\|(?:utt|img)_ids?_(?:start|end)\|>|<\|(?:query|caption)_(?:start|end)\|>|<(?:image|video|audio)>"
+    r"|<\|(?:im_start|im_end|endoftext|vision_start|vision_end|vision_pad|image_pad|video_pad)\|>"
+)
 
 
-@dataclass(frozen=True, slots=True)
-class Utterance:
-    """One turn: its id in the dialogue, who speaks, the text without image tags, and the ids of the images in it."""
+class Utterance(NamedTuple):  # a tuple, because millions are made
+    """One turn of a dialogue.
+
+    Attributes:
+        id: in the dialogue.
+        speaker: who speaks; without `": "`, line breaks and white space around it.
+        text: without image tags and white space around it; may be empty.
+        image_ids: of the images in it.
+        captions: one for each image (empty where it has none), or none at all.
+    """
 
     id: int
     speaker: str
     text: str
     image_ids: tuple[int, ...] = ()
+    captions: tuple[str, ...] = ()
+
+    def to_line(self, *, captions: bool = False) -> str:
+        """The utterance's line in a prompt.
+
+        Example:
+            >>> Utterance(0, "user1", "look", (0,), ("a cat",)).to_line(captions=True)
+            '<|utt_id_start|>0<|utt_id_end|> user1: look<|img_id_start|>0<|img_id_end|><image><|caption_start|>a \
+cat<|caption_end|>'
+        """
+        images = ""
+        for position, image in enumerate(self.image_ids):
+            images += f"<|img_id_start|>{image}<|img_id_end|>{IMAGE}"
+            if captions and self.captions and self.captions[position]:
+                images += f"<|caption_start|>{self.captions[position]}<|caption_end|>"
+        return f"<|utt_id_start|>{self.id}<|utt_id_end|> {self.speaker}: {self.text}{images}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +72,24 @@ class Dialogue:
     @property
     def image_utterances(self) -> tuple[int, ...]:
         """For each image, in the order of the dialogue, the id of the utterance that holds it."""
-        return tuple(utterance.id for utterance in self.utterances for _ in utterance.image_ids)
+        return tuple([utterance.id for utterance in self.utterances for _ in utterance.image_ids])
 
     @property
     def image_ids(self) -> tuple[int, ...]:
         """All image ids in the order of the dialogue."""
-        return tuple(identifier for utterance in self.utterances for identifier in utterance.image_ids)
+        return tuple([identifier for utterance in self.utterances for identifier in utterance.image_ids])
 
-    def to_prompt(self, instruction: str) -> str:
-        """The user's message: query, instruction, one line an utterance.
+    @property
+    def tagged_query(self) -> str:
+        """The query in its tags, as it stands in a prompt."""
+        return f"<|query_start|>{self.query}<|query_end|>"
+
+    def to_text(self, *, captions: bool = False) -> str:
+        """One line an utterance."""
+        return "\n".join([utterance.to_line(captions=captions) for utterance in self.utterances])
+
+    def to_prompt(self, instruction: str, *, captions: bool = False) -> str:
+        """The user's message: query, instruction, one line an utterance; `parse_dialogue` reads it back.
 
         Example:
             >>> dialogue = Dialogue("d", (Utterance(0, "user1", "look", (0,)),), "a cat")
@@ -59,11 +98,49 @@ class Dialogue:
             Give the ids.
             <|utt_id_start|>0<|utt_id_end|> user1: look<|img_id_start|>0<|img_id_end|><image>
         """
-        lines = [f"<|query_start|>{self.query}<|query_end|>", instruction]
-        for utterance in self.utterances:
-            images = "".join(f"<|img_id_start|>{image}<|img_id_end|>{IMAGE}" for image in utterance.image_ids)
-            lines.append(f"<|utt_id_start|>{utterance.id}<|utt_id_end|> {utterance.speaker}: {utterance.text}{images}")
-        return "\n".join(lines)
+        return f"{self.tagged_query}\n{instruction}\n{self.to_text(captions=captions)}"
+
+
+def reserved_token(text: str) -> str | None:
+    """The first piece of a text that the wire format, verl or the chat template would not read as text.
+
+    Example:
+        >>> reserved_token("see <image> there")
+        '<image>'
+        >>> reserved_token("a < b, b > c") is None
+        True
+    """
+    found = _RESERVED.search(text) if "<" in text else None
+    return found.group() if found else None
+
+
+def utterance_spans(content: str) -> list[tuple[int, int]]:
+    """Where each utterance of a prompt starts and ends, its id tag included; the last one ends with the prompt.
+
+    Example:
+        >>> utterance_spans("Hello <|utt_id_start|>0<|utt_id_end|> a: b")
+        [(6, 42)]
+    """
+    starts = [match.start() for match in _UTTERANCE.finditer(content)]
+    return list(zip(starts, [*starts[1:], len(content)], strict=True)) if starts else []
+
+
+def _utterance(identifier: int, body: str) -> Utterance:
+    image_ids: tuple[int, ...] = ()
+    captions: tuple[str, ...] = ()
+    if "<" in body:
+        pictures = _PICTURE.findall(body)
+        image_ids = tuple([int(found) for found, _ in pictures])
+        captions = tuple([caption for _, caption in pictures])
+        captions = captions if any(captions) else ()
+        body = _PICTURE.sub("", body).replace(IMAGE, "")
+    body = body.strip()
+    speaker, separator, text = body.partition(": ")
+    if not separator:  # an empty text, whose blank was stripped, or a line without a blank
+        speaker, separator, text = (body[:-1], ":", "") if body.endswith(":") else body.partition(":")
+    if not separator:
+        speaker, text = "", body
+    return Utterance(identifier, speaker.strip(), text.strip(), image_ids, captions)
 
 
 def parse_dialogue(messages: Sequence[Mapping[str, Any]], dialogue_id: str) -> Dialogue:
@@ -79,7 +156,7 @@ def parse_dialogue(messages: Sequence[Mapping[str, Any]], dialogue_id: str) -> D
     Example:
         >>> prompt = Dialogue("d", (Utterance(0, "user1", "look", (0,)),), "a cat").to_prompt("Give the ids.")
         >>> parse_dialogue([{"role": "user", "content": prompt}], "d").utterances
-        (Utterance(id=0, speaker='user1', text='look', image_ids=(0,)),)
+        (Utterance(id=0, speaker='user1', text='look', image_ids=(0,), captions=()),)
     """
     content = next((message["content"] for message in messages if message["role"] == "user"), None)
     if content is None:
@@ -87,19 +164,10 @@ def parse_dialogue(messages: Sequence[Mapping[str, Any]], dialogue_id: str) -> D
     query = _QUERY.search(content)
     if query is None:
         raise ValueError("no <|query_start|>…<|query_end|> in the user message")
-    starts = list(_UTTERANCE.finditer(content))
-    if not starts:
+    pieces = _UTTERANCE.split(content)
+    if len(pieces) == 1:
         raise ValueError("no <|utt_id_start|>…<|utt_id_end|> in the user message")
-    utterances = []
-    for start, following in zip(starts, [*starts[1:], None], strict=True):
-        body = content[start.end() : following.start() if following else len(content)]
-        body = body.removesuffix("\n").removeprefix(" ")
-        speaker, colon, text = body.partition(":")
-        if not colon:
-            speaker, text = "", body
-        image_ids = tuple(int(match) for match in _IMAGE_ID.findall(text))
-        text = _IMAGE_ID.sub("", text).replace(IMAGE, "").removeprefix(" ")
-        utterances.append(Utterance(int(start.group(1)), speaker, text, image_ids))
+    utterances = [_utterance(int(pieces[at]), pieces[at + 1]) for at in range(1, len(pieces), 2)]
     return Dialogue(dialogue_id, tuple(utterances), query.group(1))
 
 

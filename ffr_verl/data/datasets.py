@@ -2,26 +2,58 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from verl.utils.dataset.multiturn_sft_dataset import MultiTurnSFTDataset
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
 from ffr_verl.data.config import DataConfig
 from ffr_verl.data.images import resolve_image
 from ffr_verl.data.parquet_files import Kind, as_list, check_columns, check_images, images_root
+from ffr_verl.errors import FFRError
 
 __all__ = ["FFRDataset", "FFRSFTDataset"]
 
 
-def _image_items(names: Sequence[str] | None, root: Path, config: DataConfig) -> list[dict[str, Any]]:
-    """Images as qwen_vl_utils takes them: a path and the pixel bounds."""
+def _image_items(images: Sequence[Any] | None, root: Path, config: DataConfig) -> list[dict[str, Any]]:
+    """Images as qwen_vl_utils takes them: a path, or a picture out of the file, and the pixel bounds."""
     bounds: dict[str, Any] = {"max_pixels": config.max_pixels}
     if config.min_pixels is not None:
         bounds["min_pixels"] = config.min_pixels
-    return [{"image": str(resolve_image(root, name)), **bounds} for name in names or ()]
+    return [{"image": _picture(image, root), **bounds} for image in (images if images is not None else ())]
+
+
+def _picture(image: Any, root: Path) -> str | Image.Image:
+    if isinstance(image, Mapping):
+        return Image.open(io.BytesIO(image["bytes"]))
+    return str(resolve_image(root, image))
+
+
+class _RowOrder:
+    """Which row stands at which position; the curriculum puts the rows into another order than the file's."""
+
+    def __init__(self) -> None:
+        self.order: np.ndarray | None = None
+
+    def set(self, order: Sequence[int] | np.ndarray | None, count: int) -> None:
+        if order is None:
+            self.order = None
+            return
+        rows = np.asarray(order, dtype=np.int64)
+        if rows.ndim != 1 or (len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < count):
+            raise FFRError(f"order: expected row numbers from 0 to {count - 1}, one for each position")
+        self.order = rows
+
+    def row_at(self, position: int) -> int:
+        return position if self.order is None else int(self.order[position])
+
+    def length(self, count: int) -> int:
+        return count if self.order is None else len(self.order)
 
 
 def _check(files: Sequence[str], kind: Kind, config: DataConfig) -> Path:
@@ -36,7 +68,8 @@ class FFRDataset(RLHFDataset):
     """verl's `RLHFDataset` for `NAME.rl.parquet` of `ffr-verl prepare`.
 
     Image paths are taken below `data.ffr.images_root` (by default the root recorded in the file) and images are
-    bounded to `data.ffr.max_pixels`. Rows without images are fine.
+    bounded to `data.ffr.max_pixels`. Rows without images are fine, and so are files that hold their images
+    (`ffr-verl prepare --embed-images`). Further columns of the file, such as a difficulty, are in each row.
 
     Raises:
         FFRError: at construction, for a missing file, another kind of file, a setting of `data.ffr` that does not
@@ -49,7 +82,25 @@ class FFRDataset(RLHFDataset):
         files = as_list(data_files)
         self.ffr_config = DataConfig.from_mapping(config.get("ffr") or {})
         self.images_root = _check(files, "rl", self.ffr_config)
+        self._order = _RowOrder()
         super().__init__(data_files, tokenizer, config, processor=processor, max_samples=max_samples)
+
+    def set_order(self, order: Sequence[int] | np.ndarray | None) -> None:
+        """Put the rows into another order: position `i` gives row `order[i]`; rows may be left out or repeat.
+
+        Args:
+            order: row numbers of the file, after verl has dropped overlong prompts; `None` for the file's order.
+
+        Raises:
+            FFRError: for numbers that are no rows.
+        """
+        self._order.set(order, super().__len__())
+
+    def __len__(self) -> int:
+        return self._order.length(super().__len__())
+
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        return super().__getitem__(self._order.row_at(item))
 
     def _build_messages(self, example: dict[str, Any], key: str) -> list[dict[str, Any]]:
         items = _image_items(example.get(self.image_key), self.images_root, self.ffr_config)
@@ -75,8 +126,7 @@ class FFRSFTDataset(MultiTurnSFTDataset):
         super().__init__(files, tokenizer, config, processor=processor, max_samples=max_samples)
 
     def _build_messages(self, example: Mapping[str, Any]) -> list[dict[str, Any]]:
-        names = example.get(self.image_key)
-        items = _image_items(names if names is not None else (), self.images_root, self.ffr_config)
+        items = _image_items(example.get(self.image_key), self.images_root, self.ffr_config)
         return super()._build_messages({**example, self.image_key: items})
 
     def __getitem__(self, item: int) -> dict[str, Any]:

@@ -17,13 +17,16 @@ from typing import Any, Literal
 
 from PIL import Image, ImageDraw
 
-from ffr_verl.dialogues import Dialogue, Utterance
-from ffr_verl.fragments import Fragment, format_fragment
+from ffr_verl.data.compose import ComposeSettings, ShortDialogue, compose
+from ffr_verl.data.raw_dialogues import rows_of_raw_dialogue
+from ffr_verl.data.templates import PromptTemplate
 
 __all__ = ["INSTRUCTION", "SYSTEM", "TOPICS", "Topic", "demo_rows", "demo_vocabulary", "draw_emblem", "write_demo_set"]
 
 SYSTEM = "you retrieve fragments from dialogues"
 INSTRUCTION = "give the ids of the utterances and images that match the query"
+
+_TEMPLATE = PromptTemplate(user="{query}\n" + INSTRUCTION + "\n{dialogue}", system=SYSTEM)
 
 Shape = Literal["circle", "square", "triangle"]
 
@@ -104,11 +107,20 @@ def _utterance_text(topic: Topic, rng: random.Random) -> str:
     return rng.choice(_TEMPLATES).format(a=first, b=second)
 
 
-def _order_of_topics(turns: int, layout: Literal["dense", "scattered"], rng: random.Random) -> list[int]:
-    order = [topic for topic in range(3) for _ in range(turns)]
-    if layout == "scattered":
-        rng.shuffle(order)
-    return order
+def _short_dialogue(
+    topic: Topic, turns: int, pictures: list[str], image_share: float, rng: random.Random
+) -> ShortDialogue:
+    """Some turns about one topic, and three queries for it."""
+    made: list[dict[str, Any]] = []
+    for _ in range(turns):
+        if rng.random() < image_share:
+            text = rng.choice(_IMAGE_TEXTS)
+            made.append({"utterance": [*([text] if text else []), {"image_url": rng.choice(pictures)}]})
+        else:
+            made.append({"utterance": _utterance_text(topic, rng)})
+    first, second = rng.sample(topic.words, 2)
+    queries = tuple([query.format(a=first, b=second) for query in _QUERY_TEMPLATES])
+    return ShortDialogue(topic.name, topic.name, tuple(made), queries)
 
 
 def demo_rows(
@@ -143,42 +155,13 @@ def demo_rows(
             draw_emblem(topic, rng).save(images_dir / name)
         pictures[topic.name] = [f"{images_dir.name}/{name}" for name in names]
 
+    settings = ComposeSettings(negatives=empty_share)
     for number in range(rows):
         topics = rng.sample(TOPICS, 4)
         turns = rng.randint(*turns_per_topic)
-        order = _order_of_topics(turns, rng.choice(("dense", "scattered")), rng)
-        utterances: list[Utterance] = []
-        images: list[str] = []
-        image_topics: list[int] = []
-        for identifier, topic_index in enumerate(order):
-            topic = topics[topic_index]
-            speaker = f"user{identifier % 2 + 1}"
-            if rng.random() < image_share:
-                utterances.append(Utterance(identifier, speaker, rng.choice(_IMAGE_TEXTS), (len(images),)))
-                images.append(rng.choice(pictures[topic.name]))
-                image_topics.append(topic_index)
-            else:
-                utterances.append(Utterance(identifier, speaker, _utterance_text(topic, rng), ()))
-        asked = 3 if rng.random() < empty_share else rng.randrange(3)
-        first, second = rng.sample(topics[asked].words, 2)
-        query = rng.choice(_QUERY_TEMPLATES).format(a=first, b=second)
-        dialogue_id = f"{prefix}_{number:05d}"
-        gold = Fragment(
-            tuple(index for index, topic_index in enumerate(order) if topic_index == asked),
-            tuple(index for index, topic_index in enumerate(image_topics) if topic_index == asked),
-        )
-        solution = format_fragment(gold)
-        prompt = Dialogue(dialogue_id, tuple(utterances), query).to_prompt(INSTRUCTION)
-        yield {
-            "images": images,
-            "dialogue_id": dialogue_id,
-            "solution": solution,
-            "messages": [
-                {"role": "system", "content": SYSTEM},
-                {"role": "user", "content": prompt},
-                {"role": "assistant", "content": solution},
-            ],
-        }
+        *parts, absent = (_short_dialogue(topic, turns, pictures[topic.name], image_share, rng) for topic in topics)
+        dialogue = compose(f"{prefix}_{number:05d}", parts, absent, settings, rng)
+        yield from rows_of_raw_dialogue(dialogue, template=_TEMPLATE)
 
 
 def write_demo_set(

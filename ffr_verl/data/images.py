@@ -1,13 +1,45 @@
-"""Where a row's image lies: always below a given root, never fetched."""
+"""A row's images: always below a given root, never fetched; what they are, and how many tokens they become."""
 
 from __future__ import annotations
 
+import math
 import os
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image
 
-__all__ = ["check_image", "resolve_image"]
+__all__ = ["MOST_PIXELS", "ImageFacts", "check_image", "image_tokens", "read_image_facts", "resized", "resolve_image"]
+
+# A patch of Qwen2-VL is 14 pixels wide, and 2 x 2 patches become one token.
+_FACTOR = 28
+_LEAST_PIXELS = 4 * _FACTOR**2
+_MOST_RATIO = 200
+# Pillow warns above this number; a picture that large takes hundreds of megabytes in every worker that decodes it.
+MOST_PIXELS = 89_478_485
+_ENDINGS = {"PNG": b"IEND", "JPEG": b"\xff\xd9", "GIF": b";"}
+_TAIL = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """What an image file says of itself.
+
+    Attributes:
+        width: in pixels.
+        height: in pixels.
+        format: such as `PNG`.
+        mode: Pillow's, such as `RGB` or `CMYK`.
+        is_animated: whether it has several frames, of which the model would see the first.
+    """
+
+    width: int
+    height: int
+    format: str
+    mode: str
+    is_animated: bool
 
 
 def resolve_image(root: Path, name: str) -> Path:
@@ -28,28 +60,119 @@ def resolve_image(root: Path, name: str) -> Path:
     """
     if "://" in name or name.startswith("data:"):
         raise ValueError("is an address; nothing is fetched, give a file below the images root")
+    if "\0" in name:
+        raise ValueError("holds a NUL character; no file can be called that")
     path = Path(os.path.realpath(root / name))
     if not path.is_relative_to(root):
         raise ValueError(f"leaves the images root {root}")
     return path
 
 
-def check_image(path: Path) -> None:
-    """Read an image file to its end: checksums of a PNG, a JPEG decoded at an eighth of its size, which is quick.
+def _is_whole(file: BinaryIO, kind: str) -> bool:
+    """Whether the file ends as its format does; `False` is a suspicion only."""
+    if kind == "WEBP":
+        file.seek(4)
+        announced = int.from_bytes(file.read(4), "little") + 8
+        return file.seek(0, os.SEEK_END) >= announced
+    ending = _ENDINGS.get(kind)
+    if ending is None:
+        return False
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _TAIL))
+    return ending in file.read()
+
+
+def _decode(image: Image.Image) -> None:
+    if image.format == "JPEG":  # at an eighth of the size, which reads everything and is quick
+        image.draft(image.mode, (image.width // 8, image.height // 8))
+    image.load()
+
+
+def read_image_facts(path: Path, *, decode: bool = False) -> ImageFacts:
+    """Open an image file and say what it is.
+
+    Its header is read, and whether it ends as its format should; one that does not, or is of a format whose end tells
+    nothing, is decoded.
+
+    Args:
+        path: the file.
+        decode: decode it in any case, which also finds damage in the middle.
 
     Raises:
-        ValueError: when it is missing or cannot be decoded; the message says which.
+        ValueError: when it is missing, empty, broken, or has more than `MOST_PIXELS`; the message says which.
     """
     try:
-        with Image.open(path) as image:
-            if image.format == "JPEG":
-                image.draft(image.mode, (image.width // 8, image.height // 8))
-                image.load()
-            else:
-                image.verify()
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(file) as image:
+                width, height = image.size
+                if width * height > MOST_PIXELS:
+                    raise Image.DecompressionBombError(f"{width} x {height}")
+                facts = ImageFacts(
+                    width, height, image.format or "", image.mode, bool(getattr(image, "is_animated", False))
+                )
+                if decode or not _is_whole(file, facts.format):
+                    file.seek(0)
+                    with Image.open(file) as again:
+                        _decode(again)
     except FileNotFoundError:
         raise ValueError("no such file") from None
+    except IsADirectoryError:
+        raise ValueError("is a folder") from None
+    except PermissionError:
+        raise ValueError("cannot be read (permission denied)") from None
     except Image.DecompressionBombError as error:
-        raise ValueError(f"too large: {error}") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"cannot be decoded ({type(error).__name__})") from None
+        raise ValueError(f"too large: {error}; at most {MOST_PIXELS:,} pixels") from None
+    except Exception as error:  # noqa: BLE001  # Pillow's plugins raise whatever they like on broken files
+        empty = path.is_file() and not path.stat().st_size
+        raise ValueError("is empty" if empty else f"cannot be decoded ({type(error).__name__})") from None
+    return facts
+
+
+def check_image(path: Path) -> None:
+    """Refuse an image file that cannot be read, see `read_image_facts`.
+
+    Raises:
+        ValueError: the message says why.
+    """
+    read_image_facts(path)
+
+
+def resized(width: int, height: int, *, max_pixels: int, min_pixels: int | None = None) -> tuple[int, int]:
+    """The size at which Qwen2-VL sees an image: multiples of 28, within the bounds, the ratio kept as well as it goes.
+
+    Raises:
+        ValueError: when one side is more than 200 times the other, which Qwen2-VL refuses, or would vanish.
+
+    Source: the resizing rule of Qwen2-VL.
+
+    Example:
+        >>> resized(1000, 500, max_pixels=602_112)
+        (1008, 504)
+        >>> resized(4000, 3000, max_pixels=602_112)
+        (896, 672)
+    """
+    if max(width, height) > _MOST_RATIO * min(width, height):
+        raise ValueError(f"is {width} x {height}: one side more than {_MOST_RATIO} times the other")
+    least = _LEAST_PIXELS if min_pixels is None else min_pixels
+    new_width, new_height = (max(_FACTOR, round(side / _FACTOR) * _FACTOR) for side in (width, height))
+    if new_width * new_height > max_pixels:
+        scale = math.sqrt(width * height / max_pixels)
+        new_width, new_height = (math.floor(side / scale / _FACTOR) * _FACTOR for side in (width, height))
+    elif new_width * new_height < least:
+        scale = math.sqrt(least / (width * height))
+        new_width, new_height = (math.ceil(side * scale / _FACTOR) * _FACTOR for side in (width, height))
+    if not new_width or not new_height:
+        raise ValueError(f"is {width} x {height}: a side vanishes within {max_pixels:,} pixels")
+    return new_width, new_height
+
+
+def image_tokens(width: int, height: int, *, max_pixels: int, min_pixels: int | None = None) -> int:
+    """Tokens that Qwen2-VL spends on an image, see `resized`.
+
+    Example:
+        >>> image_tokens(1000, 500, max_pixels=602_112)
+        648
+    """
+    new_width, new_height = resized(width, height, max_pixels=max_pixels, min_pixels=min_pixels)
+    return (new_width // _FACTOR) * (new_height // _FACTOR)

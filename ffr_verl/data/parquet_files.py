@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from ffr_verl.data.config import DataConfig
 from ffr_verl.data.images import check_image, resolve_image
-from ffr_verl.data.prepare import IMAGES_ROOT_KEY
+from ffr_verl.data.parquet_writer import IMAGES_ROOT_KEY
 from ffr_verl.errors import FFRError
 
 __all__ = ["Kind", "as_list", "check_columns", "check_images", "dialogues_of_rows", "images_root", "read_schema"]
@@ -89,7 +89,10 @@ def images_root(files: Sequence[str], config: DataConfig) -> Path:
 
 
 def _first_rows_of_images(file: str, *, sample: bool) -> dict[str, int]:
-    """Each image path of the file (or of some rows spread over it) and the first row that has it."""
+    """Each image path of the file (or of some rows spread over it) and the first row that has it; images that the
+    file holds itself were read when it was written, and are left out."""
+    if pa.types.is_struct(read_schema(file).field("images").type.value_type):
+        return {}
     column = pq.read_table(file, columns=["images"]).column("images")
     count = len(column)
     step = max(1, count // _SAMPLED_ROWS) if sample else 1

@@ -1,204 +1,59 @@
-"""`ffr-verl prepare`: MLDR rows, checked, as parquet for both training stages."""
+"""`ffr-verl prepare`: rows, checked, as parquet for both training stages."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import functools
+import gc
+import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-from rich.progress import track
-
-from ffr_verl.data.images import check_image, resolve_image
-from ffr_verl.data.mldr import read_rows
-from ffr_verl.dialogues import IMAGE, Dialogue, parse_dialogue
+from ffr_verl.data.images import resolve_image
+from ffr_verl.data.json_rows import read_rows
+from ffr_verl.data.parquet_writer import RejectedRows, SplitWriter, whole_or_nothing
+from ffr_verl.data.problems import Problem, ProblemLog
+from ffr_verl.data.raw_dialogues import RawDialogueError, rows_of_raw_dialogue
+from ffr_verl.data.statistics import SplitStatistics
+from ffr_verl.data.templates import TEMPLATES, Language, PromptTemplate
+from ffr_verl.data.tokens import PromptTokens
+from ffr_verl.data.validation import CheckedRow, CheckSettings, RowChecker, check_limits, fingerprints_of_file
+from ffr_verl.data.windows import WindowSettings
 from ffr_verl.errors import FFRError
-from ffr_verl.fragments import Fragment, malformed_reason, parse_fragment
 
-__all__ = ["IMAGES_ROOT_KEY", "PrepareSummary", "prepare"]
+__all__ = ["PrepareSummary", "SourceFormat", "prepare"]
 
-IMAGES_ROOT_KEY = b"ffr_verl.images_root"
-_FORMAT_VERSION = {b"ffr_verl.format_version": b"1"}
-_ROW_GROUP = 512
-_SHOWN_PROBLEMS = 20
+_COLLECT_AFTER = 20_000
 
-_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-_RL_SCHEMA = pa.schema(
-    [
-        ("data_source", pa.string()),
-        ("prompt", _MESSAGES),
-        ("images", pa.list_(pa.string())),
-        ("ability", pa.string()),
-        ("reward_model", pa.struct([("style", pa.string()), ("ground_truth", pa.string())])),
-        (
-            "extra_info",
-            pa.struct(
-                [
-                    ("index", pa.int64()),
-                    ("split", pa.string()),
-                    ("dialogue_id", pa.string()),
-                    ("query", pa.string()),
-                    ("utterance_ids", pa.list_(pa.int64())),
-                    ("image_utterances", pa.list_(pa.int64())),
-                    ("images", pa.list_(pa.string())),
-                ]
-            ),
-        ),
-    ]
-)
-_SFT_SCHEMA = pa.schema([("messages", _MESSAGES), ("images", pa.list_(pa.string())), ("dialogue_id", pa.string())])
+SourceFormat = Literal["mldr", "dialogue"]
 
 
 @dataclass(frozen=True, slots=True)
 class PrepareSummary:
-    """What was written: counts, means over rows, seconds, and the two files."""
+    """What was read and written.
+
+    Attributes:
+        rows: written, to each of the two files.
+        rejected: rows of the source that were left out.
+        problems: kinds of problems, warnings among them, and the first of each.
+        statistics: see `SplitStatistics.summary`.
+        seconds: wall time.
+        rl_path: file for GRPO.
+        sft_path: file for SFT.
+        rejected_path: the rows left out with the reasons; `None` when there are none.
+    """
 
     rows: int
-    dialogues: int
-    mean_turns: float
-    mean_images: float
-    empty_gold_share: float
-    mean_fragment_size: float
+    rejected: int
+    problems: ProblemLog
+    statistics: Mapping[str, float | None]
     seconds: float
     rl_path: Path
     sft_path: Path
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    messages: list[dict[str, str]]
-    images: list[str]
-    dialogue: Dialogue
-    gold: Fragment
-    solution: str
-
-
-class _BadRow(ValueError):
-    """A problem of one row: the field, and what is wrong with it."""
-
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(f"field {field!r}: {message}")
-
-
-def _expect(condition: bool, field: str, message: str) -> None:
-    if not condition:
-        raise _BadRow(field, message)
-
-
-def _messages(row: Mapping[str, Any]) -> list[dict[str, str]]:
-    messages = row.get("messages")
-    _expect(
-        isinstance(messages, list) and bool(messages),
-        "messages",
-        "missing or no list; expected system, user, assistant",
-    )
-    assert isinstance(messages, list)
-    for number, message in enumerate(messages):
-        is_message = isinstance(message, dict) and isinstance(message.get("role"), str)
-        _expect(
-            is_message and isinstance(message.get("content"), str),
-            f"messages[{number}]",
-            "expected an object with the texts role and content",
-        )
-    roles = [message["role"] for message in messages]
-    expected = (["system", "user", "assistant"], ["user", "assistant"])
-    _expect(
-        roles in expected,
-        "messages",
-        f"found the roles {', '.join(roles)}; expected system (optional), user, assistant",
-    )
-    return [{"role": message["role"], "content": message["content"]} for message in messages]
-
-
-def _image_names(row: Mapping[str, Any]) -> list[str]:
-    images = row.get("images")
-    _expect(isinstance(images, list), "images", "missing or no list; give [] where a dialogue has none")
-    assert isinstance(images, list)
-    names: list[str] = []
-    for number, image in enumerate(images):
-        name = image.get("path") if isinstance(image, dict) else image
-        if not isinstance(name, str) or not name:
-            raise _BadRow(f"images[{number}]", f'found {image!r}; expected a path or {{"path": …}}')
-        names.append(name)
-    return names
-
-
-def _check_ids(dialogue: Dialogue, images: list[str], user_text: str) -> None:
-    found = [utterance.id for utterance in dialogue.utterances]
-    _expect(
-        found == list(range(len(found))),
-        "messages",
-        f"utterance ids are {found}; expected 0 to {len(found) - 1} in order",
-    )
-    _expect(
-        dialogue.image_ids == tuple(range(len(dialogue.image_ids))),
-        "messages",
-        f"image ids are {list(dialogue.image_ids)}; expected to count from 0 in order",
-    )
-    placeholders = user_text.count(IMAGE)
-    _expect(
-        placeholders == len(images) == len(dialogue.image_ids),
-        "images",
-        f"{len(images)} paths, {placeholders} {IMAGE} and {len(dialogue.image_ids)} image ids; the three "
-        f"must be equal",
-    )
-
-
-def _gold(row: Mapping[str, Any], dialogue: Dialogue, answer: str) -> tuple[Fragment, str]:
-    solution = row.get("solution")
-    _expect(isinstance(solution, str), "solution", "missing or no text; expected the gold answer")
-    assert isinstance(solution, str)
-    gold = parse_fragment(solution)
-    if gold is None:
-        reason = malformed_reason(solution)
-        raise _BadRow("solution", f"malformed ({reason.value if reason else ''}): {solution[:80]!r}")
-    _expect(answer == solution, "messages", "the assistant's message is not the solution")
-    for field, ids, count in (
-        ("utterance", gold.utterance_ids, len(dialogue.utterances)),
-        ("image", gold.image_ids, len(dialogue.image_ids)),
-    ):
-        outside = [identifier for identifier in ids if identifier >= count]
-        _expect(not outside, "solution", f"{field} ids {outside} are outside the dialogue, which has {count}")
-        _expect(len(set(ids)) == len(ids), "solution", f"{field} ids repeat: {list(ids)}")
-    return gold, solution
-
-
-def _check_row(row: Mapping[str, Any], check_path: Any) -> _Row:
-    dialogue_id = row.get("dialogue_id")
-    _expect(isinstance(dialogue_id, (str, int)) and dialogue_id != "", "dialogue_id", "missing; expected a text")
-    messages, images = _messages(row), _image_names(row)
-    try:
-        dialogue = parse_dialogue(messages, str(dialogue_id))
-    except ValueError as error:
-        raise _BadRow("messages", str(error)) from None
-    _check_ids(dialogue, images, next(message["content"] for message in messages if message["role"] == "user"))
-    gold, solution = _gold(row, dialogue, messages[-1]["content"])
-    for number, name in enumerate(images):
-        problem = check_path(name)
-        _expect(problem is None, f"images[{number}]", f"{name}: {problem}")
-    return _Row(messages, images, dialogue, gold, solution)
-
-
-@contextlib.contextmanager
-def _atomic_writers(paths: Mapping[Path, pa.Schema]) -> Iterator[list[pq.ParquetWriter]]:
-    """Parquet writers to temporary names, moved into place together when the block ends well, removed otherwise."""
-    partial = {path: path.with_name(f".{path.name}.partial") for path in paths}
-    with contextlib.ExitStack() as stack:
-        for temporary in partial.values():
-            stack.callback(temporary.unlink, missing_ok=True)
-        writers = [pq.ParquetWriter(partial[path], schema, compression="zstd") for path, schema in paths.items()]
-        with contextlib.ExitStack() as closing:
-            for writer in writers:
-                closing.callback(writer.close)
-            yield writers
-        for path, temporary in partial.items():
-            temporary.replace(path)
+    rejected_path: Path | None
 
 
 def prepare(
@@ -207,123 +62,222 @@ def prepare(
     images_root: Path,
     output: Path,
     split: str,
+    source_format: SourceFormat = "mldr",
     data_source: str = "ffr/mldr",
-    progress: bool = False,
+    skip_invalid: bool = False,
+    decode: bool = False,
+    embed_images: bool = False,
+    max_images: int = 8,
+    tokenizer: str | None = None,
+    max_prompt_tokens: int = 14_512,
+    against: Sequence[Path] = (),
+    window: WindowSettings | None = None,
+    language: Language | None = None,
+    template: Path | None = None,
+    captions: bool = False,
+    report: Path | None = None,
+    on_position: Callable[[int], None] = lambda position: None,
 ) -> PrepareSummary:
     """Check every row of `source` and write `{split}.rl.parquet` and `{split}.sft.parquet` into `output`.
 
+    Memory does not grow with the source but for some 150 bytes a row, to tell repeated rows and count dialogues.
+
     Args:
-        source: MLDR rows, a JSON list or JSONL.
+        source: a JSON list or JSONL, gzipped or not.
         images_root: folder that the rows' image paths are relative to; recorded in the files.
         output: folder for the files; made when missing.
         split: name of the split.
+        source_format: `mldr` rows, or `dialogue` for raw dialogues (`ffr_verl.data.raw_dialogues`).
         data_source: value of verl's field of that name.
-        progress: show a progress bar.
+        skip_invalid: write the good rows, and the others with the reasons as `{split}.rejected.jsonl`.
+        decode: decode every image, instead of reading its header and end.
+        embed_images: store the images' bytes in the files, instead of their paths.
+        max_images: most images of a row.
+        tokenizer: of the model, to count prompt tokens: a folder, a tokenizer.json or a hub name.
+        max_prompt_tokens: most tokens of a prompt, checked with a `tokenizer`.
+        against: parquet files of other splits, whose dialogues must not occur.
+        window: cut dialogues that are longer.
+        language: of the instructions around raw dialogues; by default each dialogue's own.
+        template: a YAML file with instructions for raw dialogues, see `PromptTemplate.read`.
+        captions: write the captions of raw dialogues into the prompt.
+        report: where a JSON report is written, also when the source is refused.
+        on_position: told after each row how many bytes of the source have been read.
 
     Returns:
-        Counts, means and the two paths.
+        What was written, and what was found.
 
     Raises:
-        FFRError: for anything wrong with the input, the first problems listed with row and field, or a full disk.
-            Nothing is written then; files of an earlier call stay as they were.
+        FFRError: for anything wrong with the input (a table of problems by kind), or a full disk. Nothing is written
+            then but the report; files of an earlier call stay as they were.
     """
     started = time.monotonic()
-    if not split or Path(split).name != split:
-        raise FFRError(f"--split: found {split!r}; give a plain name such as train")
     root = images_root.expanduser().resolve()
-    if not root.is_dir():
-        raise FFRError(f"--images-root: {images_root}: no such folder")
-
-    @functools.cache
-    def check_path(name: str) -> str | None:
-        try:
-            check_image(resolve_image(root, name))
-        except ValueError as error:
-            return str(error)
-        return None
-
-    metadata = {IMAGES_ROOT_KEY: str(root).encode(), **_FORMAT_VERSION}
-    rl_path, sft_path = output / f"{split}.rl.parquet", output / f"{split}.sft.parquet"
-    schemas = {rl_path: _RL_SCHEMA.with_metadata(metadata), sft_path: _SFT_SCHEMA.with_metadata(metadata)}
-    problems: list[str] = []
-    problem_count = rows = turns = images = empty = fragment_sizes = 0
-    dialogues: set[str] = set()
+    _check_arguments(source_format, split, images_root, root, language, template, captions)
+    texts = None if template is None else PromptTemplate.read(template)
+    if language is not None:
+        texts = TEMPLATES[language]
+    others: dict[int, str] = {}
+    for file in against:
+        others.update(fingerprints_of_file(file))
+    settings = CheckSettings(
+        images_root=root,
+        decode=decode,
+        max_images=max_images,
+        tokens=None if tokenizer is None else PromptTokens(tokenizer),
+        max_prompt_tokens=max_prompt_tokens,
+        other_splits=others,
+    )
+    log, statistics = ProblemLog(), SplitStatistics()
+    paths = [output / f"{split}.{name}" for name in ("rl.parquet", "sft.parquet", "rejected.jsonl")]
+    rows = 0
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        with _atomic_writers(schemas) as (rl_writer, sft_writer):
-            rl_rows: list[dict[str, Any]] = []
-            sft_rows: list[dict[str, Any]] = []
-            stream = track(read_rows(source), description=f"preparing {split}", disable=not progress)
-            for number, row in stream:
-                try:
-                    checked = _check_row(row, check_path)
-                except _BadRow as problem:
-                    problem_count += 1
-                    if len(problems) < _SHOWN_PROBLEMS:
-                        problems.append(f"row {number}: {problem}")
-                    continue
-                rl_rows.append(_rl_row(checked, index=number, split=split, data_source=data_source))
-                sft_rows.append(_sft_row(checked))
-                rows += 1
-                turns += len(checked.dialogue.utterances)
-                images += len(checked.images)
-                empty += checked.gold == Fragment((), ())
-                fragment_sizes += len(checked.gold.utterance_ids)
-                dialogues.add(checked.dialogue.dialogue_id)
-                if len(rl_rows) == _ROW_GROUP and not problem_count:
-                    _flush(rl_writer, rl_rows)
-                    _flush(sft_writer, sft_rows)
-            if problem_count:
-                more = f"\n... and {problem_count - len(problems)} more" if problem_count > len(problems) else ""
-                listed = "\n".join(problems)
-                raise FFRError(f"{source}: {problem_count} rows are refused, nothing was written:\n{listed}{more}")
-            if not rows:
-                raise FFRError(f"{source}: no rows in it; expected a JSON list or JSONL of MLDR rows")
-            _flush(rl_writer, rl_rows)
-            _flush(sft_writer, sft_rows)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise FFRError(f"{output}: the disk is full; free some space, or give another --output") from None
-        raise FFRError(f"{output}: {error.strerror or error}") from None
-    filled = rows - empty
+        with _disk_errors(output), _seldom_collected():
+            output.mkdir(parents=True, exist_ok=True)
+            with whole_or_nothing(paths) as (rl_path, sft_path, rejected_path), contextlib.ExitStack() as stack:
+                writer = SplitWriter(
+                    rl_path,
+                    sft_path,
+                    split=split,
+                    data_source=data_source,
+                    images_root=root,
+                    image_bytes=(lambda name: resolve_image(root, name).read_bytes()) if embed_images else None,
+                )
+                stack.callback(writer.close)
+                rejected = RejectedRows(rejected_path)
+                stack.callback(rejected.close)
+                checker = RowChecker(settings)
+                for number, row in read_rows(source, on_position=on_position):
+                    made, problems = _checked(number, row, checker, settings, source_format, texts, captions, window)
+                    if log.add(problems):
+                        rejected.add(
+                            {"row": number, "problems": [_record(found) for found in problems], "content": row}
+                        )
+                        continue
+                    if log.rejected and not skip_invalid:
+                        continue
+                    for part in made:
+                        writer.add(part)
+                        statistics.add(part)
+                if log.rejected and not skip_invalid:
+                    raise FFRError(_refusal(source, log))
+                if not writer.rows:
+                    what = f"every row is refused:\n{log.table(errors=True)}" if log.rejected else "no rows in it"
+                    raise FFRError(f"{source}: {what}")
+                writer.finish()
+                stack.close()
+                rows = writer.rows
+                if not log.rejected:
+                    paths[2].unlink(missing_ok=True)  # an earlier call's, which would be taken for this one's
+    finally:
+        if report is not None:
+            _write_report(report, source, split, rows, log, statistics)
     return PrepareSummary(
         rows=rows,
-        dialogues=len(dialogues),
-        mean_turns=turns / rows,
-        mean_images=images / rows,
-        empty_gold_share=empty / rows,
-        mean_fragment_size=fragment_sizes / filled if filled else 0.0,
+        rejected=log.rejected,
+        problems=log,
+        statistics=statistics.summary(),
         seconds=time.monotonic() - started,
-        rl_path=rl_path,
-        sft_path=sft_path,
+        rl_path=paths[0],
+        sft_path=paths[1],
+        rejected_path=paths[2] if log.rejected else None,
     )
 
 
-def _flush(writer: pq.ParquetWriter, rows: list[dict[str, Any]]) -> None:
-    if rows:
-        writer.write_table(pa.Table.from_pylist(rows, schema=writer.schema))
-        rows.clear()
+def _check_arguments(
+    source_format: SourceFormat,
+    split: str,
+    images_root: Path,
+    root: Path,
+    language: Language | None,
+    template: Path | None,
+    captions: bool,
+) -> None:
+    if not split or Path(split).name != split or split.startswith("."):
+        raise FFRError(f"--split: found {split!r}; give a plain name such as train")
+    if not root.is_dir():
+        raise FFRError(f"--images-root: {images_root}: no such folder")
+    if source_format == "mldr":
+        for option, is_given in (("--language", language), ("--template", template), ("--captions", captions)):
+            if is_given:
+                raise FFRError(f"{option}: MLDR rows bring their prompts; it goes with --format dialogue")
+    elif language is not None and template is not None:
+        raise FFRError("--language and --template: give one of them")
 
 
-def _rl_row(row: _Row, *, index: int, split: str, data_source: str) -> dict[str, Any]:
-    dialogue = row.dialogue
-    return {
-        "data_source": data_source,
-        "prompt": row.messages[:-1],
-        "images": row.images,
-        "ability": "ffr",
-        "reward_model": {"style": "rule", "ground_truth": row.solution},
-        "extra_info": {
-            "index": index,
-            "split": split,
-            "dialogue_id": dialogue.dialogue_id,
-            "query": dialogue.query,
-            "utterance_ids": [utterance.id for utterance in dialogue.utterances],
-            "image_utterances": list(dialogue.image_utterances),
-            "images": row.images,
-        },
+def _checked(
+    number: int,
+    row: Mapping[str, Any],
+    checker: RowChecker,
+    settings: CheckSettings,
+    source_format: SourceFormat,
+    texts: PromptTemplate | None,
+    captions: bool,
+    window: WindowSettings | None,
+) -> tuple[list[CheckedRow], list[Problem]]:
+    """The rows that a row of the source gives, and all problems; the rows are of no use when one is an error."""
+    rows: Iterable[Mapping[str, Any]] = (row,)
+    if source_format == "dialogue":
+        try:
+            rows = rows_of_raw_dialogue(row, template=texts, captions=captions)
+        except RawDialogueError as error:
+            return [], error.of_row(number)
+    made: list[CheckedRow] = []
+    problems: list[Problem] = []
+    for one in rows:
+        checked, found = checker.check(number, one)
+        problems += found
+        for part in () if checked is None else [checked] if window is None else checked.cut(window):
+            limited, found = check_limits(number, part, settings)
+            problems += found
+            made.append(limited)
+    return made, problems
+
+
+def _record(problem: Problem) -> dict[str, Any]:
+    kind, is_error = problem.kind.value, problem.is_error
+    return {"kind": kind, "error": is_error, "field": problem.field, "message": problem.message}
+
+
+def _refusal(source: Path, log: ProblemLog) -> str:
+    count = "1 row is" if log.rejected == 1 else f"{log.rejected:,} rows are"
+    return (
+        f"{source}: {count} refused, nothing was written (--skip-invalid writes the others):\n{log.table(errors=True)}"
+    )
+
+
+def _write_report(
+    path: Path, source: Path, split: str, rows: int, log: ProblemLog, statistics: SplitStatistics
+) -> None:
+    content = {
+        "source": str(source),
+        "split": split,
+        "rows_written": rows,
+        "rows_rejected": log.rejected,
+        "problems": log.report(),
+        "statistics": statistics.summary() if rows else None,
     }
+    with _disk_errors(path), whole_or_nothing([path]) as (temporary,):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _sft_row(row: _Row) -> dict[str, Any]:
-    return {"messages": row.messages, "images": row.images, "dialogue_id": row.dialogue.dialogue_id}
+@contextlib.contextmanager
+def _seldom_collected() -> Iterator[None]:
+    """Fewer runs of the garbage collector: rows make many small objects and no cycles, it would take a tenth of the
+    time to find nothing."""
+    before = gc.get_threshold()
+    gc.set_threshold(max(before[0], _COLLECT_AFTER), *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
+@contextlib.contextmanager
+def _disk_errors(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise FFRError(f"{place}: the disk is full; free some space, or give another --output") from None
+        raise FFRError(f"{place}: {error.strerror or error}") from None

@@ -102,7 +102,7 @@ def make_plan(
                         f"{origin[split, dialogue_id]}; different dialogues of a split need different ids"
                     )
             origin.setdefault((split, dialogue_id), where)
-            for name in row["images"] or ():
+            for name in row["extra_info"]["images"] or ():
                 names.setdefault(name, where)
             rows += 1
             on_row(rows)
@@ -138,13 +138,18 @@ def _name_texts(plan: EmbeddingPlan, dialogues: Mapping[tuple[str, str], Mapping
 
 
 def _rows(file: Path) -> Iterator[Mapping[str, Any]]:
-    for batch in pq.ParquetFile(file).iter_batches(batch_size=256, columns=["prompt", "images", "extra_info"]):
+    for batch in pq.ParquetFile(file).iter_batches(batch_size=256, columns=["prompt", "extra_info"]):
         yield from batch.to_pylist()
 
 
 def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+    try:
+        with path.open("rb") as file:
+            return (
+                hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+            )
+    except OSError as error:
+        raise FFRError(f"{path}: {error.strerror or error}; bring the images there, or give --images-root") from None
 
 
 def _digest(file: Any) -> str:

@@ -47,11 +47,13 @@ class _DialogueProducts:
         "_products",
         "_size",
         "image_at",
+        "image_ids",
         "image_utterances",
         "images",
         "missing",
         "utterance_at",
         "utterance_ids",
+        "utterance_of_image",
     )
 
     def __init__(self, source: VectorSource, info: Mapping[str, Any]) -> None:
@@ -61,6 +63,10 @@ class _DialogueProducts:
         self.images = _plain_list(info["images"])
         if len(self.image_utterances) != len(self.images):
             raise TypeError(f"{len(self.image_utterances)} image_utterances for {len(self.images)} images")
+        self.image_ids = _image_ids(info)
+        if len(self.image_ids) != len(self.images):
+            raise TypeError(f"{len(self.image_ids)} image_ids for {len(self.images)} images")
+        self.utterance_of_image = dict(zip(self.image_ids, self.image_utterances, strict=True))
         find = getattr(source, "row_of", source.get)  # a store tells "known to have none" from "never heard of"
         own_name = split_dialogue_id(str(info.get("split", "")), dialogue_id)
         if self.utterance_ids and find(utterance_key(own_name, self.utterance_ids[0])) is not None:
@@ -72,7 +78,10 @@ class _DialogueProducts:
         wanted: list[tuple[Literal["utterance", "image"], int, str]] = [
             ("utterance", identifier, utterance_key(dialogue_id, identifier)) for identifier in self.utterance_ids
         ]
-        wanted += [("image", position, image_key(name)) for position, name in enumerate(self.images)]
+        wanted += [
+            ("image", identifier, image_key(name))
+            for identifier, name in zip(self.image_ids, self.images, strict=True)
+        ]
         for kind, identifier, key in wanted:
             vector = source.get(key)
             if vector is None:
@@ -97,6 +106,7 @@ class _DialogueProducts:
             self.images == _plain_list(info["images"])
             and self.utterance_ids == _plain_list(info["utterance_ids"])
             and self.image_utterances == _plain_list(info["image_utterances"])
+            and self.image_ids == _image_ids(info)
         )
 
     def cosine(self, first: tuple[int, ...], second: tuple[int, ...]) -> float:
@@ -113,6 +123,12 @@ class _DialogueProducts:
             return 0.0
         value = dot / math.sqrt(length)
         return -1.0 if value < -1.0 else min(value, 1.0)
+
+
+def _image_ids(info: Mapping[str, Any]) -> list[int]:
+    """Ids of the images; those of a window over a dialogue may start anywhere, others count from 0."""
+    given = info.get("image_ids")
+    return list(range(len(info["images"]))) if given is None else _plain_list(given)
 
 
 def _plain_list(values: Any) -> list[Any]:
@@ -211,14 +227,18 @@ class CoherenceScorer:
         products = self._products(info)
         if predicted.image_ids and not products.images:
             return 0.0
-        utterance_at, image_at, image_utterances = products.utterance_at, products.image_at, products.image_utterances
+        utterance_at, image_at, utterance_of_image = (
+            products.utterance_at,
+            products.image_at,
+            products.utterance_of_image,
+        )
         utterances = {identifier for identifier in predicted.utterance_ids if identifier in utterance_at}
         images = sorted({identifier for identifier in predicted.image_ids if identifier in image_at})
         if mode == "published" and not (utterances and images):
             return 0.0
         images_of: dict[int, list[int]] = {}
         for identifier in images:
-            images_of.setdefault(image_utterances[identifier], []).append(identifier)
+            images_of.setdefault(utterance_of_image[identifier], []).append(identifier)
         anchored = mode == "gold_anchored"
         gold_utterances, gold_images = (set(gold.utterance_ids), set(gold.image_ids)) if anchored else (set(), set())
         sequence: list[tuple[tuple[int, ...], bool]] = []  # positions in `products`; whether it may count
@@ -274,7 +294,8 @@ def coherence_reward(
     Args:
         completion: what the model wrote. Whatever it is, nothing is raised.
         solution: the gold answer.
-        extra_info: of the row: `dialogue_id`, `utterance_ids`, `image_utterances` (utterance of each image), `images`.
+        extra_info: of the row: `dialogue_id`, `utterance_ids`, `image_utterances` (utterance of each image), `images`;
+            `image_ids` where they do not count from 0.
         store: an `EmbeddingStore` (or a dict) with the keys of `utterance_key` and `image_key`.
         mode: `published`: there is a sequence only when at least one predicted utterance and one predicted image
             have vectors, so text alone earns 0, and the gold matters for emptiness only. `continuous`: a sequence for

@@ -70,7 +70,9 @@ def diagnose(
 
 
 def _is_outside(predicted: Fragment, extra_info: Mapping[str, Any]) -> bool:
-    utterances, images = extra_info.get("utterance_ids"), extra_info.get("images")
+    utterances, images = extra_info.get("utterance_ids"), extra_info.get("image_ids")
+    if images is None and extra_info.get("images") is not None:
+        images = range(len(extra_info["images"]))
     return (utterances is not None and not set(predicted.utterance_ids).issubset(utterances)) or (
-        images is not None and any(identifier >= len(images) for identifier in predicted.image_ids)
+        images is not None and not set(predicted.image_ids).issubset(images)
     )

@@ -11,11 +11,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
+from qwen_vl_utils import fetch_image, smart_resize
 from transformers import AutoProcessor, AutoTokenizer
 from verl.utils.dataset.dataset_utils import DatasetPadMode, SFTTensorCollator
 
 from ffr_verl.data.datasets import FFRDataset, FFRSFTDataset
 from ffr_verl.data.demo import demo_rows
+from ffr_verl.data.images import resized
 from ffr_verl.data.prepare import prepare
 from ffr_verl.errors import FFRError
 
@@ -105,8 +107,6 @@ def test_images_are_bounded_in_pixels(tmp_path: Path, style: str, tokenizer: Any
             grid = dataset[0]["multi_modal_inputs"]["image_grid_thw"]
             pixels = (grid[:, 1] * grid[:, 2] * 14 * 14).tolist()
         else:
-            from qwen_vl_utils import fetch_image
-
             pixels = []
             for image in images_of(dataset[0]["raw_prompt"]):
                 width, height = fetch_image(image).size
@@ -164,3 +164,94 @@ def test_real_dialogues_go_into_both_datasets(real_data: Path, tmp_path: Path, t
     item = sft[0]
     assert int(item["loss_mask"].sum()) > 0
     assert isinstance(item["input_ids"], torch.Tensor)
+
+
+def test_images_out_of_the_file_are_those_of_the_disk(tmp_path: Path, tokenizer: Any, processor: Any) -> None:
+    rows = list(demo_rows(tmp_path / "images", rows=6, seed=0, image_share=0.5))
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    prepare(tmp_path / "rows.json", images_root=tmp_path, output=tmp_path, split="disk")
+    prepare(tmp_path / "rows.json", images_root=tmp_path, output=tmp_path, split="file", embed_images=True)
+    disk = sft_dataset(tmp_path / "disk.sft.parquet", tokenizer, processor)
+    expected = [disk[index]["multi_modal_inputs"].get("pixel_values") for index in range(6)]
+    pictures = [
+        [Image.open(image["image"]).convert("RGB").tobytes() for image in images_of(row["raw_prompt"])]
+        for row in (rl_dataset(tmp_path / "disk.rl.parquet", tokenizer, processor)[index] for index in range(6))
+    ]
+    (tmp_path / "images").rename(tmp_path / "gone")
+    sft = sft_dataset(tmp_path / "file.sft.parquet", tokenizer, processor)
+    rl = rl_dataset(tmp_path / "file.rl.parquet", tokenizer, processor, max_pixels=3136)
+    for index, pixels in enumerate(expected):
+        found = sft[index]["multi_modal_inputs"].get("pixel_values")
+        assert (found is None and pixels is None) or torch.equal(found, pixels)
+        images = images_of(rl[index]["raw_prompt"])
+        assert [image["image"].convert("RGB").tobytes() for image in images] == pictures[index]
+        assert {image["max_pixels"] for image in images} <= {3136}
+
+
+def test_rows_in_another_order(parquet: Path, tokenizer: Any, processor: Any) -> None:
+    dataset = rl_dataset(parquet / "train.rl.parquet", tokenizer, processor)
+    dataset.set_order([7, 3, 7])
+    assert len(dataset) == 3
+    assert [dataset[position]["extra_info"]["index"] for position in range(3)] == [7, 3, 7]
+    for wrong in ([-1], [len(pq.read_table(parquet / "train.rl.parquet"))], [[1]]):
+        with pytest.raises(FFRError, match="order: expected row numbers from 0 to 159"):
+            dataset.set_order(wrong)  # type: ignore[arg-type]
+    dataset.set_order(None)
+    assert len(dataset) == 160
+    assert dataset[5]["extra_info"]["index"] == 5
+
+
+def test_further_columns_are_in_each_row(parquet: Path, tmp_path: Path, tokenizer: Any, processor: Any) -> None:
+    table = pq.read_table(parquet / "train.rl.parquet")
+    levels = ["easy", "hard"] * (len(table) // 2)
+    pq.write_table(table.append_column("difficulty", [levels]), tmp_path / "levels.rl.parquet")
+    dataset = rl_dataset(tmp_path / "levels.rl.parquet", tokenizer, processor)
+    assert [dataset[index]["difficulty"] for index in range(4)] == levels[:4]
+
+
+def test_prompt_tokens_are_those_of_the_processor(
+    base_model: Path, tmp_path: Path, tokenizer: Any, processor: Any
+) -> None:
+    rows = list(demo_rows(tmp_path / "images", rows=6, seed=1, image_share=0.5))
+    for number, name in enumerate(sorted({name for row in rows for name in row["images"]})):
+        size = ((40, 40), (640, 480), (1400, 1000), (30, 2000))[number % 4]
+        Image.effect_noise(size, 40).convert("RGB").save(tmp_path / name)
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    summary = prepare(
+        tmp_path / "rows.json", images_root=tmp_path, output=tmp_path, split="t", tokenizer=str(base_model)
+    )
+    dataset = rl_dataset(tmp_path / "t.rl.parquet", tokenizer, processor)
+    lengths = []
+    for index in range(6):
+        messages = dataset[index]["raw_prompt"]
+        text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        images = [fetch_image(image) for image in images_of(messages)]
+        lengths.append(processor(text=[text], images=images or None, return_tensors="pt")["input_ids"].shape[1])
+    assert max(lengths) > 1000, "large images are in it"
+    assert summary.statistics["prompt_tokens_mean"] == pytest.approx(sum(lengths) / 6, abs=1e-3)
+    with pytest.raises(FFRError, match=rf"too_long \(1 row\)[\s\S]*{max(lengths):,} tokens, at most"):
+        prepare(
+            tmp_path / "rows.json",
+            images_root=tmp_path,
+            output=tmp_path,
+            split="t",
+            tokenizer=str(base_model / "tokenizer.json"),
+            max_prompt_tokens=max(lengths) - 1,
+        )
+
+
+def test_sizes_of_images_are_those_of_qwen_vl_utils() -> None:
+    for width in (1, 27, 28, 29, 56, 333, 1000, 4032):
+        for height in (1, 28, 41, 98, 640, 3024):
+            for most in (3136, 50_176, 602_112):
+                try:
+                    expected = smart_resize(height, width, 28, max_pixels=most)
+                except ValueError:
+                    with pytest.raises(ValueError, match="one side more than 200 times"):
+                        resized(width, height, max_pixels=most)
+                    continue
+                if 0 in expected:
+                    with pytest.raises(ValueError, match="a side vanishes"):
+                        resized(width, height, max_pixels=most)
+                    continue
+                assert resized(width, height, max_pixels=most) == expected[::-1]

@@ -26,7 +26,7 @@ def test_ids_images_and_query() -> None:
     )
     assert dialogue.query == "the cat: at home"
     assert dialogue.utterances == (
-        Utterance(0, "Ann", "look: ", (0, 1)),
+        Utterance(0, "Ann", "look:", (0, 1)),
         Utterance(1, "Bob", "two\nlines"),
         Utterance(2, "", "no speaker"),
     )

@@ -1,0 +1,269 @@
+"""`ffr-verl build`: long dialogues of several topics, composed from short ones, with queries for their parts.
+
+Input and output are raw dialogues (`ffr_verl.data.raw_dialogues`). A part of a short dialogue that keeps its turns in
+order becomes the gold fragment of its query; where topics take turns the fragment is sparse.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ffr_verl.data.json_rows import read_rows
+from ffr_verl.data.parquet_writer import whole_or_nothing
+from ffr_verl.data.raw_dialogues import RawDialogueError, dialogue_of_turns
+from ffr_verl.errors import FFRError
+
+__all__ = ["ComposeSettings", "Layout", "ShortDialogue", "build", "compose", "dispersion_of", "order_of_parts"]
+
+Layout = Literal["blocks", "interleaved", "mixed"]
+_CANDIDATES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class ShortDialogue:
+    """A dialogue about one thing.
+
+    Attributes:
+        dialogue_id: in the source.
+        topic: dialogues of one topic are not put together; empty: of a topic of its own.
+        turns: raw turns.
+        queries: what may be asked about it.
+    """
+
+    dialogue_id: str
+    topic: str
+    turns: tuple[Mapping[str, Any], ...]
+    queries: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ComposeSettings:
+    """How long dialogues are made.
+
+    Attributes:
+        topics: short dialogues in a long one, at least 1.
+        layout: `blocks`: one after another; `interleaved`: taking turns; `mixed`: either, by chance.
+        dispersion: wanted mean of span over size of the fragments in interleaved dialogues, at least 1; `None`: as
+            chance has it.
+        negatives: share of queries in [0, 1] that ask for what is not there.
+        queries: of a dialogue, at least 1; a topic is asked for once.
+        keep_speakers: keep the names of the speakers; otherwise they are user1 and user2 by turns.
+    """
+
+    topics: int = 3
+    layout: Layout = "mixed"
+    dispersion: float | None = None
+    negatives: float = 0.15
+    queries: int = 1
+    keep_speakers: bool = False
+
+    def __post_init__(self) -> None:
+        for name, is_good, expected in (
+            ("topics", self.topics >= 1, "a number from 1"),
+            ("dispersion", self.dispersion is None or self.dispersion >= 1, "a number from 1 (dense)"),
+            ("negatives", 0 <= self.negatives <= 1, "a share from 0 to 1"),
+            (
+                "queries",
+                1 <= self.queries <= self.topics + 1,
+                f"1 to {self.topics + 1} (topics and one more)",
+            ),
+        ):
+            if not is_good:
+                raise FFRError(f"--{name}: found {getattr(self, name)}; give {expected}")
+
+
+def dispersion_of(order: Sequence[int], part: int) -> float:
+    """Span of a part's turns over their number: 1 where they follow each other.
+
+    Example:
+        >>> dispersion_of([0, 1, 0, 1], 0)
+        1.5
+    """
+    places = [place for place, owner in enumerate(order) if owner == part]
+    return (places[-1] - places[0] + 1) / len(places) if places else 1.0
+
+
+def _interleave(lengths: Sequence[int], stay: float, rng: random.Random) -> list[int]:
+    """Parts taking turns: after each turn the same part goes on with the chance `stay`."""
+    left = list(lengths)
+    order: list[int] = []
+    while any(left):
+        if not order or not left[order[-1]] or rng.random() >= stay:
+            part = rng.choices(range(len(left)), weights=left)[0]
+        else:
+            part = order[-1]
+        order.append(part)
+        left[part] -= 1
+    return order
+
+
+def order_of_parts(
+    lengths: Sequence[int],
+    layout: Literal["blocks", "interleaved"],
+    rng: random.Random,
+    *,
+    dispersion: float | None = None,
+) -> list[int]:
+    """Which part each turn of a long dialogue belongs to.
+
+    Args:
+        lengths: turns of each part.
+        layout: `blocks`, or `interleaved`: a shuffle that keeps the order inside parts.
+        rng: source of chance.
+        dispersion: of some interleavings take the one whose mean dispersion is nearest to this.
+
+    Example:
+        >>> order_of_parts([2, 1], "blocks", random.Random(0))
+        [0, 0, 1]
+    """
+    if layout == "blocks":
+        return [part for part, length in enumerate(lengths) for _ in range(length)]
+    if dispersion is None:
+        return _interleave(lengths, 0.0, rng)
+    candidates = [_interleave(lengths, number / (_CANDIDATES - 1), rng) for number in range(_CANDIDATES)]
+    means = [sum(dispersion_of(order, part) for part in range(len(lengths))) / len(lengths) for order in candidates]
+    return candidates[min(range(_CANDIDATES), key=lambda number: abs(means[number] - dispersion))]
+
+
+def compose(
+    dialogue_id: str,
+    parts: Sequence[ShortDialogue],
+    absent: ShortDialogue | None,
+    settings: ComposeSettings,
+    rng: random.Random,
+) -> dict[str, Any]:
+    """A long raw dialogue of short ones, with its queries.
+
+    Args:
+        dialogue_id: of the long dialogue.
+        parts: the short ones, in the order of their blocks.
+        absent: one that it does not hold, whose queries have an empty gold; `None`: no such queries.
+        settings: see `ComposeSettings`.
+        rng: source of chance.
+    """
+    layout = settings.layout
+    kind: Literal["blocks", "interleaved"] = rng.choice(("blocks", "interleaved")) if layout == "mixed" else layout
+    order = order_of_parts([len(part.turns) for part in parts], kind, rng, dispersion=settings.dispersion)
+    sources = [iter(part.turns) for part in parts]
+    turns = []
+    for number, part in enumerate(order):
+        turn = dict(next(sources[part]))
+        speaker = turn.get("speaker", "") if settings.keep_speakers else f"user{number % 2 + 1}"
+        turns.append({"utterance_idx": number, "speaker": speaker, "utterance": turn["utterance"]})
+    asked = rng.sample(range(len(parts)), min(settings.queries, len(parts)))
+    if absent is not None and rng.random() < settings.negatives:
+        asked[-1] = len(parts)
+    elif settings.queries > len(asked) and absent is not None:
+        asked.append(len(parts))
+    queries = []
+    for part in asked:
+        source = absent if part == len(parts) else parts[part]
+        assert source is not None
+        gold = [number for number, owner in enumerate(order) if owner == part]
+        queries.append({"query_text": rng.choice(source.queries), "gt_turns": gold})
+    return {"dialogue_id": dialogue_id, "dialogue": turns, "queries": queries, "parts": [p.dialogue_id for p in parts]}
+
+
+def read_short_dialogues(source: Path, query_fields: Sequence[str]) -> list[ShortDialogue]:
+    """Read short dialogues: raw dialogues whose queries stand in `query_fields` (texts or lists of texts).
+
+    Raises:
+        FFRError: names the row and what is wrong with it.
+    """
+    found = []
+    for number, row in read_rows(source):
+        where = f"{source}: row {number}"
+        turns = row.get("dialogue")
+        if not isinstance(turns, list) or not turns:
+            raise FFRError(f"{where}: field 'dialogue': missing or empty; expected a list of turns")
+        try:
+            dialogue_of_turns("", turns, "")
+        except RawDialogueError as error:
+            raise FFRError(f"{where}: {error}") from None
+        queries: list[str] = []
+        for name in query_fields:
+            value = row.get(name)
+            queries += [value] if isinstance(value, str) else value if isinstance(value, list) else []
+        queries = [query.strip() for query in queries if isinstance(query, str) and query.strip()]
+        if not queries:
+            raise FFRError(f"{where}: no query in {', '.join(query_fields)}; name the field with --query-field")
+        identifier = str(row.get("dialogue_id", number))
+        found.append(ShortDialogue(identifier, str(row.get("topic") or ""), tuple(turns), tuple(queries)))
+    return found
+
+
+def _draw(pool: Sequence[ShortDialogue], count: int, rng: random.Random) -> list[ShortDialogue]:
+    """Some dialogues of different topics; fewer where there are no more topics."""
+    drawn: list[ShortDialogue] = []
+    topics: set[str] = set()
+    for candidate in rng.sample(pool, len(pool)) if len(pool) <= 64 else _endless(pool, rng):
+        if candidate in drawn or (candidate.topic and candidate.topic in topics):
+            continue
+        drawn.append(candidate)
+        topics.add(candidate.topic)
+        if len(drawn) == count:
+            break
+    return drawn
+
+
+def _endless(pool: Sequence[ShortDialogue], rng: random.Random) -> Iterator[ShortDialogue]:
+    for _ in range(64 * len(pool)):
+        yield rng.choice(pool)
+
+
+def build(
+    source: Path,
+    output: Path,
+    *,
+    dialogues: int,
+    settings: ComposeSettings,
+    query_fields: Sequence[str] = ("query_text",),
+    prefix: str = "built",
+    seed: int = 0,
+) -> tuple[int, float]:
+    """Compose long dialogues and write them as JSONL of raw dialogues.
+
+    Args:
+        source: short dialogues, JSON list or JSONL.
+        output: file to write; one that is there is replaced.
+        dialogues: how many to make.
+        settings: see `ComposeSettings`.
+        query_fields: fields of a short dialogue that hold what may be asked about it.
+        prefix: start of each `dialogue_id`.
+        seed: equal source, settings and seed give an equal file.
+
+    Returns:
+        Queries written, and the mean dispersion of their fragments.
+
+    Raises:
+        FFRError: for a source that cannot be used, or one with too few topics.
+    """
+    pool = read_short_dialogues(source, query_fields)
+    rng = random.Random(seed)
+    needed = settings.topics + (settings.negatives > 0 or settings.queries > settings.topics)
+    if len(_draw(pool, needed, random.Random(seed))) < needed:
+        raise FFRError(
+            f"{source}: {len(pool)} dialogues of too few topics: a long dialogue needs {settings.topics} of different "
+            f"topics{', and a query for an absent one another' if needed > settings.topics else ''}"
+        )
+    queries, dispersions = 0, []
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with whole_or_nothing([output]) as (temporary,), temporary.open("w", encoding="utf-8") as file:
+            for number in range(dialogues):
+                drawn = _draw(pool, needed, rng)
+                parts, absent = drawn[: settings.topics], drawn[settings.topics] if needed > settings.topics else None
+                made = compose(f"{prefix}_{number:06d}", parts, absent, settings, rng)
+                file.write(json.dumps(made, ensure_ascii=False) + "\n")
+                for query in made["queries"]:
+                    queries += 1
+                    gold = query["gt_turns"]
+                    dispersions += [(gold[-1] - gold[0] + 1) / len(gold)] if gold else []
+    except OSError as error:
+        raise FFRError(f"{output}: {error.strerror or error}") from None
+    return queries, sum(dispersions) / len(dispersions) if dispersions else 1.0

@@ -1,0 +1,148 @@
+"""`ffr-verl inspect`: one row, as a person reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from ffr_verl.data.config import DataConfig
+from ffr_verl.data.images import image_tokens, read_image_facts, resolve_image
+from ffr_verl.data.json_rows import read_rows
+from ffr_verl.data.parquet_files import images_root, read_schema
+from ffr_verl.data.raw_dialogues import RawDialogueError, rows_of_raw_dialogue
+from ffr_verl.data.tokens import PromptTokens
+from ffr_verl.dialogues import parse_dialogue
+from ffr_verl.errors import FFRError
+from ffr_verl.fragments import Fragment, parse_fragment
+
+__all__ = ["render_row"]
+
+_PARQUET = b"PAR1"
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    messages: list[dict[str, str]]
+    images: list[Any]
+    dialogue_id: str
+    solution: str
+
+
+def _rows(file: Path) -> Iterator[_Row]:
+    with file.open("rb") as start:
+        is_parquet = start.read(4) == _PARQUET
+    if not is_parquet:
+        for number, row in read_rows(file):
+            if "dialogue" in row and "messages" not in row:
+                try:
+                    made = list(rows_of_raw_dialogue(row))
+                except RawDialogueError as error:
+                    raise FFRError(f"{file}: row {number}: {error}") from None
+                for one in made:
+                    yield _of_mldr(one)
+            else:
+                yield _of_mldr(row)
+        return
+    for batch in pq.ParquetFile(file).iter_batches(batch_size=64):
+        for row in batch.to_pylist():
+            if "prompt" in row:
+                yield _Row(
+                    row["prompt"],
+                    row["images"] or [],
+                    row["extra_info"]["dialogue_id"],
+                    row["reward_model"]["ground_truth"],
+                )
+            else:
+                yield _Row(
+                    row["messages"][:-1], row["images"] or [], row["dialogue_id"], row["messages"][-1]["content"]
+                )
+
+
+def _of_mldr(row: Mapping[str, Any]) -> _Row:
+    messages = [message for message in row.get("messages") or () if message.get("role") != "assistant"]
+    return _Row(messages, row.get("images") or [], str(row.get("dialogue_id", "")), str(row.get("solution", "")))
+
+
+def _nth(file: Path, number: int) -> _Row:
+    count = 0
+    for count, row in enumerate(_rows(file), start=1):
+        if count > number:
+            return row
+    raise FFRError(f"{file}: has {count} rows, there is no row {number} (the first is 0)")
+
+
+def _picture(image: Any, root: Path | None) -> tuple[str, int]:
+    """An image as text, and its tokens."""
+    name = image.get("path") if isinstance(image, Mapping) else image
+    if isinstance(image, Mapping) and image.get("bytes") is not None:
+        return f"{name} (in the file, {len(image['bytes']):,} bytes)", 0
+    if root is None:
+        return f"{name} (give --images-root to look at it)", 0
+    try:
+        facts = read_image_facts(resolve_image(root, str(name)))
+        tokens = image_tokens(facts.width, facts.height, max_pixels=DataConfig().max_pixels)
+    except ValueError as error:
+        return f"{name}: {error}", 0
+    return f"{name} ({facts.width} x {facts.height} {facts.format}, {tokens} tokens)", tokens
+
+
+def render_row(file: Path, number: int, *, root: Path | None = None, tokenizer: str | None = None) -> RenderableType:
+    """A row of a parquet file, of MLDR rows or of raw dialogues, to be printed by rich.
+
+    Args:
+        file: parquet, JSON list or JSONL.
+        number: of the row, from 0; raw dialogues count one for each query.
+        root: folder of the images; by default the one recorded in a parquet file.
+        tokenizer: to count prompt tokens, see `PromptTokens`.
+
+    Raises:
+        FFRError: when there is no such file or row, or the row holds no dialogue.
+    """
+    if not file.is_file():
+        raise FFRError(f"{file}: no such file")
+    row = _nth(file, number)
+    if root is None and file.suffix == ".parquet" and read_schema(str(file)).metadata:
+        root = images_root([str(file)], DataConfig())
+    try:
+        dialogue = parse_dialogue(row.messages, row.dialogue_id)
+    except (ValueError, KeyError, TypeError) as error:
+        raise FFRError(f"{file}: row {number}: {error}; `ffr-verl prepare` checks a whole file") from None
+    gold = parse_fragment(row.solution)
+    marked = gold or Fragment((), ())
+    table = Table(show_header=True, header_style="bold", expand=False)
+    for name in ("", "id", "speaker", "text"):
+        table.add_column(name)
+    image, tokens = 0, []
+    for utterance in dialogue.utterances:
+        is_gold = utterance.id in marked.utterance_ids
+        text = Text(utterance.text)
+        for identifier in utterance.image_ids:
+            is_gold_image = identifier in marked.image_ids
+            line, count = _picture(row.images[image], root) if image < len(row.images) else ("no path", 0)
+            image += 1
+            tokens.append(count)
+            text.append(
+                f"{chr(10) if text.plain else ''}image {identifier}: {line}", "green" if is_gold_image else "dim"
+            )
+            text.append(" *" if is_gold_image else "", "green")
+        style = "green" if is_gold else ""
+        table.add_row("*" if is_gold else "", str(utterance.id), Text(utterance.speaker), text, style=style)
+    facts = [f"dialogue {row.dialogue_id}", f"{len(dialogue.utterances)} turns", f"{len(row.images)} images"]
+    if gold is None:
+        facts.append("gold: malformed")
+    elif not gold.utterance_ids and not gold.image_ids:
+        facts.append("gold: empty")
+    else:
+        facts.append(f"gold: {len(gold.utterance_ids)} utterances, {len(gold.image_ids)} images (*)")
+    if tokenizer is not None:
+        facts.append(f"{PromptTokens(tokenizer).count(row.messages, tokens):,} prompt tokens")
+    query = Panel(Text(dialogue.query), title="query", title_align="left", expand=False)
+    return Group(Text(f"{file}, row {number}: {', '.join(facts)}"), query, table, Text(row.solution, style="dim"))

@@ -1,0 +1,56 @@
+"""How long a prompt is for Qwen2-VL, without its processor: text tokens of a tokenizer, image tokens from sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ffr_verl.dialogues import IMAGE
+from ffr_verl.errors import FFRError
+
+__all__ = ["PromptTokens"]
+
+_DEFAULT_SYSTEM = {"role": "system", "content": "You are a helpful assistant."}  # Qwen2-VL's template adds it
+_PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
+
+
+class PromptTokens:
+    """Counts the tokens of prompts.
+
+    Args:
+        tokenizer: a model's folder, a `tokenizer.json`, or the name of a hub model (which is fetched).
+
+    Raises:
+        FFRError: when the package `tokenizers` is missing or the tokenizer cannot be read.
+    """
+
+    def __init__(self, tokenizer: str) -> None:
+        try:
+            from tokenizers import Tokenizer
+        except ImportError:
+            raise FFRError("--tokenizer needs the package tokenizers: pip install tokenizers") from None
+        path = Path(tokenizer).expanduser()
+        file = path / "tokenizer.json" if path.is_dir() else path
+        try:
+            self._tokenizer = Tokenizer.from_file(str(file)) if path.exists() else Tokenizer.from_pretrained(tokenizer)
+        except Exception as error:  # noqa: BLE001  # the package raises plain Exception
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise FFRError(
+                f"--tokenizer {tokenizer}: {first}; give a model's folder, a tokenizer.json or a hub model"
+            ) from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+
+    def count(self, messages: Sequence[Mapping[str, Any]], image_tokens: Sequence[int]) -> int:
+        """Tokens of a prompt in Qwen2-VL's chat format, the start of the answer included.
+
+        Args:
+            messages: of the prompt, texts with `<image>` where an image stands.
+            image_tokens: of each image, see `image_tokens`.
+        """
+        if not messages or messages[0]["role"] != "system":
+            messages = [_DEFAULT_SYSTEM, *messages]
+        text = "".join([f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>\n" for message in messages])
+        text = text.replace(IMAGE, _PICTURE) + "<|im_start|>assistant\n"
+        return len(self._tokenizer.encode(text, add_special_tokens=False)) + sum(image_tokens) - len(image_tokens)

@@ -1,0 +1,442 @@
+"""The checks of a row in the MLDR format. All problems of a row are collected, not the first only."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from ffr_verl.data.compact_map import CompactMap
+from ffr_verl.data.images import ImageFacts, image_tokens, read_image_facts, resolve_image
+from ffr_verl.data.problems import Problem, ProblemKind
+from ffr_verl.data.tokens import PromptTokens
+from ffr_verl.data.windows import Window, WindowSettings, cut_prompt, windows_of
+from ffr_verl.dialogues import IMAGE, Dialogue, parse_dialogue, reserved_token
+from ffr_verl.errors import FFRError
+from ffr_verl.fragments import Fragment, format_fragment, malformed_reason, parse_fragment
+from ffr_verl.rewards.f1 import f1_of_fragments
+from ffr_verl.rewards.format import has_no_repeats
+
+__all__ = ["CheckSettings", "CheckedRow", "RowChecker", "check_limits", "dialogue_fingerprint", "fingerprints_of_file"]
+
+_ROLES = (["system", "user", "assistant"], ["user", "assistant"])
+_CACHED_IMAGES = 8192
+_GOLD_BITS = 28
+_GOLD_MASK = 2**_GOLD_BITS - 1
+_PLACEHOLDERS = ("<video>", "<audio>", "<|im_end|>", IMAGE)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckSettings:
+    """What rows are checked against.
+
+    Attributes:
+        images_root: resolved folder that image paths are relative to.
+        decode: decode every image, instead of reading its header and end.
+        max_pixels: bound of an image, see `resized`.
+        max_images: most images of a row; the recipes' `rollout.limit_images`.
+        tokens: counts prompt tokens; `None`: lengths are not checked.
+        max_prompt_tokens: most tokens of a prompt; the recipes' `data.max_prompt_length`.
+        other_splits: fingerprints of the dialogues of other splits, and in which file each is.
+    """
+
+    images_root: Path
+    decode: bool = False
+    max_pixels: int = 602_112
+    max_images: int = 8
+    tokens: PromptTokens | None = None
+    max_prompt_tokens: int = 14_512
+    other_splits: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedRow:
+    """A row as it is used from here on.
+
+    Attributes:
+        messages: system (optional), user, assistant.
+        images: paths as they stood in the row.
+        dialogue: read out of the user's message.
+        gold: the gold answer.
+        solution: the same as text.
+        image_tokens: that the model spends on each image.
+        fingerprint: of the dialogue, see `dialogue_fingerprint`; a window's is that of its whole dialogue.
+        prompt_tokens: of the whole prompt, `None` when they were not counted.
+        window: of a longer dialogue, `None` for a whole one.
+    """
+
+    messages: list[dict[str, str]]
+    images: list[str]
+    dialogue: Dialogue
+    gold: Fragment
+    solution: str
+    image_tokens: tuple[int, ...]
+    fingerprint: int
+    prompt_tokens: int | None = None
+    window: Window | None = None
+
+    def cut(self, settings: WindowSettings) -> list[CheckedRow]:
+        """The row's windows, or the row itself when it fits into one."""
+        count = len(self.dialogue.utterances)
+        windows = windows_of(self.dialogue.dialogue_id, self.dialogue.image_utterances, count, settings)
+        return [self._part(window) for window in windows] or [self]
+
+    def _part(self, window: Window) -> CheckedRow:
+        gold = window.part_of(self.gold)
+        solution = format_fragment(gold)
+        messages = [
+            {**message, "content": cut_prompt(message["content"], window)} if message["role"] == "user" else message
+            for message in self.messages[:-1]
+        ]
+        images = slice(*window.images)
+        return CheckedRow(
+            messages=[*messages, {**self.messages[-1], "content": solution}],
+            images=self.images[images],
+            dialogue=parse_dialogue(messages, window.dialogue_id),
+            gold=gold,
+            solution=solution,
+            image_tokens=self.image_tokens[images],
+            fingerprint=self.fingerprint,
+            window=window,
+        )
+
+
+def check_limits(number: int, row: CheckedRow, settings: CheckSettings) -> tuple[CheckedRow, list[Problem]]:
+    """Whether a row, or a window, is within what a run takes: images and, where they are counted, prompt tokens; and
+    whether a window is one of another split.
+
+    Returns:
+        The row with its prompt tokens, and the problems.
+    """
+    problems = []
+    if len(row.images) > settings.max_images:
+        message = f"{len(row.images)} images, at most {settings.max_images}"
+        problems.append(Problem(number, ProblemKind.TOO_MANY_IMAGES, "images", message))
+    if settings.tokens is not None:
+        count = settings.tokens.count(row.messages[:-1], row.image_tokens)
+        if count > settings.max_prompt_tokens:
+            message = f"{count:,} tokens, at most {settings.max_prompt_tokens:,}"
+            problems.append(Problem(number, ProblemKind.TOO_LONG, "messages", message))
+        row = replace(row, prompt_tokens=count)
+    if row.window is not None:
+        in_file = settings.other_splits.get(dialogue_fingerprint(row.dialogue, row.images))
+        if in_file is not None:
+            message = f"window {row.dialogue.dialogue_id} is in {in_file} too"
+            problems.append(Problem(number, ProblemKind.OTHER_SPLIT, "messages", message))
+    return row, problems
+
+
+def _digest(text: str) -> int:
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+def dialogue_fingerprint(dialogue: Dialogue, images: Sequence[str]) -> int:
+    """Identifies what is said and shown in a dialogue, whatever its id; a signed number of 64 bits."""
+    said = [f"{utterance.speaker}\0{utterance.text}" for utterance in dialogue.utterances]
+    return _digest("\0".join([*said, "\0", *images]))
+
+
+def fingerprints_of_file(file: Path) -> dict[int, str]:
+    """The fingerprints of the dialogues of an RL or SFT file, with the file's name.
+
+    Raises:
+        FFRError: when it is no file of `ffr-verl prepare`.
+    """
+    try:
+        parquet = pq.ParquetFile(file)
+    except FileNotFoundError:
+        raise FFRError(f"--against {file}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise FFRError(f"--against {file}: not a parquet file ({error})") from None
+    column = next((name for name in ("prompt", "messages") if name in parquet.schema_arrow.names), None)
+    if column is None or "images" not in parquet.schema_arrow.names:
+        raise FFRError(f"--against {file}: no columns prompt and images; give a NAME.rl.parquet of `ffr-verl prepare`")
+    found: dict[int, str] = {}
+    for batch in parquet.iter_batches(batch_size=512, columns=[column, "images"]):
+        for row in batch.to_pylist():
+            images = [image["path"] if isinstance(image, dict) else image for image in row["images"] or ()]
+            found[dialogue_fingerprint(parse_dialogue(row[column], ""), images)] = str(file)
+    return found
+
+
+class RowChecker:
+    """Checks rows one after another; remembers what a later row may repeat or contradict.
+
+    Args:
+        settings: what to check against.
+
+    Example:
+        >>> checker = RowChecker(CheckSettings(Path("/data")))
+        >>> checker.check(0, {"dialogue_id": "d"})[1][0].message
+        'missing or no list; expected system, user, assistant'
+    """
+
+    def __init__(self, settings: CheckSettings) -> None:
+        self._settings = settings
+        self._facts = functools.lru_cache(maxsize=_CACHED_IMAGES)(self._read_facts)
+        self._asked = CompactMap()  # dialogue and query: the row and, in the last bits, its gold
+        self._named = CompactMap()  # dialogue id: fingerprint of the dialogue
+
+    def check(self, number: int, row: Mapping[str, Any]) -> tuple[CheckedRow | None, list[Problem]]:
+        """Check a row.
+
+        Args:
+            number: of the row, for the problems.
+            row: in the MLDR format.
+
+        Returns:
+            The row, `None` when something is wrong with it; and all problems, warnings among them.
+        """
+        check = _Check(number, row, self._settings)
+        checked = check.run(self._facts)
+        if checked is not None:
+            self._compare(check, checked)
+        return (None if any(problem.is_error for problem in check.problems) else checked), check.problems
+
+    def _read_facts(self, name: str) -> ImageFacts | tuple[ProblemKind, str]:
+        try:
+            path = resolve_image(self._settings.images_root, name)
+        except ValueError as error:
+            return ProblemKind.IMAGE_PATH, str(error)
+        try:
+            return read_image_facts(path, decode=self._settings.decode)
+        except ValueError as error:
+            message = str(error)
+            kinds = {"no such file": ProblemKind.IMAGE_MISSING, "too large": ProblemKind.IMAGE_SIZE}
+            return kinds.get(message.partition(":")[0], ProblemKind.IMAGE_BROKEN), message
+
+    def _compare(self, check: _Check, row: CheckedRow) -> None:
+        """Against earlier rows and other splits."""
+        dialogue = row.dialogue
+        content = row.fingerprint
+        in_file = self._settings.other_splits.get(content)
+        if in_file is not None:
+            check.report(ProblemKind.OTHER_SPLIT, "messages", f"dialogue {dialogue.dialogue_id} is in {in_file} too")
+        if self._named.setdefault(_digest(dialogue.dialogue_id), content) != content:
+            check.report(
+                ProblemKind.SAME_ID, "dialogue_id", f"{dialogue.dialogue_id} was the id of another dialogue before"
+            )
+        gold = hash(row.gold) & _GOLD_MASK
+        count = len(self._asked)
+        known = self._asked.setdefault(_digest(f"{content} {dialogue.query}"), check.number << _GOLD_BITS | gold)
+        if len(self._asked) > count:
+            return
+        earlier = f"row {known >> _GOLD_BITS} asks the same of this dialogue"
+        if known & _GOLD_MASK == gold:
+            check.report(ProblemKind.REPEATED_ROW, "messages", earlier)
+        else:
+            check.report(ProblemKind.CONTRADICTION, "solution", f"{earlier} and has another answer")
+
+
+@functools.lru_cache(maxsize=4096)
+def _tokens_of_size(width: int, height: int, max_pixels: int) -> int:
+    return image_tokens(width, height, max_pixels=max_pixels)
+
+
+class _Check:
+    """The checks of one row, and what they have found."""
+
+    def __init__(self, number: int, row: Mapping[str, Any], settings: CheckSettings) -> None:
+        self.number, self._row, self._settings = number, row, settings
+        self.problems: list[Problem] = []
+
+    def report(self, kind: ProblemKind, where: str, message: str) -> None:
+        self.problems.append(Problem(self.number, kind, where, message))
+
+    def run(self, facts: Any) -> CheckedRow | None:
+        dialogue_id = self._dialogue_id()
+        messages, images, solution = self._messages(), self._image_names(), self._solution()
+        sizes = [self._image(position, name, facts) for position, name in enumerate(images or ())]
+        if messages is None:
+            return None
+        user_text = next(message["content"] for message in messages if message["role"] == "user")
+        try:
+            dialogue = parse_dialogue(messages, dialogue_id)
+        except ValueError as error:
+            self.report(ProblemKind.NO_DIALOGUE, "messages", str(error))
+            return None
+        self._ids(dialogue, images, user_text)
+        self._texts(messages, dialogue)
+        gold = None if solution is None else self._gold(solution, dialogue, messages[-1]["content"])
+        if images is None or solution is None or gold is None:
+            return None
+        tokens = tuple([size or 0 for size in sizes])
+        fingerprint = dialogue_fingerprint(dialogue, images)
+        return CheckedRow(messages, images, dialogue, gold, solution, tokens, fingerprint)
+
+    def _dialogue_id(self) -> str:
+        value = self._row.get("dialogue_id")
+        if value is None or value == "":
+            self.report(ProblemKind.MISSING_FIELD, "dialogue_id", "missing; expected a text or a number")
+        elif isinstance(value, bool) or not isinstance(value, (str, int)):
+            self.report(ProblemKind.WRONG_TYPE, "dialogue_id", f"found {value!r}, expected a text or a number")
+        else:
+            return self._plain_text(str(value), "dialogue_id")
+        return ""
+
+    def _plain_text(self, text: str, where: str) -> str:
+        """The text, if parquet and the tokenizer can take it."""
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            self.report(ProblemKind.BAD_TEXT, where, "holds half of a surrogate pair (\\ud800 to \\udfff)")
+            return ""
+        if "\0" in text:
+            self.report(ProblemKind.BAD_TEXT, where, "holds a NUL character")
+        return text
+
+    def _messages(self) -> list[dict[str, str]] | None:
+        messages = self._row.get("messages")
+        if not isinstance(messages, list) or not messages:
+            self.report(ProblemKind.MISSING_FIELD, "messages", "missing or no list; expected system, user, assistant")
+            return None
+        good = []
+        for number, message in enumerate(messages):
+            role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (0, 0)
+            where = f"messages[{number}]"
+            if not isinstance(role, str) or not isinstance(content, str):
+                self.report(ProblemKind.WRONG_TYPE, where, "expected an object with the texts role and content")
+                continue
+            good.append({"role": role, "content": self._plain_text(content, where)})
+        if len(good) < len(messages):
+            return None
+        roles = [message["role"] for message in good]
+        if roles not in _ROLES:
+            found = ", ".join(roles)
+            self.report(
+                ProblemKind.BAD_ROLES,
+                "messages",
+                f"found the roles {found}; expected system (optional), user, assistant",
+            )
+            return None
+        return good
+
+    def _image_names(self) -> list[str] | None:
+        images = self._row.get("images")
+        if not isinstance(images, list):
+            message = "missing or no list; give [] where a dialogue has none"
+            self.report(ProblemKind.MISSING_FIELD, "images", message)
+            return None
+        names = []
+        for number, image in enumerate(images):
+            name = image.get("path") if isinstance(image, dict) else image
+            if not isinstance(name, str) or not name:
+                self.report(
+                    ProblemKind.WRONG_TYPE, f"images[{number}]", f'found {image!r}; expected a path or {{"path": …}}'
+                )
+                continue
+            names.append(self._plain_text(name, f"images[{number}]"))
+        return names if len(names) == len(images) else None
+
+    def _image(self, position: int, name: str, read: Any) -> int | None:
+        """Tokens of an image; `None` when it is not usable."""
+        where = f"images[{position}]"
+        facts = read(name)
+        if not isinstance(facts, ImageFacts):
+            kind, message = facts
+            self.report(kind, where, f"{name}: {message}")
+            return None
+        if facts.is_animated:
+            self.report(ProblemKind.IMAGE_ODD, where, f"{name}: animated; the model sees the first frame only")
+        if facts.mode not in ("RGB", "RGBA", "L", "P", "1", "LA"):
+            self.report(ProblemKind.IMAGE_ODD, where, f"{name}: colours of mode {facts.mode}; they may come out wrong")
+        try:
+            return _tokens_of_size(facts.width, facts.height, self._settings.max_pixels)
+        except ValueError as error:
+            self.report(ProblemKind.IMAGE_SIZE, where, f"{name}: {error}")
+            return None
+
+    def _ids(self, dialogue: Dialogue, images: list[str] | None, user_text: str) -> None:
+        found = [utterance.id for utterance in dialogue.utterances]
+        if found != list(range(len(found))):
+            wrong = next(position for position, identifier in enumerate(found) if identifier != position)
+            self.report(
+                ProblemKind.UTTERANCE_IDS,
+                "messages",
+                f"utterance {wrong} has the id {found[wrong]}; expected 0 to {len(found) - 1} in order",
+            )
+        image_ids = dialogue.image_ids
+        if image_ids != tuple(range(len(image_ids))):
+            self.report(
+                ProblemKind.IMAGE_IDS,
+                "messages",
+                f"image ids are {list(image_ids)}; expected 0, 1, 2, ... in order",
+            )
+        placeholders = user_text.count(IMAGE)
+        if images is not None and not placeholders == len(images) == len(image_ids):
+            self.report(
+                ProblemKind.IMAGE_COUNT,
+                "images",
+                f"{len(images)} paths, {placeholders} {IMAGE} and {len(image_ids)} image ids; the three must be equal",
+            )
+
+    def _texts(self, messages: list[dict[str, str]], dialogue: Dialogue) -> None:
+        """What a text must not hold: tags of the wire format out of place, placeholders, chat tokens."""
+        for utterance in dialogue.utterances[:-1]:  # what follows the dialogue in the prompt reads as its last one
+            if "<" not in utterance.text and "<" not in utterance.speaker:
+                continue
+            found = reserved_token(utterance.text) or reserved_token(utterance.speaker)
+            if found is not None:
+                self.report(ProblemKind.BAD_TEXT, "messages", f"utterance {utterance.id} holds {found}")
+        for number, message in enumerate(messages):
+            content = message["content"]
+            for token in _PLACEHOLDERS:
+                if token in content and (token != IMAGE or message["role"] != "user"):
+                    self.report(ProblemKind.BAD_TEXT, f"messages[{number}]", f"holds {token}")
+
+    def _solution(self) -> str | None:
+        solution = self._row.get("solution")
+        if not isinstance(solution, str):
+            self.report(ProblemKind.MISSING_FIELD, "solution", "missing or no text; expected the gold answer")
+            return None
+        return solution
+
+    def _gold(self, solution: str, dialogue: Dialogue, answer: str) -> Fragment | None:
+        gold = parse_fragment(solution)
+        if gold is None:
+            reason = malformed_reason(solution)
+            self.report(
+                ProblemKind.GOLD_MALFORMED,
+                "solution",
+                f"malformed ({reason.value if reason else ''}): {solution[:80]!r}",
+            )
+            return None
+        if answer != solution:
+            self.report(ProblemKind.GOLD_DIFFERS, "messages", "the assistant's message is not the solution")
+        for name, ids, count in (
+            ("utterance", gold.utterance_ids, len(dialogue.utterances)),
+            ("image", gold.image_ids, len(dialogue.image_ids)),
+        ):
+            outside = [identifier for identifier in ids if identifier >= count]
+            if outside:
+                self.report(
+                    ProblemKind.GOLD_OUTSIDE,
+                    "solution",
+                    f"{name} ids {outside} are outside the dialogue, which has {count}",
+                )
+            if len(set(ids)) != len(ids):
+                self.report(ProblemKind.GOLD_REPEATED, "solution", f"{name} ids repeat: {list(ids)}")
+        if any(problem.field == "solution" for problem in self.problems):
+            return gold
+        self._gold_images(gold, dialogue)
+        rewards = (*f1_of_fragments(gold, gold, length_penalty=0.0), has_no_repeats(gold))
+        if rewards != (1.0, 1.0, True):
+            self.report(ProblemKind.GOLD_SELF_CHECK, "solution", f"earns {rewards} in f1 and format, not 1 each")
+        return gold
+
+    def _gold_images(self, gold: Fragment, dialogue: Dialogue) -> None:
+        held = set(gold.utterance_ids)
+        inside = {image for utterance in dialogue.utterances if utterance.id in held for image in utterance.image_ids}
+        given = set(gold.image_ids)
+        for ids, what in (
+            (sorted(given - inside), "are gold, their utterances are not"),
+            (sorted(inside - given), "are not gold, their utterances are"),
+        ):
+            if ids:
+                self.report(ProblemKind.GOLD_IMAGES, "solution", f"images {ids} {what}")

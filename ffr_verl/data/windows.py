@@ -1,0 +1,184 @@
+"""Windows over a long dialogue: rows `ID_split_k` of some consecutive turns each, and the way back to the whole.
+
+Ids in a window are either those of the whole dialogue (`global`), or utterances keep theirs while images count from 0
+in every window (`published`, as the published tools have it).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ffr_verl.dialogues import utterance_spans
+from ffr_verl.errors import FFRError
+from ffr_verl.fragments import Fragment
+
+__all__ = ["Window", "WindowIds", "WindowSettings", "cut_prompt", "whole_fragment", "window_id", "windows_of"]
+
+WindowIds = Literal["global", "published"]
+
+_IMAGE_TAG = re.compile(r"<\|img_id_start\|>([0-9]{1,9})<\|img_id_end\|>")
+_WINDOW_ID = re.compile(r"(.+)_split_([0-9]{1,9})", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class WindowSettings:
+    """How long dialogues are cut.
+
+    Attributes:
+        turns: of a window, at least 1; a dialogue that is no longer stays whole.
+        stride: turns from one window's start to the next, from 1 to `turns`.
+        ids: see the module.
+    """
+
+    turns: int
+    stride: int
+    ids: WindowIds
+
+    def __post_init__(self) -> None:
+        if self.turns < 1:
+            raise FFRError(f"--window: found {self.turns}; give a number of turns from 1")
+        if not 1 <= self.stride <= self.turns:
+            raise FFRError(
+                f"--stride: found {self.stride}; give 1 to {self.turns} (the window), or turns between would be lost"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Some consecutive turns of a dialogue.
+
+    Attributes:
+        of: id of the whole dialogue.
+        number: from 0.
+        utterances: ids of the first utterance and behind the last one.
+        images: ids in the whole dialogue of the first image and behind the last one.
+        ids: how the row names images.
+    """
+
+    of: str
+    number: int
+    utterances: tuple[int, int]
+    images: tuple[int, int]
+    ids: WindowIds
+
+    @property
+    def dialogue_id(self) -> str:
+        """`ID_split_k`."""
+        return f"{self.of}_split_{self.number}"
+
+    @property
+    def first_image_id(self) -> int:
+        """What the row calls the window's first image."""
+        return self.images[0] if self.ids == "global" else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in `extra_info.window`."""
+        return {
+            "of": self.of,
+            "number": self.number,
+            "first_utterance": self.utterances[0],
+            "first_image": self.images[0],
+            "ids": self.ids,
+        }
+
+    def part_of(self, gold: Fragment) -> Fragment:
+        """What of a whole dialogue's fragment lies in the window, in the window's ids.
+
+        Example:
+            >>> Window("d", 1, (3, 6), (2, 4), "published").part_of(Fragment((2, 3), (1, 2)))
+            Fragment(utterance_ids=(3,), image_ids=(0,))
+        """
+        (first, end), (first_image, end_image) = self.utterances, self.images
+        shift = self.first_image_id - first_image
+        return Fragment(
+            tuple([identifier for identifier in gold.utterance_ids if first <= identifier < end]),
+            tuple([identifier + shift for identifier in gold.image_ids if first_image <= identifier < end_image]),
+        )
+
+    def to_whole(self, fragment: Fragment) -> Fragment:
+        """A fragment of the window in the ids of the whole dialogue.
+
+        Example:
+            >>> Window("d", 1, (3, 6), (2, 4), "published").to_whole(Fragment((3,), (0,)))
+            Fragment(utterance_ids=(3,), image_ids=(2,))
+        """
+        shift = self.images[0] - self.first_image_id
+        return Fragment(fragment.utterance_ids, tuple([identifier + shift for identifier in fragment.image_ids]))
+
+
+def window_id(dialogue_id: str) -> tuple[str, int] | None:
+    """Whole dialogue and number of a window's id; `None` when it is none.
+
+    Example:
+        >>> window_id("w1_split_2"), window_id("w1")
+        (('w1', 2), None)
+    """
+    match = _WINDOW_ID.fullmatch(dialogue_id)
+    return (match.group(1), int(match.group(2))) if match else None
+
+
+def windows_of(
+    dialogue_id: str, image_utterances: Sequence[int], turns: int, settings: WindowSettings
+) -> list[Window]:
+    """The windows of a dialogue; none when it fits into one. The last one ends with the dialogue.
+
+    Args:
+        dialogue_id: of the whole dialogue.
+        image_utterances: the utterance of each of its images, in order.
+        turns: its length.
+        settings: how to cut.
+
+    Example:
+        >>> made = windows_of("d", [0, 5], 6, WindowSettings(turns=4, stride=3, ids="global"))
+        >>> [(window.utterances, window.images) for window in made]
+        [((0, 4), (0, 1)), ((2, 6), (1, 2))]
+    """
+    if turns <= settings.turns:
+        return []
+    starts = [*range(0, turns - settings.turns, settings.stride), turns - settings.turns]
+    windows = []
+    for number, start in enumerate(starts):
+        end = start + settings.turns
+        before = sum(utterance < start for utterance in image_utterances)
+        inside = sum(start <= utterance < end for utterance in image_utterances)
+        windows.append(Window(dialogue_id, number, (start, end), (before, before + inside), settings.ids))
+    return windows
+
+
+def cut_prompt(content: str, window: Window) -> str:
+    """A user's message with the window's utterances only; what stands before the dialogue stays.
+
+    Example:
+        >>> prompt = "Find it:\\n<|utt_id_start|>0<|utt_id_end|> a: b\\n<|utt_id_start|>1<|utt_id_end|> b: c"
+        >>> cut_prompt(prompt, Window("d", 1, (1, 2), (0, 0), "global"))
+        'Find it:\\n<|utt_id_start|>1<|utt_id_end|> b: c'
+    """
+    spans = utterance_spans(content)
+    first, end = window.utterances
+    shift = window.first_image_id - window.images[0]
+    kept = content[spans[first][0] : spans[end - 1][1]]
+    if end < len(spans):
+        kept = kept.removesuffix("\n")
+    if shift:
+        kept = _IMAGE_TAG.sub(lambda tag: f"<|img_id_start|>{int(tag.group(1)) + shift}<|img_id_end|>", kept)
+    return content[: spans[0][0]] + kept
+
+
+def whole_fragment(parts: Iterator[tuple[Window, Fragment]] | Sequence[tuple[Window, Fragment]]) -> Fragment:
+    """The fragments of a dialogue's windows united, ids sorted; each id once.
+
+    Example:
+        >>> first, second = windows_of("d", [0, 5], 6, WindowSettings(turns=4, stride=2, ids="published"))
+        >>> whole_fragment([(first, Fragment((3,), ())), (second, Fragment((3, 5), (0,)))])
+        Fragment(utterance_ids=(3, 5), image_ids=(1,))
+    """
+    utterances: set[int] = set()
+    images: set[int] = set()
+    for window, fragment in parts:
+        whole = window.to_whole(fragment)
+        utterances.update(whole.utterance_ids)
+        images.update(whole.image_ids)
+    return Fragment(tuple(sorted(utterances)), tuple(sorted(images)))

@@ -1,0 +1,444 @@
+"""Every kind of broken row and file: the message, exit status 2, nothing left behind."""
+
+from __future__ import annotations
+
+import copy
+import gzip
+import json
+import re
+import struct
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from ffr_verl.cli import main
+from ffr_verl.data.problems import MENDS, ProblemKind
+
+Row = dict[str, Any]
+ANSWER = "<|utt_ids_start|>[{}]<|utt_ids_end|>;<|img_ids_start|>[{}]<|img_ids_end|>"
+PROMPT = (
+    "<|query_start|>the cat<|query_end|>\nGive the ids.\n"
+    "<|utt_id_start|>0<|utt_id_end|> Ann: look at him\n"
+    "<|utt_id_start|>1<|utt_id_end|> Ann: <|img_id_start|>0<|img_id_end|><image>\n"
+    "<|utt_id_start|>2<|utt_id_end|> Bob: sweet\n"
+    "<|utt_id_start|>3<|utt_id_end|> Bob: and this <|img_id_start|>1<|img_id_end|><image>"
+)
+
+
+def good_row(number: int = 0) -> Row:
+    solution = ANSWER.format("0, 1, 2", "0")
+    return {
+        "dialogue_id": f"d{number}",
+        "images": ["cat.png", "dog.jpg"],
+        "solution": solution,
+        "messages": [
+            {"role": "system", "content": "You find fragments."},
+            {"role": "user", "content": PROMPT.replace("look at him", f"look at him, number {number}")},
+            {"role": "assistant", "content": solution},
+        ],
+    }
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds next to nothing: an image bomb."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(4096))) + chunk(b"IEND", b"")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    noise = Image.effect_noise((96, 96), 60)
+    noise.convert("RGB").save(tmp_path / "cat.png")
+    noise.convert("RGB").save(tmp_path / "dog.jpg")
+    noise.save(tmp_path / "gray.webp")
+    (tmp_path / "zero.png").write_bytes(b"")
+    (tmp_path / "text.png").write_text("not a picture")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cat.png").read_bytes()[:4000])
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "dog.jpg").read_bytes()[:2000])
+    (tmp_path / "cut.webp").write_bytes((tmp_path / "gray.webp").read_bytes()[:1000])
+    (tmp_path / "bomb.png").write_bytes(png_header(60_000, 60_000))
+    (tmp_path / "large.png").write_bytes(png_header(10_000, 10_000))
+    (tmp_path / "thin.png").write_bytes(png_header(4_000, 10))
+    broken = bytearray((tmp_path / "cat.png").read_bytes())
+    broken[len(broken) // 2] ^= 0xFF
+    (tmp_path / "middle.png").write_bytes(bytes(broken))
+    noise.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    noise.save(tmp_path / "moving.gif", save_all=True, append_images=[noise.rotate(90)])
+    (tmp_path / "folder.png").mkdir()
+    outside = tmp_path.parent / f"{tmp_path.name}_outside.png"
+    noise.save(outside)
+    (tmp_path / "link.png").symlink_to(outside)
+    (tmp_path / "dangling.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "linked").symlink_to(outside.parent)
+    return tmp_path
+
+
+def run(folder: Path, content: bytes | list[Any], monkeypatch: pytest.MonkeyPatch, *options: str) -> int:
+    """`ffr-verl prepare` in this process; its exit status."""
+    source = folder / "rows.json"
+    source.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    arguments = ["prepare", str(source), "--images-root", str(folder), "--output", str(folder / "out"), "--split", "t"]
+    monkeypatch.setattr(sys, "argv", ["ffr-verl", *arguments, *options])
+    try:
+        main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def assert_refused(
+    folder: Path,
+    content: bytes | list[Any],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    *options: str,
+) -> None:
+    assert run(folder, content, monkeypatch, *options) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error), error
+    assert error.startswith("ffr-verl: error: ")
+    assert "Traceback" not in error
+    assert not (folder / "out").exists() or not list((folder / "out").iterdir()), "nothing partial is left"
+
+
+def user(row: Row) -> dict[str, str]:
+    return next(message for message in row["messages"] if message["role"] == "user")
+
+
+def replace(old: str, new: str) -> Callable[[Row], None]:
+    def damage(row: Row) -> None:
+        assert old in user(row)["content"]
+        user(row)["content"] = user(row)["content"].replace(old, new)
+
+    return damage
+
+
+def gold(utterances: str, images: str = "") -> Callable[[Row], None]:
+    return solution(ANSWER.format(utterances, images))
+
+
+def solution(text: str) -> Callable[[Row], None]:
+    def damage(row: Row) -> None:
+        row["solution"] = row["messages"][-1]["content"] = text
+
+    return damage
+
+
+def image(name: Any, position: int = 0) -> Callable[[Row], None]:
+    return lambda row: row["images"].__setitem__(position, name)
+
+
+ROWS: list[tuple[str, Callable[[Row], Any], str]] = [
+    # fields
+    ("missing_field", lambda row: row.pop("dialogue_id"), r"'dialogue_id': missing; expected a text or a number"),
+    ("missing_field", lambda row: row.update(dialogue_id=""), r"'dialogue_id': missing"),
+    ("missing_field", lambda row: row.update(dialogue_id=None), r"'dialogue_id': missing"),
+    ("wrong_type", lambda row: row.update(dialogue_id=["d"]), r"'dialogue_id': found \['d'\], expected a text"),
+    ("missing_field", lambda row: row.pop("messages"), r"'messages': missing or no list"),
+    ("missing_field", lambda row: row.update(messages=[]), r"'messages': missing or no list"),
+    ("missing_field", lambda row: row.update(messages="hi"), r"'messages': missing or no list"),
+    ("wrong_type", lambda row: row["messages"].insert(0, "hi"), r"'messages\[0\]': expected an object with the texts"),
+    ("wrong_type", lambda row: user(row).update(content=3), r"'messages\[1\]': expected an object with the texts"),
+    ("wrong_type", lambda row: user(row).update(role=None), r"'messages\[1\]': expected an object with the texts"),
+    ("bad_roles", lambda row: row["messages"].pop(), r"'messages': found the roles system, user; expected"),
+    ("bad_roles", lambda row: row["messages"].reverse(), r"found the roles assistant, user, system"),
+    ("bad_roles", lambda row: user(row).update(role="human"), r"found the roles system, human, assistant"),
+    ("missing_field", lambda row: row.pop("solution"), r"'solution': missing or no text"),
+    ("missing_field", lambda row: row.update(solution=[1]), r"'solution': missing or no text"),
+    ("missing_field", lambda row: row.pop("images"), r"'images': missing or no list; give \[\]"),
+    ("missing_field", lambda row: row.update(images="cat.png"), r"'images': missing or no list"),
+    # texts
+    ("bad_text", replace("sweet", "swe\0et"), r"'messages\[1\]': holds a NUL character"),
+    ("bad_text", replace("sweet", "\ud83d alone"), r"'messages\[1\]': holds half of a surrogate pair"),
+    ("bad_text", lambda row: row.update(dialogue_id="\udc00"), r"'dialogue_id': holds half of a surrogate pair"),
+    ("bad_text", replace("sweet", "a <video> of him"), r"'messages\[1\]': holds <video>"),
+    ("bad_text", replace("sweet", "<|im_end|>\n<|im_start|>system"), r"utterance 2 holds <\|im_end\|>"),
+    ("bad_text", replace("sweet", "<|query_start|>dogs"), r"utterance 2 holds <\|query_start\|>"),
+    ("bad_text", replace("sweet", "<|utt_ids_start|>[0]<|utt_ids_end|>"), r"utterance 2 holds <\|utt_ids_start\|>"),
+    ("bad_text", lambda row: row["messages"][0].update(content="<image>"), r"'messages\[0\]': holds <image>"),
+    # the dialogue
+    ("no_dialogue", lambda row: user(row).update(content="hello"), r"no <\|query_start\|>"),
+    ("no_dialogue", replace("<|query_end|>", ""), r"no <\|query_start\|>"),
+    ("no_dialogue", replace("<|utt_id_start|>", "<|utt|>"), r"no <\|utt_id_start\|>"),
+    ("utterance_ids", replace("start|>2<", "start|>9<"), r"utterance 2 has the id 9; expected 0 to 3 in order"),
+    ("utterance_ids", replace("utt_id_start|>1<", "utt_id_start|>0<"), r"utterance 1 has the id 0"),
+    ("utterance_ids", replace("utt_id_start|>3<", "utt_id_start|>1<"), r"utterance 3 has the id 1"),
+    ("utterance_ids", replace("utt_id_start|>0<", "utt_id_start|>4<"), r"utterance 0 has the id 4"),
+    ("image_ids", replace("img_id_start|>1<", "img_id_start|>2<"), r"image ids are \[0, 2\]; expected 0, 1, 2"),
+    ("image_ids", replace("img_id_start|>1<", "img_id_start|>0<"), r"image ids are \[0, 0\]"),
+    ("image_count", lambda row: row["images"].pop(), r"1 paths, 2 <image> and 2 image ids; the three must be equal"),
+    ("image_count", lambda row: row["images"].append("cat.png"), r"3 paths, 2 <image> and 2 image ids"),
+    ("image_count", replace("sweet", "sweet <image>"), r"2 paths, 3 <image> and 2 image ids"),
+    ("image_count", replace("<|img_id_start|>1<|img_id_end|><image>", "<image>"), r"2 <image> and 1 image ids"),
+    # images
+    ("wrong_type", image(7), r"'images\[0\]': found 7; expected a path"),
+    ("wrong_type", image(""), r"'images\[0\]': found ''; expected a path"),
+    ("wrong_type", image({"url": "cat.png"}), r"'images\[0\]': found \{'url': 'cat.png'\}; expected a path"),
+    ("image_missing", image("no.png"), r"no\.png: no such file"),
+    ("image_missing", image("dangling.png"), r"dangling\.png: no such file"),
+    ("image_path", image("../cat.png"), r"\.\./cat\.png: leaves the images root"),
+    ("image_path", image("/etc/passwd"), r"/etc/passwd: leaves the images root"),
+    ("image_path", image("link.png"), r"link\.png: leaves the images root"),
+    ("image_path", image("linked/x.png"), r"linked/x\.png: leaves the images root"),
+    ("image_path", image("https://example.org/cat.png"), r"is an address; nothing is fetched"),
+    ("image_path", image("data:image/png;base64,AAAA"), r"is an address; nothing is fetched"),
+    ("bad_text", image("a\0b.png"), r"'images\[0\]': holds a NUL character"),
+    ("image_broken", image("zero.png"), r"zero\.png: is empty"),
+    ("image_broken", image("text.png"), r"text\.png: cannot be decoded \(UnidentifiedImageError\)"),
+    ("image_broken", image("cut.png"), r"cut\.png: cannot be decoded"),
+    ("image_broken", image("cut.jpg"), r"cut\.jpg: cannot be decoded"),
+    ("image_broken", image("cut.webp"), r"cut\.webp: cannot be decoded"),
+    ("image_broken", image("folder.png"), r"folder\.png: is a folder"),
+    ("image_size", image("bomb.png"), r"bomb\.png: too large: .*; at most 89,478,485 pixels"),
+    ("image_size", image("large.png"), r"large\.png: too large: 10000 x 10000"),
+    ("image_size", image("thin.png"), r"thin\.png: is 4000 x 10: one side more than 200 times the other"),
+    # gold answers
+    ("gold_malformed", solution(""), r"'solution': malformed \(empty\)"),
+    ("gold_malformed", solution("[0]"), r"'solution': malformed \(missing_tag\)"),
+    ("gold_malformed", gold("0,"), r"'solution': malformed \(bad_id_list\)"),
+    ("gold_malformed", gold("-1"), r"'solution': malformed \(bad_id_list\)"),
+    ("gold_malformed", solution(ANSWER.format("0", "") + "\n"), r"'solution': malformed \(text_outside\)"),
+    ("gold_malformed", gold("1234567890"), r"'solution': malformed \(bad_id_list\)"),
+    ("gold_outside", gold("0, 4"), r"utterance ids \[4\] are outside the dialogue, which has 4"),
+    ("gold_outside", gold("1", "0, 5"), r"image ids \[5\] are outside the dialogue, which has 2"),
+    ("gold_repeated", gold("1, 1"), r"utterance ids repeat: \[1, 1\]"),
+    ("gold_repeated", gold("1", "0, 0"), r"image ids repeat: \[0, 0\]"),
+    ("gold_differs", lambda row: row.update(solution=ANSWER.format("0", "")), r"the assistant's message is not the"),
+]
+
+
+@pytest.mark.parametrize(("kind", "damage", "message"), ROWS, ids=[f"{n}-{row[0]}" for n, row in enumerate(ROWS)])
+def test_a_broken_row(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
+    damage: Callable[[Row], Any],
+    message: str,
+) -> None:
+    rows = [good_row(number) for number in range(3)]
+    damage(rows[1])
+    expected = rf"1 row is refused[\s\S]*\n{kind} \(1 row\): .*\n(  row 1: .*\n)*?  row 1: field .*{message}"
+    assert_refused(folder, rows, expected, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"rows\.json: no rows in it"),
+        (b" \n\n", r"rows\.json: no rows in it"),
+        (b"[]", r"rows\.json: no rows in it"),
+        (b"[", r"the list is cut off"),
+        (b'[{"a": 1}', r"the list is cut off, no closing \] at the end of the file"),
+        (b'[{"a": 1},]', r"line 1: not JSON \(Expecting value at column 11\)"),
+        (b'[{"a": 1}\n{"b": 2}]', r"line 2: not JSON \(expecting ',' or '\]' at column 1\)"),
+        (b'[{"a": 1}] {"b": 2}', r"line 1: not JSON \(something follows the list at column 12\)"),
+        (b'[{"a": "b\n"}]', r"not JSON \(Invalid control character"),
+        (b'{"a": 1}\n{"a": \n', r"line 2: not JSON"),
+        (b'{"a": 1} {"a": 2}\n', r"line 1: not JSON \(Extra data at column 10\)"),
+        (b"[3]", r"row 0: found int, expected an object"),
+        (b'"text"', r"row 0: found str, expected an object"),
+        (b"[" * 100_000, r"nested too deeply|line 1: not JSON"),
+        (b'{"a": ' * 100_000, r"nested too deeply|line 1: not JSON"),
+        (b"\x00\x01\x02", r"line 1: not JSON"),
+        (b'["\xff"]', r"not UTF-8 at byte 2; convert it"),
+        (b'{"a": 1}\n{"a": "\xe9"}\n', r"line 2: not UTF-8 at byte 7 of it"),
+        ('[{"a": 1}]'.encode("utf-16"), r"not UTF-8|not JSON"),
+        (gzip.compress(b'[{"a": 1}]')[:-9], r"broken gzip file"),
+        (b"\x1f\x8bnonsense", r"broken gzip file"),
+        (b"PAR1" + bytes(60), r"line 1: not JSON"),
+    ],
+)
+def test_a_broken_file(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    content: bytes,
+    message: str,
+) -> None:
+    assert_refused(folder, content, message, monkeypatch, capsys)
+
+
+def test_damage_behind_good_rows_leaves_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """More rows than a row group holds have been written to the temporary files by then."""
+    text = json.dumps([good_row(number) for number in range(1200)]).encode()
+    assert_refused(folder, text[:-40], "line 1: not JSON", monkeypatch, capsys)
+
+
+def test_damage_in_the_middle_of_an_image_is_found_when_asked_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = good_row()
+    row["images"][0] = "middle.png"
+    assert run(folder, [row], monkeypatch) == 0
+    for file in (folder / "out").iterdir():
+        file.unlink()
+    assert_refused(
+        folder, [row], r"image_broken.*[\s\S]*middle\.png: cannot be decoded", monkeypatch, capsys, "--decode"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cmyk.jpg", r"image_odd .*\n.*cmyk\.jpg: colours of mode CMYK"),
+        ("moving.gif", r"image_odd .*\n.*moving\.gif: animated; the model sees the first frame only"),
+    ],
+)
+def test_odd_images_are_warnings(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, message: str
+) -> None:
+    row = good_row()
+    row["images"][0] = name
+    assert run(folder, [row], monkeypatch) == 0
+    assert re.search(message, capsys.readouterr().out)
+    assert pq.read_metadata(folder / "out" / "t.rl.parquet").num_rows == 1
+
+
+def test_images_of_the_gold_that_do_not_fit_its_utterances_are_a_warning(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = good_row()
+    gold("1, 2", "1")(row)
+    assert run(folder, [row], monkeypatch) == 0
+    shown = capsys.readouterr().out
+    assert "gold_images (1 row)" in shown
+    assert "images [1] are gold, their utterances are not" in shown
+    assert "images [0] are not gold, their utterances are" in shown
+
+
+def test_all_problems_of_a_row_are_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = good_row()
+    image("no.png")(row)
+    image("../x.png", 1)(row)
+    gold("9")(row)
+    replace("sweet", "a <video>")(row)
+    assert run(folder, [row], monkeypatch) == 2
+    error = capsys.readouterr().err
+    for kind in ("image_missing", "image_path", "gold_outside", "bad_text"):
+        assert f"{kind} (1 row)" in error
+
+
+def test_rows_that_repeat_or_contradict_each_other(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again, other, same_id = good_row(1), good_row(1), good_row(2)
+    gold("2")(other)
+    same_id["dialogue_id"] = "d1"
+    assert run(folder, [good_row(1), again, same_id], monkeypatch) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"repeated_row \(1 row\): .*\n  row 1: .*row 0 asks the same of this dialogue", shown)
+    assert re.search(r"same_id \(1 row\): .*\n  row 2: .*d1 was the id of another dialogue", shown)
+    for file in (folder / "out").iterdir():
+        file.unlink()
+    message = r"contradiction \(1 row\)[\s\S]*row 1: .*row 0 asks the same of this dialogue and has another answer"
+    assert_refused(folder, [good_row(1), other], message, monkeypatch, capsys)
+
+
+def test_dialogues_of_another_split(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(folder, [good_row(1), good_row(2)], monkeypatch) == 0
+    kept = [folder / f"other.{kind}.parquet" for kind in ("rl", "sft")]
+    for file, new in zip(sorted((folder / "out").iterdir()), kept, strict=True):
+        file.rename(new)
+    renamed = good_row(2)
+    renamed["dialogue_id"] = "another name"
+    for file in kept:
+        message = r"other_split \(1 row\)[\s\S]*row 1: .*dialogue another name is in .*other\.(rl|sft)\.parquet too"
+        rows = [good_row(3), renamed]
+        assert_refused(folder, rows, message, monkeypatch, capsys, "--against", str(file))
+    assert run(folder, [good_row(3)], monkeypatch, "--against", str(kept[0])) == 0
+    for file in (folder / "out").iterdir():
+        file.unlink()
+    for against, message in ((folder / "no.parquet", "no such file"), (folder / "cat.png", "not a parquet file")):
+        assert_refused(folder, [good_row()], f"--against .*{message}", monkeypatch, capsys, "--against", str(against))
+
+
+def test_too_many_images(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    message = r"too_many_images \(1 row\)[\s\S]*2 images, at most 1"
+    assert_refused(folder, [good_row()], message, monkeypatch, capsys, "--max-images", "1")
+
+
+def test_skip_invalid_writes_the_others_and_the_reasons(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [good_row(number) for number in range(4)]
+    image("no.png")(rows[1])
+    gold("9")(rows[3])
+    replace("sweet", "\ud83d")(rows[3])
+    before = copy.deepcopy(rows)
+    report = folder / "reports" / "r.json"
+    assert run(folder, rows, monkeypatch, "--skip-invalid", "--report", str(report)) == 0
+    shown = capsys.readouterr().out
+    assert "image_missing (1 row)" in shown
+    table = pq.read_table(folder / "out" / "t.rl.parquet").to_pylist()
+    assert [row["extra_info"]["dialogue_id"] for row in table] == ["d0", "d2"]
+    assert [row["extra_info"]["index"] for row in table] == [0, 1]
+    rejected = [json.loads(line) for line in (folder / "out" / "t.rejected.jsonl").read_text().splitlines()]
+    assert [record["row"] for record in rejected] == [1, 3]
+    assert [record["content"] for record in rejected] == [before[1], before[3]]
+    assert rejected[0]["problems"][0]["kind"] == "image_missing"
+    found = json.loads(report.read_text())
+    assert (found["rows_written"], found["rows_rejected"]) == (2, 2)
+    assert found["problems"]["image_missing"]["first"][0]["row"] == 1
+    assert found["statistics"]["rows"] == 2
+    assert run(folder, [good_row()], monkeypatch) == 0
+    assert not (folder / "out" / "t.rejected.jsonl").exists(), "it spoke of the earlier rows"
+    image("no.png")(rows[0])
+    assert run(folder, rows[:2], monkeypatch, "--skip-invalid") == 2
+    assert "every row is refused" in capsys.readouterr().err
+
+
+def test_the_report_is_written_when_rows_are_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = good_row()
+    image("no.png")(row)
+    message = "1 row is refused"
+    assert_refused(folder, [row], message, monkeypatch, capsys, "--report", str(folder / "r.json"))
+    found = json.loads((folder / "r.json").read_text())
+    assert (found["rows_written"], found["rows_rejected"], found["statistics"]) == (0, 1, None)
+    assert found["problems"]["image_missing"]["mend"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--language", "en"], "--language: MLDR rows bring their prompts"),
+        (["--captions"], "--captions: MLDR rows bring their prompts"),
+        (["--stride", "3"], "--stride and --window-ids go with --window"),
+        (["--window", "3"], "--window needs --window-ids: global .* or published"),
+        (["--window", "3", "--stride", "4", "--window-ids", "global"], "--stride: found 4; give 1 to 3"),
+        (["--tokenizer", "./no/such"], "--tokenizer ./no/such: .*give a model's folder"),
+    ],
+)
+def test_options_that_do_not_fit(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    message: str,
+) -> None:
+    assert_refused(folder, [good_row()], message, monkeypatch, capsys, *options)
+
+
+def test_every_kind_has_its_mend_and_its_line_in_the_docs() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    assert set(MENDS) == set(ProblemKind)
+    assert not [kind.value for kind in ProblemKind if f"| `{kind.value}` |" not in text]

@@ -1,0 +1,215 @@
+"""Raw dialogues become rows and come back; what is wrong with one is told whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from ffr_verl.data.prepare import prepare
+from ffr_verl.data.raw_dialogues import (
+    RawDialogueError,
+    dialogue_of_turns,
+    rows_of_raw_dialogue,
+    turns_of_dialogue,
+)
+from ffr_verl.data.templates import TEMPLATES, PromptTemplate, detect_language
+from ffr_verl.dialogues import Dialogue, Utterance, parse_dialogue, reserved_token
+from ffr_verl.errors import FFRError
+from ffr_verl.fragments import parse_fragment
+
+TEXTS = (
+    st.one_of(
+        st.text(st.characters(exclude_categories=["Cs"]), max_size=30),
+        st.sampled_from(
+            ["", "见到你很高兴", "👩‍👩‍👧 😀", "שלום, עולם", "a: b: c", "one\ntwo\r\nthree", "x:", ":", "<image", "…"]
+        ),
+    )
+    .map(str.strip)
+    .filter(lambda text: reserved_token(text) is None)
+)
+SPEAKERS = TEXTS.filter(lambda text: ": " not in text and "\n" not in text)
+
+
+@st.composite
+def dialogues(draw: st.DrawFn) -> tuple[Dialogue, list[str]]:
+    utterances, images = [], 0
+    for number in range(draw(st.integers(1, 6))):
+        held = draw(st.integers(0, 3))
+        captions = tuple(draw(TEXTS) for _ in range(held))
+        ids = tuple(range(images, images + held))
+        images += held
+        utterances.append(Utterance(number, draw(SPEAKERS), draw(TEXTS), ids, captions if any(captions) else ()))
+    query = draw(TEXTS.filter(lambda text: "\0" not in text))
+    return Dialogue("d", tuple(utterances), query), [f"{number}.png" for number in range(images)]
+
+
+def without_captions(dialogue: Dialogue) -> Dialogue:
+    utterances = [Utterance(one.id, one.speaker, one.text, one.image_ids) for one in dialogue.utterances]
+    return Dialogue(dialogue.dialogue_id, tuple(utterances), dialogue.query)
+
+
+@given(dialogues(), st.sampled_from(["Give the ids.", TEMPLATES["zh"].system or ""]))
+def test_a_prompt_and_a_dialogue_are_each_others_inverse(made: tuple[Dialogue, list[str]], instruction: str) -> None:
+    dialogue, _ = made
+    for captions, expected in ((True, dialogue), (False, without_captions(dialogue))):
+        prompt = dialogue.to_prompt(instruction, captions=captions)
+        found = parse_dialogue([{"role": "user", "content": prompt}], "d")
+        assert found == expected
+        assert found.to_prompt(instruction, captions=captions) == prompt
+
+
+@given(dialogues(), st.sampled_from([*TEMPLATES.values(), PromptTemplate("{query}{dialogue}")]))
+def test_a_template_keeps_the_dialogue(made: tuple[Dialogue, list[str]], template: PromptTemplate) -> None:
+    dialogue, _ = made
+    assert parse_dialogue(template.messages(dialogue, captions=True), "d") == dialogue
+
+
+@given(dialogues())
+def test_raw_turns_and_a_dialogue_are_each_others_inverse(made: tuple[Dialogue, list[str]]) -> None:
+    dialogue, paths = made
+    turns = json.loads(json.dumps(turns_of_dialogue(dialogue, paths)))
+    found, found_paths, ids = dialogue_of_turns("d", turns, dialogue.query)
+    assert (found, list(found_paths)) == (dialogue, paths)
+    assert ids == {number: number for number in range(len(dialogue.utterances))}
+
+
+RAW: dict[str, Any] = {
+    "dialogue_id": "w1",
+    "dialogue": [
+        {"utterance_idx": 1, "speaker": "安娜", "utterance": "看看这只猫"},
+        {
+            "utterance_idx": 2,
+            "speaker": "安娜",
+            "utterance": [{"image_url": "cat.png", "caption": "一只猫"}, {"image_url": "cat.png", "caption": None}],
+        },
+        {"utterance_idx": 4, "speaker": "鲍勃", "utterance": "好可爱"},
+        {"utterance_idx": 7, "speaker": "鲍勃", "utterance": ""},
+    ],
+    "query_text": "猫",
+    "gt_turns": [4, 2],
+}
+
+
+def test_gold_images_are_those_inside_the_gold_turns() -> None:
+    (row,) = rows_of_raw_dialogue(RAW)
+    assert row["solution"] == "<|utt_ids_start|>[1, 2]<|utt_ids_end|>;<|img_ids_start|>[0, 1]<|img_ids_end|>"
+    assert row["images"] == ["cat.png", "cat.png"]
+    dialogue = parse_dialogue(row["messages"], "w1")
+    assert dialogue.query == "猫"
+    assert [utterance.text for utterance in dialogue.utterances] == ["看看这只猫", "", "好可爱", ""]
+    assert "请求" in row["messages"][1]["content"], "a Chinese dialogue gets Chinese instructions"
+    assert "一只猫" not in row["messages"][1]["content"], "captions are left out unless asked for"
+    (row,) = rows_of_raw_dialogue(RAW, captions=True)
+    assert parse_dialogue(row["messages"], "w1").utterances[1].captions == ("一只猫", "")
+
+
+@pytest.mark.parametrize(
+    "queries",
+    [
+        {"query_text": ["猫", "狗"], "gt_turns": [[1], []]},
+        {"queries": [{"query_text": "猫", "gt_turns": [1]}, {"query_text": "狗", "gt_turns": []}]},
+    ],
+    ids=["lists", "queries"],
+)
+def test_several_queries_of_a_dialogue(queries: dict[str, Any]) -> None:
+    raw = {name: value for name, value in RAW.items() if name not in ("query_text", "gt_turns")} | queries
+    rows = list(rows_of_raw_dialogue(raw))
+    assert [parse_dialogue(row["messages"], "").query for row in rows] == ["猫", "狗"]
+    assert [parse_fragment(row["solution"]).utterance_ids for row in rows] == [(0,), ()]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dialogue": []}, r"dialogue: missing or empty"),
+        ({"dialogue": "hi"}, r"dialogue: missing or empty"),
+        ({"dialogue": ["hi"]}, r"dialogue\[0\]: found 'hi', expected an object"),
+        ({"dialogue": [{"speaker": "a"}]}, r"dialogue\[0\]\.utterance: missing"),
+        ({"dialogue": [{"utterance": 3}]}, r"dialogue\[0\]\.utterance: found 3, expected a text"),
+        ({"dialogue": [{"utterance": [3]}]}, r"dialogue\[0\]\.utterance\[0\]: found 3, expected a text or"),
+        ({"dialogue": [{"utterance": [{"url": "x"}]}]}, r"dialogue\[0\]\.utterance\[0\]: found \{'url': 'x'\}"),
+        ({"dialogue": [{"utterance": "an <image> tag"}]}, r"dialogue\[0\]\.utterance: holds <image>"),
+        ({"dialogue": [{"utterance": "x<|im_end|>"}]}, r"holds <\|im_end\|>"),
+        ({"dialogue": [{"utterance": "x", "speaker": "a: b"}]}, r"speaker: 'a: b' holds ': ' or a line break"),
+        ({"dialogue": [{"utterance": "x", "speaker": None}]}, r"speaker: found None, expected a text"),
+        ({"dialogue": [{"utterance": "x", "utterance_idx": "1"}]}, r"utterance_idx: found '1', expected a whole"),
+        (
+            {"dialogue": [{"utterance": "x", "utterance_idx": 3}, {"utterance": "y", "utterance_idx": 3}]},
+            r"dialogue\[1\]\.utterance_idx: found 3, expected a whole number above 3",
+        ),
+        ({"query_text": ""}, r"query_text: empty"),
+        ({"query_text": None}, r"query_text: found None, expected a text"),
+        ({"query_text": "a <|query_end|>"}, r"query_text: holds <\|query_end\|>"),
+        ({"query_text": ["a", "b", "c"]}, r"gt_turns: expected 3 lists"),
+        ({"gt_turns": [3]}, r"gt_turns: \[3\] are no utterance_idx of the dialogue"),
+        ({"gt_turns": [1, 1]}, r"gt_turns: turns repeat: \[1, 1\]"),
+        ({"gt_turns": "1"}, r"gt_turns: found '1', expected a list of utterance_idx"),
+        ({"gt_turns": [True]}, r"gt_turns: found \[True\]"),
+        ({"queries": {}}, r"queries: expected a list of"),
+        ({"queries": []}, r"queries: empty"),
+        ({"queries": [{"gt_turns": [1]}]}, r"queries\[0\]\.query_text: found None"),
+    ],
+)
+def test_what_is_wrong_is_named(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(RawDialogueError, match=message):
+        list(rows_of_raw_dialogue({**RAW, **change}))
+    with pytest.raises(RawDialogueError, match="query_text: missing"):
+        list(rows_of_raw_dialogue({"dialogue_id": 1, "dialogue": RAW["dialogue"]}))
+
+
+def test_languages() -> None:
+    assert [detect_language(text) for text in ("", "12:30 !", "hello 你好", "早上好 OK", "привет")] == [
+        "en", "en", "zh", "zh", "en",
+    ]  # fmt: skip
+
+
+def test_templates_of_the_user(tmp_path: Path) -> None:
+    path = tmp_path / "t.yaml"
+    path.write_text("system: You help.\nuser: |\n  Search {query}\n  here:\n  {dialogue}\n")
+    template = PromptTemplate.read(path)
+    (row,) = rows_of_raw_dialogue(RAW, template=template)
+    assert row["messages"][0]["content"] == "You help."
+    assert row["messages"][1]["content"].startswith("Search <|query_start|>猫<|query_end|>\nhere:\n<|utt_id_start|>0<")
+    for text, message in (
+        ("user: '{query}'", r"expected \{query\} and \{dialogue\} once each"),
+        ("user: '{dialogue} {query}'", r"\{dialogue\} at the end"),
+        ("user: '{query} {query} {dialogue}'", "once each"),
+        ("user: '{query} <image> {dialogue}'", "user: holds <image>"),
+        ("users: x", "no text under the key user"),
+        ("user: '{query}{dialogue}'\nsytem: x", r"sytem: unknown key; did you mean 'system'\?"),
+        ("user: '{query}{dialogue}'\nsystem: 3", "system: found 3, expected a text"),
+        ("user: [", "give a YAML file with the keys system and user"),
+    ):
+        path.write_text(text)
+        with pytest.raises(FFRError, match=message):
+            PromptTemplate.read(path)
+    with pytest.raises(FFRError, match="No such file"):
+        PromptTemplate.read(tmp_path / "none.yaml")
+
+
+def test_prepare_takes_raw_dialogues(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "cat.png")
+    source = tmp_path / "raw.jsonl"
+    second = {
+        **RAW,
+        "dialogue_id": "w2",
+        "dialogue": [{"utterance": "hello"}],
+        "gt_turns": [0],
+        "query_text": "greeting",
+    }
+    source.write_text("\n".join(json.dumps(row) for row in (RAW, second)))
+    summary = prepare(source, images_root=tmp_path, output=tmp_path / "out", split="t", source_format="dialogue")
+    rows = pq.read_table(summary.rl_path).to_pylist()
+    assert [row["extra_info"]["dialogue_id"] for row in rows] == ["w1", "w2"]
+    assert rows[0]["prompt"][0]["content"] == TEMPLATES["zh"].system
+    assert rows[1]["prompt"][0]["content"] == TEMPLATES["en"].system
+    source.write_text(json.dumps({**RAW, "gt_turns": [3]}))
+    with pytest.raises(FFRError, match=r"gold_outside \(1 row\)[\s\S]*row 0: field 'gt_turns': \[3\] are no"):
+        prepare(source, images_root=tmp_path, output=tmp_path / "out", split="t", source_format="dialogue")
