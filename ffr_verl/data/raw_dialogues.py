@@ -116,6 +116,16 @@ def dialogue_of_turns(
         ((Utterance(id=0, speaker='Ann', text='', image_ids=(0,), captions=()),), ('cat.jpg',), {1: 0})
     """
     reader = _Reader()
+    found = _read_turns(reader, dialogue_id, turns, reader.text(query, "query_text"))
+    if reader.problems:
+        raise RawDialogueError(reader.problems)
+    return found
+
+
+def _read_turns(
+    reader: _Reader, dialogue_id: str, turns: Sequence[Any], query: str
+) -> tuple[Dialogue, tuple[str, ...], dict[int, int]]:
+    """As `dialogue_of_turns`; problems are left in the reader."""
     utterances: list[Utterance] = []
     paths: list[str] = []
     ids: dict[int, int] = {}
@@ -140,9 +150,6 @@ def dialogue_of_turns(
         captions = tuple([caption for _, caption in images])
         utterances.append(Utterance(position, speaker, text, image_ids, captions if any(captions) else ()))
         paths += [path for path, _ in images]
-    query = reader.text(query, "query_text")
-    if reader.problems:
-        raise RawDialogueError(reader.problems)
     return Dialogue(dialogue_id, tuple(utterances), query), tuple(paths), ids
 
 
@@ -229,11 +236,7 @@ def rows_of_raw_dialogue(
     if not isinstance(turns, list) or not turns:
         reader.report(ProblemKind.MISSING_FIELD, "dialogue", "missing or empty; expected a list of turns")
         raise RawDialogueError(reader.problems)
-    try:
-        dialogue, paths, ids = dialogue_of_turns(str(row.get("dialogue_id", "")), turns, "")
-    except RawDialogueError as error:
-        reader.problems += error.problems
-        raise RawDialogueError(reader.problems) from None
+    dialogue, paths, ids = _read_turns(reader, str(row.get("dialogue_id", "")), turns, "")
     if template is None:
         template = TEMPLATES[detect_language(" ".join([utterance.text for utterance in dialogue.utterances]))]
     made = []

@@ -164,6 +164,19 @@ def test_what_is_wrong_is_named(change: dict[str, Any], message: str) -> None:
         list(rows_of_raw_dialogue({"dialogue_id": 1, "dialogue": RAW["dialogue"]}))
 
 
+def test_all_that_is_wrong_is_told() -> None:
+    row = {**RAW, "dialogue": [{"utterance": "<image>"}, "x", {"utterance": 3}], "query_text": 5, "gt_turns": [9]}
+    with pytest.raises(RawDialogueError) as caught:
+        list(rows_of_raw_dialogue(row))
+    assert [field for _, field, _ in caught.value.problems] == [
+        "dialogue[0].utterance",
+        "dialogue[1]",
+        "dialogue[2].utterance",
+        "query_text",
+        "gt_turns",
+    ]
+
+
 def test_languages() -> None:
     assert [detect_language(text) for text in ("", "12:30 !", "hello 你好", "早上好 OK", "привет")] == [
         "en", "en", "zh", "zh", "en",
