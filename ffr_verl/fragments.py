@@ -7,6 +7,7 @@ style, `<think>…</think><answer>…</answer>` around it. Parsing is strict: th
 from __future__ import annotations
 
 import enum
+import json
 import re
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -19,6 +20,7 @@ __all__ = [
     "format_fragment",
     "malformed_reason",
     "parse_fragment",
+    "parse_leniently",
 ]
 
 AnswerStyle = Literal["plain", "reasoning"]
@@ -114,6 +116,36 @@ def parse_fragment(text: str, *, style: AnswerStyle = "plain") -> Fragment | Non
         return None
     utterances, images = match.groups()
     return Fragment(_ids(utterances), _ids(images))
+
+
+def _lenient_ids(text: str, start: str, end: str) -> tuple[int, ...]:
+    first = text.find(start)
+    last = text.find(end, first + len(start)) if first >= 0 else -1
+    if last < 0:
+        return ()
+    try:
+        found = json.loads(text[first + len(start) : last])
+    except (ValueError, RecursionError):
+        return ()
+    if not isinstance(found, list):
+        return ()
+    return tuple([value for value in found if type(value) is int and 0 <= value < 10**_MOST_DIGITS])
+
+
+def parse_leniently(text: str) -> Fragment:
+    """Read what can be read of an answer: the first pair of tags of each kind anywhere in the text, its bracket as
+    JSON; an empty list where that fails. For difficulty and evaluation, as published; rewards are strict.
+
+    Args:
+        text: what the model wrote. Never raises, whatever it is.
+
+    Source: the published curriculum and evaluation. Values that are no ids of at most nine digits are left out (ours).
+
+    Example:
+        >>> parse_leniently("I think <|utt_ids_start|>[3, 4]<|utt_ids_end|> and <|img_ids_start|>[1,<|img_ids_end|>")
+        Fragment(utterance_ids=(3, 4), image_ids=())
+    """
+    return Fragment(_lenient_ids(text, *TAGS[:2]), _lenient_ids(text, *TAGS[2:]))
 
 
 def malformed_reason(text: str, *, style: AnswerStyle = "plain") -> MalformedReason | None:

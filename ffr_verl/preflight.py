@@ -29,6 +29,8 @@ from ffr_verl.errors import FFRError
 from ffr_verl.fragments import TAGS
 from ffr_verl.rewards import CoherenceScorer, RewardConfig
 from ffr_verl.samplers.config import SamplerConfig
+from ffr_verl.samplers.curriculum import order_rows
+from ffr_verl.samplers.difficulty_file import DifficultyFile, row_keys
 from ffr_verl.unknown_keys import refuse_unknown_keys
 
 __all__ = ["SUPPORTED_VERL", "RecipeCallback", "check_run"]
@@ -134,6 +136,8 @@ def check_run(config: Any) -> None:
     dataset = str(_select(config, "data.custom_cls.path"))
     if dataset == "pkg://ffr_verl.data.datasets":
         _check_files(config, "rl" if is_grpo else "sft", data_config)
+        if is_grpo:
+            _check_curriculum(config, data_config)
     _check_model(config, "actor_rollout_ref.model" if is_grpo else "model")
     if is_grpo and rewards is not None:
         _check_answer_tags(config)
@@ -182,6 +186,34 @@ def _check_files(config: Any, kind: Kind, data_config: DataConfig) -> None:
         check_columns(files, kind)
         if os.environ.get("RANK", "0") == "0":
             check_images(files, images_root(files, data_config), sample=False)
+
+
+def _check_curriculum(config: Any, data_config: DataConfig) -> None:
+    """That the difficulty file belongs to the training rows, and nothing reorders them."""
+    curriculum = data_config.curriculum
+    if curriculum.difficulty is None:
+        return
+    key = "data.ffr.curriculum.difficulty"
+    for name, wanted in (("data.shuffle", False), ("data.dataloader_num_workers", 0)):
+        found = _select(config, name)
+        if found is not None and found != wanted:
+            raise FFRError(
+                f"{name}: found {found}; with {key} give {name}={wanted}, or the rows come in another order"
+            )
+    files = as_list(_select(config, "data.train_files"))
+    if any("://" in name for name in files):
+        return
+    files = [str(Path(name).expanduser()) for name in files]
+    try:
+        rows = DifficultyFile(curriculum.difficulty).of_rows(row_keys(files), name=files[0])
+    except FFRError as error:
+        raise FFRError(f"{key}: {error}") from None
+    count, batch = len(order_rows(rows, curriculum)), _select(config, "data.train_batch_size")
+    if isinstance(batch, int) and count < batch:
+        raise FFRError(
+            f"data.ffr.curriculum: {count} rows are left of {len(rows)}, fewer than data.train_batch_size={batch}; "
+            "raise shares, or give a smaller batch"
+        )
 
 
 def _reward_config(config: Any) -> RewardConfig | None:

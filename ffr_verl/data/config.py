@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ffr_verl.errors import FFRError
+from ffr_verl.samplers.curriculum import CurriculumConfig
 from ffr_verl.unknown_keys import refuse_unknown_keys
 
 __all__ = ["DEFAULT_MAX_PIXELS", "DataConfig"]
@@ -24,11 +25,13 @@ class DataConfig:
             file.
         max_pixels: images with more pixels are shrunk to at most so many; the published bound by default.
         min_pixels: images with fewer pixels are enlarged to at least so many; `None` leaves qwen_vl_utils' own bound.
+        curriculum: order of the training rows (RL only); without a difficulty file that of the file.
     """
 
     images_root: str | None = None
     max_pixels: int = DEFAULT_MAX_PIXELS
     min_pixels: int | None = None
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> DataConfig:
@@ -42,7 +45,8 @@ class DataConfig:
             3136
         """
         refuse_unknown_keys(values, allowed=[field.name for field in fields(cls)], where=_WHERE)
-        config = cls(**dict(values))
+        curriculum = CurriculumConfig.from_mapping(values.get("curriculum") or {})
+        config = cls(**{**values, "curriculum": curriculum})
         for name in ("max_pixels", "min_pixels"):
             value = getattr(config, name)
             if value is None and name == "min_pixels":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,12 @@ from ffr_verl.data.config import DataConfig
 from ffr_verl.data.images import resolve_image
 from ffr_verl.data.parquet_files import Kind, as_list, check_columns, check_images, images_root
 from ffr_verl.errors import FFRError
+from ffr_verl.samplers.curriculum import order_rows
+from ffr_verl.samplers.difficulty_file import DifficultyFile, row_key
 
 __all__ = ["FFRDataset", "FFRSFTDataset"]
+
+logger = logging.getLogger(__name__)
 
 
 def _image_items(images: Sequence[Any] | None, root: Path, config: DataConfig) -> list[dict[str, Any]]:
@@ -71,9 +76,12 @@ class FFRDataset(RLHFDataset):
     bounded to `data.ffr.max_pixels`. Rows without images are fine, and so are files that hold their images
     (`ffr-verl prepare --embed-images`). Further columns of the file, such as a difficulty, are in each row.
 
+    With `data.ffr.curriculum.difficulty` the training rows (`data.train_files`) come in the order of the curriculum,
+    see `CurriculumConfig`; a `published` one leaves rows out. `data.shuffle` must be off.
+
     Raises:
         FFRError: at construction, for a missing file, another kind of file, a setting of `data.ffr` that does not
-            exist, or images that cannot be read in a sample of rows.
+            exist, images that cannot be read in a sample of rows, or a difficulty file of other rows.
     """
 
     def __init__(
@@ -84,6 +92,21 @@ class FFRDataset(RLHFDataset):
         self.images_root = _check(files, "rl", self.ffr_config)
         self._order = _RowOrder()
         super().__init__(data_files, tokenizer, config, processor=processor, max_samples=max_samples)
+        if self.ffr_config.curriculum.difficulty is not None and files == as_list(config.get("train_files") or ()):
+            self._follow_curriculum(files)
+
+    def _follow_curriculum(self, files: Sequence[str]) -> None:
+        """Put the training rows into the curriculum's order; rows that verl has dropped as overlong are left out."""
+        curriculum = self.ffr_config.curriculum
+        difficulty = DifficultyFile(str(curriculum.difficulty))
+        kept = self.dataframe.select_columns(["extra_info", "reward_model"])
+        keys = [
+            row_key(info["dialogue_id"], info["query"], reward["ground_truth"])
+            for info, reward in zip(kept["extra_info"], kept["reward_model"], strict=True)
+        ]
+        order = order_rows(difficulty.of_rows(np.array(keys, dtype=np.int64), name=files[0]), curriculum)
+        logger.info("curriculum %s: %d of %d rows", curriculum.order, len(order), len(keys))
+        self.set_order(order)
 
     def set_order(self, order: Sequence[int] | np.ndarray | None) -> None:
         """Put the rows into another order: position `i` gives row `order[i]`; rows may be left out or repeat.

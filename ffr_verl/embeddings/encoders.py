@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ffr_verl.errors import FFRError
+from ffr_verl.model_folders import folder_revision
 
 __all__ = ["EncoderSettings", "SentenceEncoder"]
 
@@ -70,7 +70,7 @@ class SentenceEncoder:
                 "sentence-transformers model)"
             ) from None
         self._settings = settings
-        self.revision = settings.revision or (_folder_revision(folder) if folder.is_dir() else self._hub_revision())
+        self.revision = settings.revision or (folder_revision(folder) if folder.is_dir() else self._hub_revision())
 
     def _hub_revision(self) -> str | None:
         revision = getattr(self._model.model_card_data, "base_model_revision", None)
@@ -109,14 +109,3 @@ class SentenceEncoder:
             normalize_embeddings=self._settings.normalize,
         )
         return np.asarray(vectors, dtype=np.float32)
-
-
-def _folder_revision(folder: Path) -> str:
-    """Tells versions of a local model apart: names and sizes of its files, and the content of the small ones."""
-    digest = hashlib.sha256()
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        size = file.stat().st_size
-        digest.update(f"{file.relative_to(folder)}:{size}:".encode())
-        if size < 2**20:
-            digest.update(file.read_bytes())
-    return f"folder-{digest.hexdigest()[:16]}"

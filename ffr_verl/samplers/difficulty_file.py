@@ -1,0 +1,179 @@
+"""The difficulty of the rows of RL files, as a parquet file: `ffr-verl score` writes it, a curriculum reads it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ffr_verl.data.parquet_writer import whole_or_nothing
+from ffr_verl.errors import FFRError
+from ffr_verl.fragments import parse_fragment, parse_leniently
+from ffr_verl.samplers.curriculum import RowDifficulty
+from ffr_verl.samplers.difficulty import (
+    LEVELS,
+    assign_levels,
+    difficulty_f1,
+    dispersion,
+    mean_logprob,
+    token_entropy,
+)
+
+__all__ = ["DifficultyFile", "difficulty_table", "row_key", "row_keys", "rows_of_files", "write_difficulty"]
+
+_SCHEMA = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("row_key", pa.int64()),
+        ("dialogue_id", pa.string()),
+        ("query", pa.string()),
+        ("is_negative", pa.bool_()),
+        ("f1", pa.float64()),
+        ("entropy", pa.float64()),
+        ("mean_logprob", pa.float64()),
+        ("dispersion", pa.float64()),
+        ("malformed", pa.bool_()),
+        ("pass_rate", pa.float64()),
+        ("level", pa.string()),
+    ]
+)
+_MODEL = b"ffr_verl.model"
+
+
+def row_key(dialogue_id: str, query: str, solution: str) -> int:
+    """Tells the rows of a data set apart, whatever file or place they are in; a signed number of 64 bits."""
+    digest = hashlib.blake2b(f"{dialogue_id}\0{query}\0{solution}".encode("utf-8", "surrogatepass"), digest_size=8)
+    return int.from_bytes(digest.digest(), "little", signed=True)
+
+
+def row_keys(files: Sequence[str | Path]) -> np.ndarray:
+    """The keys of the rows of RL files, in order; shape `(rows,)`, int64."""
+    keys: list[int] = []
+    for file in files:
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=4096, columns=["reward_model", "extra_info"]):
+            infos, rewards = batch.column("extra_info"), batch.column("reward_model")
+            named = [infos.field("dialogue_id"), infos.field("query"), rewards.field("ground_truth")]
+            keys += [row_key(*values) for values in zip(*[one.to_pylist() for one in named], strict=True)]
+    return np.array(keys, dtype=np.int64)
+
+
+def difficulty_table(
+    rows: Iterable[Mapping[str, Any]], predictions: Iterable[Mapping[str, Any]], *, model: str
+) -> pa.Table:
+    """The difficulty of rows from the answers to them.
+
+    Args:
+        rows: of an RL file: `extra_info` and `reward_model` are read.
+        predictions: an answer to each row: `response`, the `logprobs` of its tokens (a list; may be empty), and
+            `pass_rate` where several answers were drawn.
+        model: what answered, recorded in the file.
+
+    Returns:
+        A table with a line for each row.
+    """
+    columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA.names}
+    for number, (row, prediction) in enumerate(zip(rows, predictions, strict=True)):
+        info, solution = row["extra_info"], row["reward_model"]["ground_truth"]
+        gold, predicted = parse_leniently(solution), parse_leniently(prediction["response"])
+        for name, value in (
+            ("row", number),
+            ("row_key", row_key(info["dialogue_id"], info["query"], solution)),
+            ("dialogue_id", info["dialogue_id"]),
+            ("query", info["query"]),
+            ("is_negative", not gold.utterance_ids and not gold.image_ids),
+            ("f1", difficulty_f1(predicted, gold)),
+            ("entropy", token_entropy(prediction["logprobs"])),
+            ("mean_logprob", mean_logprob(prediction["logprobs"])),
+            ("dispersion", dispersion(gold.utterance_ids)),
+            ("malformed", parse_fragment(prediction["response"]) is None),
+            ("pass_rate", prediction.get("pass_rate")),
+        ):
+            columns[name].append(value)
+    columns["level"] = assign_levels(columns["f1"], columns["entropy"]).tolist()
+    return pa.table(columns, schema=_SCHEMA.with_metadata({_MODEL: model.encode()}))
+
+
+def write_difficulty(table: pa.Table, path: Path) -> None:
+    """Write a table of `difficulty_table`; the file appears whole."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_or_nothing([path]) as (temporary,):
+            pq.write_table(table, temporary)
+    except OSError as error:
+        raise FFRError(f"{path}: {error.strerror or error}") from None
+
+
+class DifficultyFile:
+    """A file of `ffr-verl score`.
+
+    Args:
+        path: the file.
+
+    Raises:
+        FFRError: when it is missing, no such file, or holds a value that is no number or an unknown level.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser()
+        try:
+            table = pq.read_table(self.path)
+        except FileNotFoundError:
+            raise FFRError(f"{path}: no such file; make it with `ffr-verl score`") from None
+        except (OSError, pa.ArrowInvalid) as error:
+            raise FFRError(f"{path}: not a parquet file ({error}); make it with `ffr-verl score`") from None
+        wanted = ("row_key", "f1", "entropy", "level", "is_negative")
+        missing = [name for name in wanted if name not in table.column_names]
+        if missing:
+            raise FFRError(f"{path}: no column {', '.join(missing)}; make it with `ffr-verl score`")
+        for name in wanted:
+            if table.column(name).null_count:
+                raise FFRError(f"{path}: column {name}: {table.column(name).null_count} values are missing")
+        self.keys = table.column("row_key").to_numpy()
+        self._rows = RowDifficulty(
+            table.column("f1").to_numpy(),
+            table.column("entropy").to_numpy(),
+            np.array(table.column("level").to_pylist(), dtype="<U9"),
+            table.column("is_negative").to_numpy(),
+        )
+        for name, values, most in (("f1", self._rows.f1, 1.0), ("entropy", self._rows.entropy, np.inf)):
+            wrong = np.flatnonzero(~((values >= 0) & (values <= most) & np.isfinite(values)))
+            if len(wrong):
+                raise FFRError(f"{path}: row {wrong[0]}: {name} is {values[wrong[0]]}; make it again")
+        unknown = sorted(set(np.unique(self._rows.levels).tolist()) - set(LEVELS))
+        if unknown:
+            raise FFRError(f"{path}: column level: found {', '.join(unknown)}; expected {', '.join(LEVELS)}")
+
+    def of_rows(self, keys: np.ndarray, *, name: str) -> RowDifficulty:
+        """The difficulty of the rows of a data set, which may be a part of those that were scored.
+
+        Args:
+            keys: of the rows, see `row_keys`.
+            name: of the data set, for the message.
+
+        Raises:
+            FFRError: when rows were not scored.
+        """
+        order = np.argsort(self.keys, kind="stable")
+        places = np.minimum(np.searchsorted(self.keys[order], keys), max(len(order) - 1, 0))
+        found = self.keys[order][places] == keys if len(order) else np.zeros(len(keys), bool)
+        if not found.all():
+            first = int(np.flatnonzero(~found)[0])
+            what = "of another data set: " if not found.any() else ""
+            raise FFRError(
+                f"{self.path}: {what}{int((~found).sum())} of {len(keys)} rows of {name} are not in it (row {first} "
+                f"...); score them: ffr-verl score --data {name}"
+            )
+        rows, chosen = self._rows, order[places]
+        return RowDifficulty(rows.f1[chosen], rows.entropy[chosen], rows.levels[chosen], rows.is_negative[chosen])
+
+
+def rows_of_files(files: Sequence[str | Path]) -> Iterator[dict[str, Any]]:
+    """The rows of RL files, one after another."""
+    for file in files:
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=256):
+            yield from batch.to_pylist()
