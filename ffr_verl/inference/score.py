@@ -1,6 +1,6 @@
 """`ffr-verl score`: how hard each training row is for a model, by its own answers.
 
-Rows are answered in chunks. A finished chunk is a file in `.NAME.partial` beside the output, so a run that was killed
+Rows are answered in chunks. A finished chunk is a file in `.NAME.answers` beside the output, so a run that was killed
 goes on where it stopped; the difficulty file itself appears whole, at the end.
 """
 
@@ -122,6 +122,8 @@ def score(
     started = time.monotonic()
     if (settings is None) == (predictions is None):
         raise FFRError("give --model DIR, or --predictions FILE")
+    if output.is_dir():
+        raise FFRError(f"--output {output}: a folder; give the name of a file, such as {output / 'difficulty.parquet'}")
     if output.exists() and not force:
         raise FFRError(f"{output}: is there already; choose another --output, or replace it with --force")
     names = [str(file) for file in files]
@@ -130,7 +132,7 @@ def score(
     if not len(keys):
         raise FFRError(f"{', '.join(names)}: no rows")
     resumed = 0
-    partial = output.parent / f".{output.name}.partial"
+    partial = output.parent / f".{output.name}.answers"
     if predictions is not None:
         found: Iterable[Mapping[str, Any]] = answers_of_predictions(predictions, files)
         source = str(predictions)
