@@ -71,9 +71,9 @@ bench-data: install-cpu  ## rows a second and memory of `ffr-verl prepare` again
 
 lock: install-cpu  ## resolve requirements/*.txt anew
 	$(CPU_BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-annotate --no-header --upgrade \
-		pyproject.toml requirements/cpu.in --extra dev --extra embed --overrides requirements/overrides.txt -o requirements/cpu.txt
+		pyproject.toml requirements/cpu.in --extra dev --extra embed --extra endpoint --overrides requirements/overrides.txt -o requirements/cpu.txt
 	$(CPU_BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-annotate --no-header --upgrade \
-		pyproject.toml --extra gpu --extra dev --extra embed -o requirements/gpu.txt
+		pyproject.toml --extra gpu --extra dev --extra embed --extra endpoint -o requirements/gpu.txt
 
 clean:  ## remove environments, demo and caches
 	rm -rf .venv .venv-cpu demo outputs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
