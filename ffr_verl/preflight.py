@@ -29,8 +29,8 @@ from ffr_verl.errors import FFRError
 from ffr_verl.fragments import TAGS
 from ffr_verl.rewards import CoherenceScorer, RewardConfig
 from ffr_verl.samplers.config import SamplerConfig
-from ffr_verl.samplers.curriculum import order_rows
 from ffr_verl.samplers.difficulty_file import DifficultyFile, row_keys
+from ffr_verl.samplers.sampler import CurriculumSampler
 from ffr_verl.unknown_keys import refuse_unknown_keys
 
 __all__ = ["SUPPORTED_VERL", "RecipeCallback", "check_run"]
@@ -208,7 +208,7 @@ def _check_curriculum(config: Any, data_config: DataConfig) -> None:
         rows = DifficultyFile(curriculum.difficulty).of_rows(row_keys(files), name=files[0])
     except FFRError as error:
         raise FFRError(f"{key}: {error}") from None
-    count, batch = len(order_rows(rows, curriculum)), _select(config, "data.train_batch_size")
+    count, batch = len(CurriculumSampler(rows, curriculum)), _select(config, "data.train_batch_size")
     if isinstance(batch, int) and count < batch:
         raise FFRError(
             f"data.ffr.curriculum: {count} rows are left of {len(rows)}, fewer than data.train_batch_size={batch}; "

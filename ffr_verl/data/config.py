@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ffr_verl.errors import FFRError
-from ffr_verl.samplers.curriculum import CurriculumConfig
+from ffr_verl.samplers.curriculum_config import CurriculumConfig
 from ffr_verl.unknown_keys import refuse_unknown_keys
 
 __all__ = ["DEFAULT_MAX_PIXELS", "DataConfig"]

@@ -17,8 +17,8 @@ from ffr_verl.data.config import DataConfig
 from ffr_verl.data.images import resolve_image
 from ffr_verl.data.parquet_files import Kind, as_list, check_columns, check_images, images_root
 from ffr_verl.errors import FFRError
-from ffr_verl.samplers.curriculum import order_rows
 from ffr_verl.samplers.difficulty_file import DifficultyFile, row_key
+from ffr_verl.samplers.sampler import CurriculumSampler, activate
 
 __all__ = ["FFRDataset", "FFRSFTDataset"]
 
@@ -77,7 +77,10 @@ class FFRDataset(RLHFDataset):
     (`ffr-verl prepare --embed-images`). Further columns of the file, such as a difficulty, are in each row.
 
     With `data.ffr.curriculum.difficulty` the training rows (`data.train_files`) come in the order of the curriculum,
-    see `CurriculumConfig`; a `published` one leaves rows out. `data.shuffle` must be off.
+    see `CurriculumConfig`; a `published` one leaves rows out. `data.shuffle` must be off. torchdata's
+    `StatefulDataLoader` saves and restores the curriculum through `state_dict` and `load_state_dict`.
+
+    Each row has `ffr_row`, its number in the files after verl has dropped overlong prompts.
 
     Raises:
         FFRError: at construction, for a missing file, another kind of file, a setting of `data.ffr` that does not
@@ -91,6 +94,7 @@ class FFRDataset(RLHFDataset):
         self.ffr_config = DataConfig.from_mapping(config.get("ffr") or {})
         self.images_root = _check(files, "rl", self.ffr_config)
         self._order = _RowOrder()
+        self.curriculum: CurriculumSampler | None = None
         super().__init__(data_files, tokenizer, config, processor=processor, max_samples=max_samples)
         if self.ffr_config.curriculum.difficulty is not None and files == as_list(config.get("train_files") or ()):
             self._follow_curriculum(files)
@@ -104,9 +108,10 @@ class FFRDataset(RLHFDataset):
             row_key(info["dialogue_id"], info["query"], reward["ground_truth"])
             for info, reward in zip(kept["extra_info"], kept["reward_model"], strict=True)
         ]
-        order = order_rows(difficulty.of_rows(np.array(keys, dtype=np.int64), name=files[0]), curriculum)
-        logger.info("curriculum %s: %d of %d rows", curriculum.order, len(order), len(keys))
-        self.set_order(order)
+        rows = difficulty.of_rows(np.array(keys, dtype=np.int64), name=files[0])
+        self.curriculum = CurriculumSampler(rows, curriculum)
+        logger.info("curriculum %s: %d of %d rows", curriculum.order, len(self.curriculum), len(keys))
+        activate(self.curriculum)
 
     def set_order(self, order: Sequence[int] | np.ndarray | None) -> None:
         """Put the rows into another order: position `i` gives row `order[i]`; rows may be left out or repeat.
@@ -120,10 +125,30 @@ class FFRDataset(RLHFDataset):
         self._order.set(order, super().__len__())
 
     def __len__(self) -> int:
-        return self._order.length(super().__len__())
+        return len(self.curriculum) if self.curriculum is not None else self._order.length(super().__len__())
 
     def __getitem__(self, item: int) -> dict[str, Any]:
-        return super().__getitem__(self._order.row_at(item))
+        number = self.curriculum.row_at(item) if self.curriculum is not None else self._order.row_at(item)
+        return {**super().__getitem__(number), "ffr_row": number}
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the curriculum; empty without one."""
+        return {} if self.curriculum is None else self.curriculum.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where a `state_dict` was taken.
+
+        Raises:
+            FFRError: when it was taken with another curriculum, or one was taken with and the other without one.
+        """
+        if bool(state) != (self.curriculum is not None):
+            had = "a" if state else "no"
+            raise FFRError(
+                f"the checkpoint was saved with {had} curriculum: data.ffr.curriculum.difficulty has changed since; "
+                "start anew, or give what it was"
+            )
+        if self.curriculum is not None:
+            self.curriculum.load_state_dict(state)
 
     def _build_messages(self, example: dict[str, Any], key: str) -> list[dict[str, Any]]:
         items = _image_items(example.get(self.image_key), self.images_root, self.ffr_config)

@@ -2,19 +2,21 @@
 vLLM load.
 
 It stands in for Qwen2-VL-7B-Instruct where there is no GPU and no model hub: the same classes, the same file layout,
-about 0.9 million parameters. Its weights are random (drawn with `initializer_range` 0.08: with the default 0.02 so
-small a model does not find the matching of query and utterance), so it answers sense only after training.
+about 0.9 million parameters. Its weights lie in the package; `ffr_verl.demo.pretraining` made them.
 """
 
 from __future__ import annotations
 
 import shutil
+from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from ffr_verl.data.demo import demo_vocabulary
+from ffr_verl.errors import FFRError
 from ffr_verl.fragments import TAGS
 
-__all__ = ["build_tokenizer", "write_base_model"]
+__all__ = ["build_tokenizer", "write_base_model", "write_random_model"]
 
 _SPECIAL = (
     "<|endoftext|>",
@@ -36,6 +38,15 @@ _PROMPT_TAGS = (
 _UNKNOWN = "<|unknown|>"
 _PUNCTUATION = ("[", "]", ", ", ",", ";", ":", " ", "\n", ".", "?", "!", "'")
 _LARGEST_ID = 127
+
+# Instructions and answer words of the tasks that the base model was pretrained on, see `ffr_verl.demo.pretraining`.
+PRETRAINING_TEXTS = {
+    "lines": "which lines belong to the query",
+    "picture": "which words go with the picture",
+    "words": "which words go with",
+    "repeat": "write once more",
+    "answer": "utterances images none",
+}
 
 # The layout of the Qwen2-VL template: ChatML, an image item becomes the vision tokens.
 _CHAT_TEMPLATE = (
@@ -59,7 +70,8 @@ def build_tokenizer():  # type: ignore[no-untyped-def]  # a transformers class, 
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = [*demo_vocabulary(), "system", "user", "assistant"]
+    taught = [word for text in PRETRAINING_TEXTS.values() for word in text.split()]
+    words = [*demo_vocabulary(), "system", "user", "assistant", *taught]
     tokens = [_UNKNOWN, *_PUNCTUATION, *map(str, range(_LARGEST_ID + 1)), *words, *(f" {word}" for word in words)]
     vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=_UNKNOWN))
@@ -80,8 +92,35 @@ def build_tokenizer():  # type: ignore[no-untyped-def]  # a transformers class, 
     )
 
 
-def write_base_model(output: Path, *, seed: int = 0, hidden_size: int = 128, layers: int = 3) -> Path:
-    """Write model, tokenizer and processor to the folder `output` (replaced as a whole) and return it.
+def write_base_model(output: Path) -> Path:
+    """Write the pretrained base model, tokenizer and processor to the folder `output` and return it.
+
+    Raises:
+        FFRError: when the weights of the package belong to another vocabulary: words of the demo set have changed
+            since; make them anew with `python -m ffr_verl.demo.pretraining`.
+    """
+    return _write(output, seed=0, weights=Path(str(resources.files("ffr_verl.demo") / "weights" / "base.safetensors")))
+
+
+def _load(model: Any, weights: Path) -> None:
+    from safetensors.torch import load_file
+
+    state = {name: value.float() for name, value in load_file(weights).items()}
+    mine = model.state_dict()
+    wrong = [name for name in mine if name not in state or state[name].shape != mine[name].shape]
+    if wrong:
+        raise FFRError(
+            f"{weights}: {wrong[0]} is of another shape or missing: the demo's vocabulary has changed since; make the "
+            "weights anew: python -m ffr_verl.demo.pretraining"
+        )
+    model.load_state_dict(state)
+
+
+def write_random_model(output: Path, *, seed: int = 0, hidden_size: int = 128, layers: int = 3) -> Path:
+    """Write a model with random weights, tokenizer and processor to the folder `output` (replaced as a whole).
+
+    Weights are drawn with `initializer_range` 0.08: with the default 0.02 so small a model does not find the matching
+    of query and utterance.
 
     Args:
         output: a folder that becomes loadable with `from_pretrained`.
@@ -90,6 +129,10 @@ def write_base_model(output: Path, *, seed: int = 0, hidden_size: int = 128, lay
             no smaller ones.
         layers: depth of the language model.
     """
+    return _write(output, seed=seed, hidden_size=hidden_size, layers=layers)
+
+
+def _write(output: Path, *, seed: int, hidden_size: int = 128, layers: int = 3, weights: Path | None = None) -> Path:
     import torch
     from transformers import GenerationConfig, Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
@@ -133,6 +176,8 @@ def write_base_model(output: Path, *, seed: int = 0, hidden_size: int = 128, lay
     )
     torch.manual_seed(seed)
     model = Qwen2VLForConditionalGeneration(config)
+    if weights is not None:
+        _load(model, weights)
     model.generation_config = GenerationConfig(
         eos_token_id=ids["<|im_end|>"], pad_token_id=ids["<|endoftext|>"], do_sample=False
     )

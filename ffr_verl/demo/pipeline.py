@@ -307,7 +307,7 @@ def _make_inputs(root: Path, settings: DemoSettings) -> None:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    write_base_model(root / "models" / "base", seed=settings.seed)
+    write_base_model(root / "models" / "base")
 
 
 def _table(root: Path, record: _Record, console: Console) -> dict[str, Any]:

@@ -123,7 +123,9 @@ def score(
     if (settings is None) == (predictions is None):
         raise FFRError("give --model DIR, or --predictions FILE")
     if output.is_dir():
-        raise FFRError(f"--output {output}: a folder; give the name of a file, such as {output / 'difficulty.parquet'}")
+        raise FFRError(
+            f"--output {output}: a folder; give the name of a file, such as {output / 'difficulty.parquet'}"
+        )
     if output.exists() and not force:
         raise FFRError(f"{output}: is there already; choose another --output, or replace it with --force")
     names = [str(file) for file in files]

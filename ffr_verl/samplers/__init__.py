@@ -1,6 +1,6 @@
 """Which training rows come when.
 
-`FFRReplayBuffer` is imported on first use: it needs verl, the rest of the package does not.
+`FFRReplayBuffer` and `FFRReplayBufferAsync` are imported on first use: they need verl, the rest does not.
 """
 
 from __future__ import annotations
@@ -8,16 +8,31 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ffr_verl.samplers.config import SamplerConfig
+from ffr_verl.samplers.curriculum import RowDifficulty, order_rows
+from ffr_verl.samplers.curriculum_config import CurriculumConfig
+from ffr_verl.samplers.difficulty import assign_levels, select_rows, token_entropy
+from ffr_verl.samplers.sampler import CurriculumSampler
 
 if TYPE_CHECKING:
-    from ffr_verl.samplers.replay_buffer import FFRReplayBuffer
+    from ffr_verl.samplers.replay_buffer import FFRReplayBuffer, FFRReplayBufferAsync
 
-__all__ = ["FFRReplayBuffer", "SamplerConfig"]
+__all__ = [
+    "CurriculumConfig",
+    "CurriculumSampler",
+    "FFRReplayBuffer",
+    "FFRReplayBufferAsync",
+    "RowDifficulty",
+    "SamplerConfig",
+    "assign_levels",
+    "order_rows",
+    "select_rows",
+    "token_entropy",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "FFRReplayBuffer":
-        from ffr_verl.samplers.replay_buffer import FFRReplayBuffer
+    if name in ("FFRReplayBuffer", "FFRReplayBufferAsync"):
+        from ffr_verl.samplers import replay_buffer
 
-        return FFRReplayBuffer
+        return getattr(replay_buffer, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

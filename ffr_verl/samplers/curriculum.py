@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import math
-import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
 
 import numpy as np
 
-from ffr_verl.errors import FFRError
-from ffr_verl.samplers.difficulty import PUBLISHED_SHARES, Level, select_rows
-from ffr_verl.unknown_keys import refuse_unknown_keys
+from ffr_verl.samplers.curriculum_config import CurriculumConfig
+from ffr_verl.samplers.difficulty import select_rows
 
-__all__ = ["CurriculumConfig", "CurriculumOrder", "CurriculumSampler", "Pacing", "RowDifficulty", "order_rows"]
-
-CurriculumOrder = Literal["published", "ascending", "competence", "shuffled"]
-Pacing = Literal["linear", "root", "steps"]
-_WHERE = "data.ffr.curriculum"
+__all__ = ["RowDifficulty", "ascending_order", "competence", "order_rows", "shuffled_order"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,68 +33,6 @@ class RowDifficulty:
         return len(self.f1)
 
 
-@dataclass(frozen=True, slots=True)
-class CurriculumConfig:
-    """Settings of a curriculum, the node `data.ffr.curriculum` of a recipe.
-
-    Attributes:
-        difficulty: file that `ffr-verl score` made for the training rows.
-        order: `published`: the levels one after another, parts of them kept (`select_rows`); `ascending`: all rows by
-            falling f1, of equals by rising entropy; `competence`: all rows, at each time drawn from the easiest ones,
-            whose share grows; `shuffled`: all rows by chance, the baseline.
-        shares: kept of each level, for `published`.
-        pacing: how the share of `competence` grows with the share of the epoch that is over: `linear`, `root` (fast
-            first) or in `steps`.
-        start: share of `competence` at the beginning, above 0 and at most 1.
-        steps: number of steps for `pacing: steps`.
-        seed: of `competence` and `shuffled`.
-    """
-
-    difficulty: str | None = None
-    order: CurriculumOrder = "published"
-    shares: Mapping[Level, float] = field(default_factory=lambda: dict(PUBLISHED_SHARES))
-    pacing: Pacing = "root"
-    start: float = 0.1
-    steps: int = 5
-    seed: int = 0
-
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> CurriculumConfig:
-        """Check the node of a recipe.
-
-        Raises:
-            FFRError: for an unknown key or a value out of range; the message names the key.
-
-        Example:
-            >>> CurriculumConfig.from_mapping({"order": "ascending"}).order
-            'ascending'
-        """
-        refuse_unknown_keys(values, allowed=[one.name for one in fields(cls)], where=_WHERE)
-        config = cls(**{**values, "shares": {**PUBLISHED_SHARES, **(values.get("shares") or {})}})
-        refuse_unknown_keys(config.shares, allowed=list(PUBLISHED_SHARES), where=f"{_WHERE}.shares")
-        for name, choices in (("order", get_args(CurriculumOrder)), ("pacing", get_args(Pacing))):
-            if getattr(config, name) not in choices:
-                raise FFRError(
-                    f"{_WHERE}.{name}: found {getattr(config, name)!r}, expected one of {', '.join(choices)}"
-                )
-        for name, value in config.shares.items():
-            if not _is_number(value) or not 0 <= value <= 1:
-                raise FFRError(f"{_WHERE}.shares.{name}: found {value!r}, expected a share from 0 to 1")
-        if not _is_number(config.start) or not 0 < config.start <= 1:
-            raise FFRError(f"{_WHERE}.start: found {config.start!r}, expected a share above 0 and at most 1")
-        for name, least in (("steps", 1), ("seed", 0)):
-            value = getattr(config, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise FFRError(f"{_WHERE}.{name}: found {value!r}, expected a whole number from {least}")
-        if config.difficulty is not None and not isinstance(config.difficulty, str):
-            raise FFRError(f"{_WHERE}.difficulty: found {config.difficulty!r}, expected a file of `ffr-verl score`")
-        return config
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def competence(time: float, config: CurriculumConfig) -> float:
     """Share of the rows, easiest first, that may be drawn at a time in [0, 1].
 
@@ -120,12 +50,24 @@ def competence(time: float, config: CurriculumConfig) -> float:
     return config.start + (1 - config.start) * time
 
 
-def order_rows(rows: RowDifficulty, config: CurriculumConfig) -> np.ndarray:
+def ascending_order(rows: RowDifficulty) -> np.ndarray:
+    """Row numbers from easy to hard: by falling f1, of equals by rising entropy; int64."""
+    return np.lexsort((rows.entropy, -rows.f1))
+
+
+def shuffled_order(count: int, seed: int, epoch: int) -> np.ndarray:
+    """Row numbers by chance; another order in every epoch."""
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def order_rows(rows: RowDifficulty, config: CurriculumConfig, *, epoch: int = 0) -> np.ndarray:
     """Row numbers in the order of training, for one epoch.
 
     Args:
         rows: the difficulty of every row.
-        config: which order.
+        config: which order; not `online`, which has no order of its own beforehand.
+        epoch: from 0. `shuffled` has another order in every epoch, and `competence`, which has opened all rows in the
+            first, shuffles them afterwards.
 
     Returns:
         int64; every row once, but for `published`, which leaves rows out.
@@ -137,10 +79,10 @@ def order_rows(rows: RowDifficulty, config: CurriculumConfig) -> np.ndarray:
     """
     if config.order == "published":
         return select_rows(rows.levels, rows.f1, rows.is_negative, shares=config.shares)
-    if config.order == "shuffled":
-        return np.random.default_rng(config.seed).permutation(len(rows))
-    ascending = np.lexsort((rows.entropy, -rows.f1))
-    return ascending if config.order == "ascending" else _by_competence(ascending, config)
+    if config.order == "shuffled" or (config.order == "competence" and epoch):
+        return shuffled_order(len(rows), config.seed, epoch)
+    ascending = ascending_order(rows)
+    return _by_competence(ascending, config) if config.order == "competence" else ascending
 
 
 def _by_competence(ascending: np.ndarray, config: CurriculumConfig) -> np.ndarray:
@@ -159,57 +101,3 @@ def _by_competence(ascending: np.ndarray, config: CurriculumConfig) -> np.ndarra
         waiting[drawn], waiting[-1] = waiting[-1], waiting[drawn]
         order.append(waiting.pop())
     return np.array(order, dtype=np.int64)
-
-
-class CurriculumSampler:
-    """Gives the rows of a curriculum one after another, and can be stopped and gone on with at any row.
-
-    A torch `Sampler` as far as data loaders look (`__iter__`, `__len__`, `state_dict`, `load_state_dict`), without
-    torch.
-
-    Args:
-        rows: the difficulty of every row.
-        config: which order.
-
-    Example:
-        >>> rows = RowDifficulty(np.array([0.2, 1.0]), np.ones(2), np.array(["hard"] * 2), np.zeros(2, bool))
-        >>> sampler = CurriculumSampler(rows, CurriculumConfig(order="ascending"))
-        >>> next(iter(sampler)), sampler.state_dict()["position"], list(sampler)
-        (1, 1, [0])
-    """
-
-    def __init__(self, rows: RowDifficulty, config: CurriculumConfig) -> None:
-        self.order = order_rows(rows, config)
-        self._position = 0
-        self._epoch = 0
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __iter__(self) -> Iterator[int]:
-        """What is left of this epoch; a further call begins the next one."""
-        while self._position < len(self.order):
-            self._position += 1
-            yield int(self.order[self._position - 1])
-        self._position = 0
-        self._epoch += 1
-
-    def state_dict(self) -> dict[str, int]:
-        """Where it is: `epoch`, `position` in it, and a fingerprint of the order."""
-        return {"epoch": self._epoch, "position": self._position, "order": self._fingerprint()}
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on where a `state_dict` was taken.
-
-        Raises:
-            FFRError: when it was taken of another order.
-        """
-        if state["order"] != self._fingerprint():
-            raise FFRError(
-                "the state of the curriculum belongs to another order: the difficulty file or data.ffr.curriculum "
-                "has changed since the checkpoint; start anew, or give what it was"
-            )
-        self._epoch, self._position = state["epoch"], state["position"]
-
-    def _fingerprint(self) -> int:
-        return zlib.crc32(np.ascontiguousarray(self.order, dtype="<i8").tobytes())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import copy
 from typing import Any
 
 import numpy as np
@@ -11,13 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ffr_verl.errors import FFRError
-from ffr_verl.samplers.curriculum import (
-    CurriculumConfig,
-    CurriculumSampler,
-    RowDifficulty,
-    competence,
-    order_rows,
-)
+from ffr_verl.samplers import CurriculumConfig, CurriculumSampler
+from ffr_verl.samplers.curriculum import RowDifficulty, competence, order_rows
 from ffr_verl.samplers.difficulty import assign_levels, select_rows
 
 
@@ -96,7 +91,7 @@ def test_going_on_at_any_cut_gives_the_same_rows(config: CurriculumConfig, count
     whole = drawn(CurriculumSampler(rows, config), cut + 30)
     stopped = CurriculumSampler(rows, config)
     before = drawn(stopped, cut)
-    state = json.loads(json.dumps(stopped.state_dict()))
+    state = copy.deepcopy(stopped.state_dict())
     resumed = CurriculumSampler(rows, config)
     resumed.load_state_dict(state)
     assert before + drawn(resumed, 30) == whole

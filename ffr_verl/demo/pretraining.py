@@ -1,0 +1,254 @@
+"""The base model that the demo starts from: a tiny Qwen2-VL that reads dialogues and pictures, as a real VLM does.
+
+    python -m ffr_verl.demo.pretraining --output ffr_verl/demo/weights
+
+draws weights, trains them on four tasks with the words and pictures of the demo set, and writes `base.safetensors`
+(fp16) and `base.json`, which the package carries. None of the tasks asks for the answer of fragment retrieval: that is
+what stage 1 teaches.
+
+- lines: which lines of a short dialogue belong to a query, in plain words (`utterances 1 2 images 0`);
+- picture: which words go with a picture;
+- words: which words go with a word;
+- repeat: a well-formed answer that stands in the prompt is written once more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import logging
+import random
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
+
+from ffr_verl.data.demo import INSTRUCTION, SYSTEM, TOPICS, demo_rows
+from ffr_verl.demo.base_model import PRETRAINING_TEXTS, write_random_model
+from ffr_verl.fragments import Fragment, format_fragment, parse_fragment
+
+__all__ = ["PretrainingSettings", "main", "pretrain"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainingSettings:
+    """How the base model is made.
+
+    Attributes:
+        steps: updates.
+        batch_size: examples of an update.
+        lr: peak learning rate of AdamW; warm-up over `warmup` updates, then a cosine down to a tenth.
+        warmup: updates.
+        turns: longest part of each topic in the dialogues, one value for each equal share of the updates: a model so
+            small finds the matching only when dialogues grow.
+        heldout: rows of the final measurement.
+        seed: of weights and examples.
+    """
+
+    steps: int = 1600
+    batch_size: int = 48
+    lr: float = 2e-3
+    warmup: int = 200
+    turns: tuple[int, ...] = (1, 2, 2, 3)
+    heldout: int = 256
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Example:
+    prompt: str
+    answer: str
+    pictures: tuple[str, ...] = ()
+
+
+def _in_words(solution: str) -> str:
+    fragment = parse_fragment(solution)
+    assert fragment is not None
+    lists = [" ".join(map(str, ids)) or "none" for ids in (fragment.utterance_ids, fragment.image_ids)]
+    return f"utterances {lists[0]} images {lists[1]}"
+
+
+def _chat(user: str, system: str = SYSTEM) -> str:
+    return f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def _lines(row: dict[str, Any]) -> _Example:
+    user = row["messages"][1]["content"].replace(INSTRUCTION, PRETRAINING_TEXTS["lines"])
+    return _Example(_chat(user), _in_words(row["solution"]), tuple([str(image) for image in row["images"]]))
+
+
+def _other(rng: random.Random, pictures: Sequence[str]) -> _Example:
+    kind = rng.choice(("picture", "words", "repeat", "repeat"))
+    if kind == "repeat":
+        ids = sorted(rng.sample(range(16), rng.randint(0, 6))), sorted(rng.sample(range(8), rng.randint(0, 3)))
+        text = format_fragment(Fragment(*map(tuple, ids)))
+        return _Example(_chat(f"{PRETRAINING_TEXTS['repeat']} {text}"), text)
+    if kind == "picture":
+        name = rng.choice(pictures)
+        topic = next(topic for topic in TOPICS if Path(name).name.startswith(topic.name))
+        return _Example(_chat(f"<image>\n{PRETRAINING_TEXTS['picture']}"), " ".join(topic.words), (name,))
+    topic = rng.choice(TOPICS)
+    word = rng.choice(topic.words)
+    others = " ".join(one for one in topic.words if one != word)
+    return _Example(_chat(f"{PRETRAINING_TEXTS['words']} {word}"), others)
+
+
+class _Batches:
+    """Examples as tensors; each picture is read once."""
+
+    def __init__(self, folder: Path, processor: Any) -> None:
+        self._folder = folder
+        self._processor = processor
+        self._tokenizer = processor.tokenizer
+        self._pixels: dict[str, torch.Tensor] = {}
+        self._grids: dict[str, torch.Tensor] = {}
+        self._image_pad = self._tokenizer.convert_tokens_to_ids("<|image_pad|>")
+
+    def _read(self, name: str) -> None:
+        from PIL import Image
+
+        if name not in self._pixels:
+            with Image.open(self._folder / name) as image:
+                found = self._processor.image_processor(images=[image.convert("RGB")], return_tensors="pt")
+            self._pixels[name], self._grids[name] = found["pixel_values"], found["image_grid_thw"]
+
+    def _ids(self, example: _Example) -> tuple[list[int], list[int]]:
+        parts = example.prompt.split("<image>")
+        text = parts[0]
+        for name, part in zip(example.pictures, parts[1:], strict=True):
+            self._read(name)
+            count = int(self._grids[name].prod()) // 4
+            text += "<|vision_start|>" + "<|image_pad|>" * count + "<|vision_end|>" + part
+        prompt = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return prompt, self._tokenizer(example.answer + "<|im_end|>", add_special_tokens=False)["input_ids"]
+
+    def tensors(self, examples: Sequence[_Example], *, with_answer: bool = True) -> dict[str, torch.Tensor]:
+        """Padded on the right with the answer, on the left without it."""
+        pairs = [self._ids(example) for example in examples]
+        width = max(len(prompt) + len(answer) * with_answer for prompt, answer in pairs)
+        shape = (len(pairs), width)
+        ids = torch.full(shape, self._tokenizer.pad_token_id)
+        mask, labels = torch.zeros(shape, dtype=torch.long), torch.full(shape, -100)
+        for row, (prompt, answer) in enumerate(pairs):
+            tokens = torch.tensor(prompt + (answer if with_answer else []))
+            place = slice(0, len(tokens)) if with_answer else slice(width - len(tokens), width)
+            ids[row, place], mask[row, place] = tokens, 1
+            if with_answer:
+                labels[row, len(prompt) : len(tokens)] = tokens[len(prompt) :]
+        batch = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": (ids == self._image_pad).long()}
+        names = [name for example in examples for name in example.pictures]
+        if names:
+            batch["pixel_values"] = torch.cat([self._pixels[name] for name in names])
+            batch["image_grid_thw"] = torch.cat([self._grids[name] for name in names])
+        return {**batch, "labels": labels} if with_answer else batch
+
+
+def pretrain(output: Path, settings: PretrainingSettings) -> dict[str, float]:
+    """Make the base model's weights and write `base.safetensors` and `base.json` to the folder `output`.
+
+    Returns:
+        The held-out share of right answers to the first task by the number of turns a topic, also in `base.json`.
+    """
+    from safetensors.torch import save_file
+
+    rng = random.Random(settings.seed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_random_model(folder / "model", seed=settings.seed)
+        model = Qwen2VLForConditionalGeneration.from_pretrained(folder / "model", attn_implementation="sdpa")
+        batches = _Batches(folder, AutoProcessor.from_pretrained(folder / "model"))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.01, betas=(0.9, 0.98))
+        schedule = torch.optim.lr_scheduler.SequentialLR(
+            optimizer,
+            [
+                torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=settings.warmup),
+                torch.optim.lr_scheduler.CosineAnnealingLR(
+                    optimizer, settings.steps - settings.warmup, eta_min=settings.lr / 10
+                ),
+            ],
+            [settings.warmup],
+        )
+        started = time.monotonic()
+        streams: dict[int, Iterator[dict[str, Any]]] = {}
+        model.train()
+        for step in range(settings.steps):
+            turns = settings.turns[step * len(settings.turns) // settings.steps]
+            rows = streams.setdefault(turns, _rows(folder, turns, settings.seed))
+            examples = [_lines(row) for row in itertools.islice(rows, settings.batch_size * 3 // 4)]
+            pictures = sorted(str(path.relative_to(folder)) for path in (folder / "images").iterdir())
+            examples += [_other(rng, pictures) for _ in range(settings.batch_size - len(examples))]
+            loss = model(**batches.tensors(examples)).loss
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            if step % 50 == 49:
+                logger.info("step %d: loss %.3f, %.0f s", step + 1, loss.item(), time.monotonic() - started)
+            if step % 200 == 199:
+                right = share_right(model, batches, _rows(folder, turns, settings.seed + 7), 64)
+                logger.info("turns up to %d: %.3f right", turns, right)
+        right_by_turns = {
+            str(turns): share_right(
+                model, batches, _rows(folder, turns, settings.seed + 1_000_003, turns), settings.heldout
+            )
+            for turns in range(1, 5)
+        }
+        output.mkdir(parents=True, exist_ok=True)
+        state = {key: value.to(torch.float16).contiguous() for key, value in model.state_dict().items()}
+        save_file(state, output / "base.safetensors.partial", metadata={"format": "pt"})
+        (output / "base.safetensors.partial").replace(output / "base.safetensors")
+        record = {"settings": asdict(settings), "share_of_right_answers_by_turns": right_by_turns}
+        (output / "base.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return right_by_turns
+
+
+def _rows(folder: Path, turns: int, seed: int, least: int = 1) -> Iterator[dict[str, Any]]:
+    return demo_rows(
+        folder / "images", rows=10**9, seed=seed, turns_per_topic=(least, turns), emblems=16, prefix=f"base{turns}"
+    )
+
+
+def share_right(model: Any, batches: _Batches, rows: Iterator[dict[str, Any]], count: int) -> float:
+    """Share of greedy answers to the first task that are right to the letter."""
+    examples = [_lines(row) for row in itertools.islice(rows, count)]
+    tokenizer = batches._tokenizer
+    model.eval()
+    right = 0
+    for start in range(0, count, 64):
+        chunk = examples[start : start + 64]
+        inputs = batches.tensors(chunk, with_answer=False)
+        with torch.no_grad():
+            made = model.generate(**inputs, max_new_tokens=48, do_sample=False)
+        texts = tokenizer.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        right += sum(text.strip() == example.answer for text, example in zip(texts, chunk, strict=True))
+    model.train()
+    return right / count
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command of the module's docstring."""
+    defaults = PretrainingSettings()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=defaults.steps)
+    parser.add_argument("--turns", type=int, nargs="+", default=list(defaults.turns))
+    parser.add_argument("--seed", type=int, default=defaults.seed)
+    given = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logger.info(
+        "right: %s",
+        pretrain(given.output, PretrainingSettings(steps=given.steps, turns=tuple(given.turns), seed=given.seed)),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""The keys of `data.ffr.curriculum`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from ffr_verl.errors import FFRError
+from ffr_verl.samplers.difficulty import PUBLISHED_SHARES, Level
+from ffr_verl.unknown_keys import refuse_unknown_keys
+
+__all__ = ["CurriculumConfig", "CurriculumOrder", "OnlineConfig", "Pacing"]
+
+CurriculumOrder = Literal["published", "ascending", "competence", "shuffled", "online"]
+Pacing = Literal["linear", "root", "steps"]
+_WHERE = "data.ffr.curriculum"
+
+
+@dataclass(frozen=True, slots=True)
+class OnlineConfig:
+    """Settings of `order: online`, the node `data.ffr.curriculum.online`.
+
+    Attributes:
+        metric: of an answer, which tells how well the policy does on its row: `reward`, or a key that `compute_score`
+            returns.
+        scale: the metric's largest value, above 0; metric over scale is compared with the f1 of the difficulty file.
+        decay: weight in [0, 1) of what was known of a row when its next group is observed.
+        target: expected score in [0, 1] towards which rows are drawn; `None`: the middle of the policy's range, half
+            way between the 5th and the 95th percentile of the rows' expected scores.
+        width: standard deviation of the bell around the target, above 0.
+        floor: weight in (0, 1] of the rows farthest from the target, beside 1 at the target, so that none is
+            forgotten.
+    """
+
+    metric: str = "f1"
+    scale: float = 1.0
+    decay: float = 0.5
+    target: float | None = None
+    width: float = 0.2
+    floor: float = 0.1
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> OnlineConfig:
+        """Check the node of a recipe.
+
+        Raises:
+            FFRError: for an unknown key or a value out of range; the message names the key.
+
+        Example:
+            >>> OnlineConfig.from_mapping({"target": 0.5}).target
+            0.5
+        """
+        where = f"{_WHERE}.online"
+        refuse_unknown_keys(values, allowed=[one.name for one in fields(cls)], where=where)
+        config = cls(**values)
+        if not isinstance(config.metric, str) or not config.metric:
+            raise FFRError(f"{where}.metric: found {config.metric!r}, expected `reward` or a key of compute_score")
+        for name, is_good, expected in (
+            ("scale", lambda value: 0 < value < float("inf"), "a number above 0"),
+            ("decay", lambda value: 0 <= value < 1, "a number from 0, below 1"),
+            ("target", lambda value: 0 <= value <= 1, "a number from 0 to 1, or null"),
+            ("width", lambda value: 0 < value < float("inf"), "a number above 0"),
+            ("floor", lambda value: 0 < value <= 1, "a number above 0, at most 1"),
+        ):
+            value = getattr(config, name)
+            if name == "target" and value is None:
+                continue
+            if not _is_number(value) or not is_good(value):
+                raise FFRError(f"{where}.{name}: found {value!r}, expected {expected}")
+        return config
+
+
+@dataclass(frozen=True, slots=True)
+class CurriculumConfig:
+    """Settings of a curriculum, the node `data.ffr.curriculum` of a recipe.
+
+    Attributes:
+        difficulty: file that `ffr-verl score` made for the training rows.
+        order: `published`: the levels one after another, parts of them kept (`select_rows`); `ascending`: all rows by
+            falling f1, of equals by rising entropy; `competence`: all rows, at each time drawn from the easiest ones,
+            whose share grows; `shuffled`: all rows by chance, the baseline; `online`: drawn anew in every step by the
+            policy's own rewards.
+        shares: kept of each level, for `published`.
+        pacing: how the share of `competence` grows with the share of the epoch that is over: `linear`, `root` (fast
+            first) or in `steps`.
+        start: share of `competence` at the beginning, above 0 and at most 1.
+        steps: number of steps for `pacing: steps`.
+        seed: of `competence`, `shuffled` and `online`.
+        online: of `online`.
+    """
+
+    difficulty: str | None = None
+    order: CurriculumOrder = "published"
+    shares: Mapping[Level, float] = field(default_factory=lambda: dict(PUBLISHED_SHARES))
+    pacing: Pacing = "root"
+    start: float = 0.1
+    steps: int = 5
+    seed: int = 0
+    online: OnlineConfig = field(default_factory=OnlineConfig)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> CurriculumConfig:
+        """Check the node of a recipe.
+
+        Raises:
+            FFRError: for an unknown key or a value out of range; the message names the key.
+
+        Example:
+            >>> CurriculumConfig.from_mapping({"order": "ascending"}).order
+            'ascending'
+        """
+        refuse_unknown_keys(values, allowed=[one.name for one in fields(cls)], where=_WHERE)
+        shares = {**PUBLISHED_SHARES, **(values.get("shares") or {})}
+        online = OnlineConfig.from_mapping(values.get("online") or {})
+        config = cls(**{**values, "shares": shares, "online": online})
+        refuse_unknown_keys(config.shares, allowed=list(PUBLISHED_SHARES), where=f"{_WHERE}.shares")
+        for name, choices in (("order", get_args(CurriculumOrder)), ("pacing", get_args(Pacing))):
+            if getattr(config, name) not in choices:
+                raise FFRError(
+                    f"{_WHERE}.{name}: found {getattr(config, name)!r}, expected one of {', '.join(choices)}"
+                )
+        for name, value in config.shares.items():
+            if not _is_number(value) or not 0 <= value <= 1:
+                raise FFRError(f"{_WHERE}.shares.{name}: found {value!r}, expected a share from 0 to 1")
+        if not _is_number(config.start) or not 0 < config.start <= 1:
+            raise FFRError(f"{_WHERE}.start: found {config.start!r}, expected a share above 0 and at most 1")
+        for name, least in (("steps", 1), ("seed", 0)):
+            value = getattr(config, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise FFRError(f"{_WHERE}.{name}: found {value!r}, expected a whole number from {least}")
+        if config.difficulty is not None and not isinstance(config.difficulty, str):
+            raise FFRError(f"{_WHERE}.difficulty: found {config.difficulty!r}, expected a file of `ffr-verl score`")
+        if config.order == "online" and config.difficulty is None:
+            raise FFRError(
+                f"{_WHERE}.difficulty: null; order: online needs the difficulty of rows that it has not seen yet: "
+                "ffr-verl score --model MODEL --data TRAIN.rl.parquet --output difficulty.parquet"
+            )
+        return config
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
