@@ -392,6 +392,9 @@ def score(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that the model's repository brings.")
     ] = False,
+    chart: Annotated[
+        Path | None, typer.Option(help="PNG to draw; beside the difficulty file, with its name, by default.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a difficulty file that is there.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Forget what an interrupted run left.")] = False,
 ) -> None:
@@ -406,6 +409,7 @@ def score(
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from ffr_verl.inference.difficulty_chart import draw_difficulty
     from ffr_verl.inference.generate import GeneratorSettings
     from ffr_verl.inference.score import images_root_of
     from ffr_verl.inference.score import score as score_rows
@@ -443,13 +447,16 @@ def score(
     for level, count, f1, spread in summary.levels():
         table.add_row(level, f"{count:,}", "#" * round(30 * count / rows), f"{f1:.3f}", f"{spread:.2f}")
     console.print(table)
-    chart = Table(title="f1 against dispersion of the gold fragment")
+    by_dispersion = Table(title="f1 against dispersion of the gold fragment")
     for name in ("dispersion", "rows", "f1", ""):
-        chart.add_column(name, justify="left" if name in ("dispersion", "") else "right")
+        by_dispersion.add_column(name, justify="left" if name in ("dispersion", "") else "right")
     for name, count, f1 in summary.f1_by_dispersion():
-        chart.add_row(name, f"{count:,}", f"{f1:.3f}", "#" * round(30 * f1))
-    console.print(chart)
-    console.print(f"wrote {output}", highlight=False, soft_wrap=True)
+        by_dispersion.add_row(name, f"{count:,}", f"{f1:.3f}", "#" * round(30 * f1))
+    console.print(by_dispersion)
+    picture = chart or output.with_suffix(".png")
+    draw_difficulty(summary.table, picture)
+    for path in (output, picture):
+        console.print(f"wrote {path}", highlight=False, soft_wrap=True)
 
 
 @app.command()

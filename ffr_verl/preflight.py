@@ -22,6 +22,7 @@ from typing import Any, Literal, NoReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from ffr_verl.checkpoints import check_resume
 from ffr_verl.data.config import DataConfig
 from ffr_verl.data.parquet_files import Kind, as_list, check_columns, check_images, dialogues_of_rows, images_root
 from ffr_verl.embeddings.store import EmbeddingStore
@@ -116,7 +117,8 @@ def check_run(config: Any) -> None:
     Checks the keys of ours (`data.ffr`, `reward.custom_reward_function.reward_kwargs`,
     `trainer.v1.sampler.sampler_kwargs`), verl's version and that an installed TRL suits it, that vLLM is there for
     GRPO, the data files and every image in them, flash attention where it is asked for, a local model's files, that
-    the embedding store belongs to the data, and free disk space.
+    the embedding store and the difficulty file belong to the data, free disk space, and that the checkpoint to go on
+    from is whole.
 
     Raises:
         FFRError: for the first thing found; the message names the key or file and the remedy.
@@ -144,6 +146,7 @@ def check_run(config: Any) -> None:
         if rewards.embeddings is not None:
             _check_embeddings(config, rewards.embeddings)
     _check_disk(_select(config, "trainer.default_local_dir"))
+    _check_resume(config, "grpo" if is_grpo else "sft")
 
 
 def _check_verl() -> None:
@@ -313,6 +316,16 @@ def _check_model(config: Any, node: str) -> None:
             f"{key}: {path}: the model has no processor (preprocessor_config.json), so images cannot be read; "
             "save the base model's: AutoProcessor.from_pretrained(BASE).save_pretrained(...)"
         )
+
+
+def _check_resume(config: Any, stage: Literal["sft", "grpo"]) -> None:
+    folder = _select(config, "trainer.default_local_dir")
+    if _select(config, "trainer.resume_mode") != "auto" or not isinstance(folder, str) or "://" in folder:
+        return
+    one_node = _select(config, "trainer.nnodes") in (None, 1)
+    step = check_resume(Path(folder).expanduser(), stage, all_ranks=one_node)
+    if step is not None:
+        logger.info("the run goes on from step %d in %s", step, folder)
 
 
 def _check_disk(folder: Any) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -102,24 +102,27 @@ def draw_emblem(topic: Topic, rng: random.Random, *, size: int = 56) -> Image.Im
     return image
 
 
-def _utterance_text(topic: Topic, rng: random.Random) -> str:
-    first, second = rng.sample(topic.words, 2)
+def _utterance_text(words: Sequence[str], rng: random.Random) -> str:
+    first, second = words
     return rng.choice(_TEMPLATES).format(a=first, b=second)
 
 
 def _short_dialogue(
-    topic: Topic, turns: int, pictures: list[str], image_share: float, rng: random.Random
+    topic: Topic, turns: int, pictures: list[str], image_share: float, literal_share: float, rng: random.Random
 ) -> ShortDialogue:
-    """Some turns about one topic, and three queries for it."""
+    """Some turns about two words of a topic, and three queries for them."""
+    subject = rng.sample(topic.words, 2)
+    others = [word for word in topic.words if word not in subject]
     made: list[dict[str, Any]] = []
     for _ in range(turns):
         if rng.random() < image_share:
             text = rng.choice(_IMAGE_TEXTS)
             made.append({"utterance": [*([text] if text else []), {"image_url": rng.choice(pictures)}]})
         else:
-            made.append({"utterance": _utterance_text(topic, rng)})
-    first, second = rng.sample(topic.words, 2)
-    queries = tuple([query.format(a=first, b=second) for query in _QUERY_TEMPLATES])
+            literal = rng.random() < literal_share
+            words = [rng.choice(subject), rng.choice(others)] if literal else rng.sample(others, 2)
+            made.append({"utterance": _utterance_text(words, rng)})
+    queries = tuple([query.format(a=subject[0], b=subject[1]) for query in _QUERY_TEMPLATES])
     return ShortDialogue(topic.name, topic.name, tuple(made), queries)
 
 
@@ -131,6 +134,7 @@ def demo_rows(
     turns_per_topic: tuple[int, int] = (1, 4),
     empty_share: float = 0.15,
     image_share: float = 0.25,
+    literal_share: float = 0.8,
     emblems: int = 4,
     prefix: str = "demo",
 ) -> Iterator[dict[str, Any]]:
@@ -143,6 +147,8 @@ def demo_rows(
         turns_per_topic: least and most turns of each of the three topics.
         empty_share: share of queries, in [0, 1], whose topic the dialogue does not touch.
         image_share: share of turns, in [0, 1], that show a picture instead of topic words; a dialogue may have none.
+        literal_share: share of the other turns, in [0, 1], that say a word of their topic's query; the rest must be
+            known to belong to it by other words.
         emblems: how many pictures are drawn of each topic.
         prefix: start of each `dialogue_id`.
     """
@@ -159,7 +165,9 @@ def demo_rows(
     for number in range(rows):
         topics = rng.sample(TOPICS, 4)
         turns = rng.randint(*turns_per_topic)
-        *parts, absent = (_short_dialogue(topic, turns, pictures[topic.name], image_share, rng) for topic in topics)
+        *parts, absent = (
+            _short_dialogue(topic, turns, pictures[topic.name], image_share, literal_share, rng) for topic in topics
+        )
         dialogue = compose(f"{prefix}_{number:05d}", parts, absent, settings, rng)
         yield from rows_of_raw_dialogue(dialogue, template=_TEMPLATE)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ffr_verl.data.parquet_writer import whole_or_nothing
@@ -43,6 +44,7 @@ _SCHEMA = pa.schema(
     ]
 )
 _MODEL = b"ffr_verl.model"
+_READ = ("row_key", "f1", "entropy", "level", "is_negative")  # what a curriculum needs
 
 
 def row_key(dialogue_id: str, query: str, solution: str) -> int:
@@ -121,32 +123,34 @@ class DifficultyFile:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
         try:
-            table = pq.read_table(self.path)
+            names = pq.read_schema(self.path).names
+            table = pq.read_table(self.path, columns=[name for name in _READ if name in names])
         except FileNotFoundError:
             raise FFRError(f"{path}: no such file; make it with `ffr-verl score`") from None
         except (OSError, pa.ArrowInvalid) as error:
             raise FFRError(f"{path}: not a parquet file ({error}); make it with `ffr-verl score`") from None
-        wanted = ("row_key", "f1", "entropy", "level", "is_negative")
-        missing = [name for name in wanted if name not in table.column_names]
+        missing = [name for name in _READ if name not in names]
         if missing:
             raise FFRError(f"{path}: no column {', '.join(missing)}; make it with `ffr-verl score`")
-        for name in wanted:
+        for name in _READ:
             if table.column(name).null_count:
                 raise FFRError(f"{path}: column {name}: {table.column(name).null_count} values are missing")
         self.keys = table.column("row_key").to_numpy()
+        levels = table.column("level")
+        known = pc.index_in(levels, value_set=pa.array(LEVELS))
+        if known.null_count:
+            unknown = sorted(set(levels.unique().to_pylist()) - set(LEVELS))
+            raise FFRError(f"{path}: column level: found {', '.join(unknown)}; expected {', '.join(LEVELS)}")
         self._rows = RowDifficulty(
             table.column("f1").to_numpy(),
             table.column("entropy").to_numpy(),
-            np.array(table.column("level").to_pylist(), dtype="<U9"),
+            np.array(LEVELS)[known.to_numpy()],
             table.column("is_negative").to_numpy(),
         )
         for name, values, most in (("f1", self._rows.f1, 1.0), ("entropy", self._rows.entropy, np.inf)):
             wrong = np.flatnonzero(~((values >= 0) & (values <= most) & np.isfinite(values)))
             if len(wrong):
                 raise FFRError(f"{path}: row {wrong[0]}: {name} is {values[wrong[0]]}; make it again")
-        unknown = sorted(set(np.unique(self._rows.levels).tolist()) - set(LEVELS))
-        if unknown:
-            raise FFRError(f"{path}: column level: found {', '.join(unknown)}; expected {', '.join(LEVELS)}")
 
     def of_rows(self, keys: np.ndarray, *, name: str) -> RowDifficulty:
         """The difficulty of the rows of a data set, which may be a part of those that were scored.

@@ -62,6 +62,7 @@ class CurriculumSampler:
         else:
             self._order = order_rows(rows, config).astype(np.int32)
             content = self._order.tobytes()
+        self._first_order = self._order
         self._fingerprint = zlib.crc32(f"{config.order} {config.seed}".encode(), zlib.crc32(content))
 
     def __len__(self) -> int:
@@ -96,7 +97,8 @@ class CurriculumSampler:
 
     def _begin_epoch(self, epoch: int) -> None:
         self._epoch, self._position = epoch, 0
-        if self.config.order in ("competence", "shuffled"):
+        self._order = self._first_order
+        if epoch and self.config.order in ("competence", "shuffled"):
             self._order = shuffled_order(len(self._f1), self.config.seed, epoch)
 
     def update(self, scores: Mapping[int, float]) -> dict[str, float]:

@@ -26,7 +26,7 @@ print(json.dumps({
     "ray_resource": platform.ray_resource_name(),
     "group_is_torchs": torch.distributed.init_process_group is group,
     "finders": [type(finder).__module__ for finder in sys.meta_path if "ffr" in type(finder).__module__],
-    "qwen": "ffr_verl.qwen2_vl_text_only" in sys.modules,
+    "qwen": "ffr_verl.qwen2_vl" in sys.modules,
     "replay": "ffr_verl.samplers.replay_buffer" in sys.modules,
     "manager": "ffr_verl.rewards.manager" in sys.modules,
     "reward_loop": "verl.experimental.reward_loop" in sys.modules,

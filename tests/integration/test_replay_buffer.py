@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 import torch
 import transfer_queue as tq
 from omegaconf import OmegaConf
 
-from ffr_verl.samplers import FFRReplayBuffer
+from ffr_verl.samplers import CurriculumConfig, CurriculumSampler, FFRReplayBuffer, RowDifficulty
+from ffr_verl.samplers.curriculum_config import OnlineConfig
+from ffr_verl.samplers.sampler import activate
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -40,7 +43,8 @@ def queue() -> Iterator[None]:
 class Rollouts:
     """Puts finished groups into the queue, one after another out of a list of rewards; counts what was asked for."""
 
-    def __init__(self, groups: Sequence[Sequence[float]], *, partition: str = "train") -> None:
+    def __init__(self, groups: Sequence[Sequence[float]], *, partition: str = "train", rows: bool = False) -> None:
+        self._rows = rows  # number the rows, as FFRDataset does
         self._groups = itertools.cycle(groups)
         self._numbers = itertools.count()
         self._partition = partition
@@ -49,7 +53,8 @@ class Rollouts:
     def __call__(self, count: int) -> int:
         self.asked += count
         for _ in range(count):
-            uid, scores = f"prompt{next(self._numbers):03}", next(self._groups)
+            number = next(self._numbers)
+            uid, scores = f"prompt{number:03}", next(self._groups)
             for session, score in enumerate(scores):
                 info = {
                     "score": score,
@@ -64,6 +69,7 @@ class Rollouts:
                     fields={
                         "rm_scores": torch.tensor([0.0, 0.0, score]),
                         "extra_fields": {"reward_extra_info": info},
+                        **({"ffr_row": number} if self._rows else {}),
                     },
                     tag={"status": "success"},
                 )
@@ -176,3 +182,42 @@ def test_a_metric_that_the_reward_does_not_return_is_named(clear: None) -> None:
     rollouts(4)
     with pytest.raises(RuntimeError, match=r"filter_groups_metric: no 'f2' in the rewards of 4 groups"):
         buffer.sample(global_steps=1, partition_id="train", batch_size=4)
+
+
+class Observed(CurriculumSampler):
+    """Remembers what the buffer tells it."""
+
+    def __init__(self, metric: str) -> None:
+        count = 40
+        rows = RowDifficulty(np.full(count, 0.5), np.ones(count), np.array(["hard"] * count), np.zeros(count, bool))
+        super().__init__(rows, CurriculumConfig(order="online", online=OnlineConfig(metric=metric)))
+        self.scores: list[dict[int, float]] = []
+
+    def update(self, scores: Mapping[int, float]) -> dict[str, float]:
+        self.scores.append(dict(scores))
+        return super().update(scores)
+
+
+@pytest.mark.parametrize(("metric", "scale"), [("f1", 0.5), ("reward", 1.0)])
+@pytest.mark.parametrize("filtered", [False, True])
+def test_the_curriculum_learns_from_every_finished_group(
+    clear: None, metric: str, scale: float, filtered: bool
+) -> None:
+    """From those that the filter evicts too, once each."""
+    sampler = Observed(metric)
+    activate(sampler)
+    try:
+        rollouts = Rollouts([VARIED, FLAT, VARIED, VARIED], rows=True)
+        buffer = buffer_for(rollouts, filter_groups=filtered)
+        rollouts(4)
+        _, metrics = buffer.sample(global_steps=1, partition_id="train", batch_size=4)
+        means = {0: 0.5, 1: 0.7, 2: 0.5, 3: 0.5}
+        expected = {row: scale * (means[row % 4]) for row in range(rollouts.asked)}
+        assert sampler.scores == [pytest.approx(expected)]
+        assert rollouts.asked == (6 if filtered else 4)
+        assert metrics["ffr/curriculum/target"] == pytest.approx(0.5, abs=0.01)
+        rollouts(4)
+        buffer.sample(global_steps=2, partition_id="train", batch_size=4)
+        assert set(sampler.scores[1]).isdisjoint(expected), "a step's groups count once"
+    finally:
+        activate(None)

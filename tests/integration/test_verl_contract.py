@@ -257,7 +257,7 @@ def test_sft_collator_fails_on_rows_with_and_without_images() -> None:
 
 
 def test_rows_without_images_crash_verls_qwen2_vl_and_not_ours(base_model: Path) -> None:
-    """The reason for `ffr_verl.qwen2_vl_text_only`."""
+    """The reason for `ffr_verl.qwen2_vl.text_only`."""
     from verl.models.transformers import qwen2_vl
 
     model = AutoModelForImageTextToText.from_pretrained(base_model)
@@ -267,11 +267,11 @@ def test_rows_without_images_crash_verls_qwen2_vl_and_not_ours(base_model: Path)
     try:
         with pytest.raises(AttributeError, match="mean"):
             original(model.model, tokens)
-        from ffr_verl import qwen2_vl_text_only
+        from ffr_verl.qwen2_vl import text_only
 
-        assert qwen2_vl_text_only.is_needed()
-        assert qwen2_vl_text_only.install()
-        assert qwen2_vl_text_only.install(), "a second call changes nothing"
+        assert text_only.is_needed()
+        assert text_only.install()
+        assert text_only.install(), "a second call changes nothing"
         embeds, mask = qwen2_vl._get_input_embeds(model.model, tokens, torch.ones_like(tokens))
         assert torch.equal(embeds, model.get_input_embeddings()(tokens))
         assert mask is not None
@@ -287,7 +287,7 @@ def test_rows_with_images_go_to_verls_own_function(base_model: Path, parquet: Pa
     from PIL import Image
     from verl.models.transformers import qwen2_vl
 
-    from ffr_verl import qwen2_vl_text_only
+    from ffr_verl.qwen2_vl import text_only
 
     model = AutoModelForImageTextToText.from_pretrained(base_model)
     processor = AutoProcessor.from_pretrained(base_model)
@@ -298,7 +298,7 @@ def test_rows_with_images_go_to_verls_own_function(base_model: Path, parquet: Pa
     )
     arguments = (inputs["input_ids"], inputs["attention_mask"], inputs["pixel_values"], None, inputs["image_grid_thw"])
     with torch.no_grad():
-        qwen2_vl_text_only.install()
+        text_only.install()
         ours = qwen2_vl._get_input_embeds(model.model, *arguments)[0]
         verls = qwen2_vl._get_input_embeds.__wrapped__(model.model, *arguments)[0]
     assert torch.equal(ours, verls)

@@ -1,0 +1,83 @@
+"""Checkpoints that were cut short are refused before a run starts, with the step to go on from."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from ffr_verl.checkpoints import check_resume, missing_in_step
+from ffr_verl.errors import FFRError
+
+Stage = Literal["sft", "grpo"]
+
+
+def archive(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("archive/data.pkl", "x" * 1000)
+
+
+def write_step(folder: Path, number: int, stage: Stage, *, world: int = 2) -> Path:
+    step = folder / f"global_step_{number}"
+    model = step / "actor" if stage == "grpo" else step
+    for kind in ("model", "optim", "extra_state"):
+        for rank in range(world):
+            archive(model / f"{kind}_world_size_{world}_rank_{rank}.pt")
+    archive(step / ("data.pt" if stage == "grpo" else "data_0.pt"))
+    (folder / "latest_checkpointed_iteration.txt").write_text(str(number))
+    return step
+
+
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_a_whole_checkpoint_is_gone_on_from(tmp_path: Path, stage: Stage) -> None:
+    assert check_resume(tmp_path, stage) is None
+    write_step(tmp_path, 4, stage)
+    write_step(tmp_path, 8, stage)
+    assert check_resume(tmp_path, stage) == 8
+
+
+@pytest.mark.parametrize(
+    "name", ["data.pt", "actor/optim_world_size_2_rank_1.pt", "actor/model_world_size_2_rank_0.pt"]
+)
+@pytest.mark.parametrize("how", ["missing", "cut"])
+def test_a_cut_one_is_refused_and_the_last_whole_one_named(tmp_path: Path, name: str, how: str) -> None:
+    write_step(tmp_path, 4, "grpo")
+    file = write_step(tmp_path, 8, "grpo") / name
+    content = file.read_bytes()
+    file.unlink()
+    if how == "cut":
+        file.write_bytes(content[: len(content) // 2])
+    tracker = tmp_path / "latest_checkpointed_iteration.txt"
+    with pytest.raises(FFRError) as caught:
+        check_resume(tmp_path, "grpo")
+    assert f"{tmp_path / 'global_step_8'}: the checkpoint was cut short: {name} missing" in str(caught.value)
+    assert str(caught.value).endswith(f"go on from step 4: echo 4 > {tracker}")
+    tracker.write_text("4")
+    assert check_resume(tmp_path, "grpo") == 4
+
+
+@pytest.mark.parametrize("content", ["", "eight", "8\x00"])
+def test_a_tracker_that_names_no_step_is_refused(tmp_path: Path, content: str) -> None:
+    """verl ends with a ValueError on it."""
+    write_step(tmp_path, 8, "grpo")
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text(content)
+    with pytest.raises(FFRError, match=r"expected the number of a step.*go on from step 8: echo 8 >"):
+        check_resume(tmp_path, "grpo")
+
+
+def test_a_tracker_of_a_folder_that_is_gone_is_refused(tmp_path: Path) -> None:
+    """verl begins anew then, without a word."""
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("8")
+    with pytest.raises(FFRError, match=r"names step 8, and .*global_step_8 is not there; no step in it is whole"):
+        check_resume(tmp_path, "grpo")
+
+
+def test_shards_of_other_nodes_may_lie_on_their_disks(tmp_path: Path) -> None:
+    step = write_step(tmp_path, 8, "grpo", world=4)
+    for path in [*step.rglob("*_rank_2.pt"), *step.rglob("*_rank_3.pt")]:
+        path.unlink()
+    assert len(missing_in_step(step, "grpo")) == 6
+    assert check_resume(tmp_path, "grpo", all_ranks=False) == 8
