@@ -2,10 +2,12 @@
 
     python -m ffr_verl.demo.pretraining --output ffr_verl/demo/weights
 
-draws weights, trains them on four tasks with the words and pictures of the demo set, and writes `base.safetensors`
+draws weights, trains them on five tasks with the words and pictures of the demo set, and writes `base.safetensors`
 (fp16) and `base.json`, which the package carries. None of the tasks asks for the answer of fragment retrieval: that is
 what stage 1 teaches.
 
+- marks: each line of a dialogue is followed by whether it belongs to the query (`fits`, `other`); so many labels in a
+  dialogue are what lets so small a model find the matching at all;
 - lines: which lines of a short dialogue belong to a query, in plain words (`utterances 1 2 images 0`);
 - picture: which words go with a picture;
 - words: which words go with a word;
@@ -19,6 +21,7 @@ import itertools
 import json
 import logging
 import random
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -47,26 +50,38 @@ class PretrainingSettings:
         batch_size: examples of an update.
         lr: peak learning rate of AdamW; warm-up over `warmup` updates, then a cosine down to a tenth.
         warmup: updates.
-        turns: longest part of each topic in the dialogues, one value for each equal share of the updates: a model so
-            small finds the matching only when dialogues grow.
+        turns: longest part of each topic in the dialogues of the task lines, one value for each equal share of the
+            updates.
         heldout: rows of the final measurement.
         seed: of weights and examples.
     """
 
     steps: int = 1600
     batch_size: int = 48
-    lr: float = 2e-3
-    warmup: int = 200
-    turns: tuple[int, ...] = (1, 2, 2, 3)
+    lr: float = 3e-3
+    warmup: int = 100
+    turns: tuple[int, ...] = (1, 2, 3)
     heldout: int = 256
     seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class _Example:
-    prompt: str
-    answer: str
+    """A prompt and its answer; `parts` are texts to read and texts to write by turns, the prompt first."""
+
+    parts: tuple[str, ...]
     pictures: tuple[str, ...] = ()
+
+    @property
+    def prompt(self) -> str:
+        return self.parts[0]
+
+    @property
+    def answer(self) -> str:
+        return self.parts[1]
+
+
+_LINE = re.compile(r"<\|utt_id_start\|>([0-9]+)<\|utt_id_end\|>[^\n]*")
 
 
 def _in_words(solution: str) -> str:
@@ -82,7 +97,23 @@ def _chat(user: str, system: str = SYSTEM) -> str:
 
 def _lines(row: dict[str, Any]) -> _Example:
     user = row["messages"][1]["content"].replace(INSTRUCTION, PRETRAINING_TEXTS["lines"])
-    return _Example(_chat(user), _in_words(row["solution"]), tuple([str(image) for image in row["images"]]))
+    return _Example((_chat(user), _in_words(row["solution"])), _pictures(row))
+
+
+def _pictures(row: dict[str, Any]) -> tuple[str, ...]:
+    return tuple([str(image) for image in row["images"]])
+
+
+def _marks(row: dict[str, Any]) -> _Example:
+    fragment = parse_fragment(row["solution"])
+    assert fragment is not None
+    text = row["messages"][1]["content"].replace(INSTRUCTION, PRETRAINING_TEXTS["marks"])
+    parts: list[str] = []
+    read = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n{text[: text.index('<|utt_id_start|>')]}"
+    for line in _LINE.finditer(text):
+        parts += [f"{read}{line.group(0)} ", "fits" if int(line.group(1)) in fragment.utterance_ids else "other"]
+        read = "\n"
+    return _Example(tuple(parts), _pictures(row))
 
 
 def _other(rng: random.Random, pictures: Sequence[str]) -> _Example:
@@ -90,15 +121,15 @@ def _other(rng: random.Random, pictures: Sequence[str]) -> _Example:
     if kind == "repeat":
         ids = sorted(rng.sample(range(16), rng.randint(0, 6))), sorted(rng.sample(range(8), rng.randint(0, 3)))
         text = format_fragment(Fragment(*map(tuple, ids)))
-        return _Example(_chat(f"{PRETRAINING_TEXTS['repeat']} {text}"), text)
+        return _Example((_chat(f"{PRETRAINING_TEXTS['repeat']} {text}"), text))
     if kind == "picture":
         name = rng.choice(pictures)
         topic = next(topic for topic in TOPICS if Path(name).name.startswith(topic.name))
-        return _Example(_chat(f"<image>\n{PRETRAINING_TEXTS['picture']}"), " ".join(topic.words), (name,))
+        return _Example((_chat(f"<image>\n{PRETRAINING_TEXTS['picture']}"), " ".join(topic.words)), (name,))
     topic = rng.choice(TOPICS)
     word = rng.choice(topic.words)
     others = " ".join(one for one in topic.words if one != word)
-    return _Example(_chat(f"{PRETRAINING_TEXTS['words']} {word}"), others)
+    return _Example((_chat(f"{PRETRAINING_TEXTS['words']} {word}"), others))
 
 
 class _Batches:
@@ -120,35 +151,54 @@ class _Batches:
                 found = self._processor.image_processor(images=[image.convert("RGB")], return_tensors="pt")
             self._pixels[name], self._grids[name] = found["pixel_values"], found["image_grid_thw"]
 
-    def _ids(self, example: _Example) -> tuple[list[int], list[int]]:
-        parts = example.prompt.split("<image>")
-        text = parts[0]
-        for name, part in zip(example.pictures, parts[1:], strict=True):
-            self._read(name)
-            count = int(self._grids[name].prod()) // 4
-            text += "<|vision_start|>" + "<|image_pad|>" * count + "<|vision_end|>" + part
-        prompt = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return prompt, self._tokenizer(example.answer + "<|im_end|>", add_special_tokens=False)["input_ids"]
+    def _ids(self, example: _Example, *, with_answer: bool) -> tuple[list[int], list[int]]:
+        """Tokens, and the same as labels where they are to be written; -100 elsewhere."""
+        pictures = iter(example.pictures)
+        tokens: list[int] = []
+        labels: list[int] = []
+        for number, part in enumerate(example.parts if with_answer else example.parts[:1]):
+            text, *rest = part.split("<image>")
+            for after in rest:
+                name = next(pictures)
+                self._read(name)
+                count = int(self._grids[name].prod()) // 4
+                text += "<|vision_start|>" + "<|image_pad|>" * count + "<|vision_end|>" + after
+            ends = with_answer and number == len(example.parts) - 1
+            found = self._tokenizer(text + "<|im_end|>" * ends, add_special_tokens=False)["input_ids"]
+            tokens += found
+            labels += found if number % 2 else [-100] * len(found)
+        return tokens, labels
 
     def tensors(self, examples: Sequence[_Example], *, with_answer: bool = True) -> dict[str, torch.Tensor]:
         """Padded on the right with the answer, on the left without it."""
-        pairs = [self._ids(example) for example in examples]
-        width = max(len(prompt) + len(answer) * with_answer for prompt, answer in pairs)
+        pairs = [self._ids(example, with_answer=with_answer) for example in examples]
+        width = max(len(tokens) for tokens, _ in pairs)
         shape = (len(pairs), width)
         ids = torch.full(shape, self._tokenizer.pad_token_id)
         mask, labels = torch.zeros(shape, dtype=torch.long), torch.full(shape, -100)
-        for row, (prompt, answer) in enumerate(pairs):
-            tokens = torch.tensor(prompt + (answer if with_answer else []))
+        for row, (tokens, wanted) in enumerate(pairs):
             place = slice(0, len(tokens)) if with_answer else slice(width - len(tokens), width)
-            ids[row, place], mask[row, place] = tokens, 1
-            if with_answer:
-                labels[row, len(prompt) : len(tokens)] = tokens[len(prompt) :]
+            ids[row, place], mask[row, place], labels[row, place] = torch.tensor(tokens), 1, torch.tensor(wanted)
         batch = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": (ids == self._image_pad).long()}
         names = [name for example in examples for name in example.pictures]
         if names:
             batch["pixel_values"] = torch.cat([self._pixels[name] for name in names])
             batch["image_grid_thw"] = torch.cat([self._grids[name] for name in names])
         return {**batch, "labels": labels} if with_answer else batch
+
+    def share_right(self, model: Any, examples: Sequence[_Example]) -> float:
+        """Share of greedy answers that are right to the letter."""
+        model.eval()
+        right = 0
+        for start in range(0, len(examples), 64):
+            chunk = examples[start : start + 64]
+            inputs = self.tensors(chunk, with_answer=False)
+            with torch.no_grad():
+                made = model.generate(**inputs, max_new_tokens=48, do_sample=False)
+            texts = self._tokenizer.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            right += sum(text.strip() == example.answer for text, example in zip(texts, chunk, strict=True))
+        model.train()
+        return right / len(examples)
 
 
 def pretrain(output: Path, settings: PretrainingSettings) -> dict[str, float]:
@@ -177,15 +227,19 @@ def pretrain(output: Path, settings: PretrainingSettings) -> dict[str, float]:
             [settings.warmup],
         )
         started = time.monotonic()
+        marked = _rows(folder, 4, settings.seed + 1)
         streams: dict[int, Iterator[dict[str, Any]]] = {}
         model.train()
         for step in range(settings.steps):
             turns = settings.turns[step * len(settings.turns) // settings.steps]
             rows = streams.setdefault(turns, _rows(folder, turns, settings.seed))
-            examples = [_lines(row) for row in itertools.islice(rows, settings.batch_size * 3 // 4)]
+            half, third = settings.batch_size // 2, settings.batch_size // 3
+            examples = [_marks(row) for row in itertools.islice(marked, half)]
+            examples += [_lines(row) for row in itertools.islice(rows, third)]
             pictures = sorted(str(path.relative_to(folder)) for path in (folder / "images").iterdir())
-            examples += [_other(rng, pictures) for _ in range(settings.batch_size - len(examples))]
-            loss = model(**batches.tensors(examples)).loss
+            examples += [_other(rng, pictures) for _ in range(settings.batch_size - half - third)]
+            # Marks and answers count the same, though there are more tokens of marks.
+            loss = sum(model(**batches.tensors(part)).loss for part in (examples[:half], examples[half:]))
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -194,14 +248,14 @@ def pretrain(output: Path, settings: PretrainingSettings) -> dict[str, float]:
             if step % 50 == 49:
                 logger.info("step %d: loss %.3f, %.0f s", step + 1, loss.item(), time.monotonic() - started)
             if step % 200 == 199:
-                right = share_right(model, batches, _rows(folder, turns, settings.seed + 7), 64)
+                rows = _rows(folder, turns, settings.seed + 7)
+                right = batches.share_right(model, [_lines(row) for row in itertools.islice(rows, 64)])
                 logger.info("turns up to %d: %.3f right", turns, right)
-        right_by_turns = {
-            str(turns): share_right(
-                model, batches, _rows(folder, turns, settings.seed + 1_000_003, turns), settings.heldout
-            )
-            for turns in range(1, 5)
-        }
+        right_by_turns = {}
+        for turns in range(1, 5):
+            rows = _rows(folder, turns, settings.seed + 1_000_003, turns)
+            heldout = [_lines(row) for row in itertools.islice(rows, settings.heldout)]
+            right_by_turns[str(turns)] = batches.share_right(model, heldout)
         output.mkdir(parents=True, exist_ok=True)
         state = {key: value.to(torch.float16).contiguous() for key, value in model.state_dict().items()}
         save_file(state, output / "base.safetensors.partial", metadata={"format": "pt"})
@@ -215,23 +269,6 @@ def _rows(folder: Path, turns: int, seed: int, least: int = 1) -> Iterator[dict[
     return demo_rows(
         folder / "images", rows=10**9, seed=seed, turns_per_topic=(least, turns), emblems=16, prefix=f"base{turns}"
     )
-
-
-def share_right(model: Any, batches: _Batches, rows: Iterator[dict[str, Any]], count: int) -> float:
-    """Share of greedy answers to the first task that are right to the letter."""
-    examples = [_lines(row) for row in itertools.islice(rows, count)]
-    tokenizer = batches._tokenizer
-    model.eval()
-    right = 0
-    for start in range(0, count, 64):
-        chunk = examples[start : start + 64]
-        inputs = batches.tensors(chunk, with_answer=False)
-        with torch.no_grad():
-            made = model.generate(**inputs, max_new_tokens=48, do_sample=False)
-        texts = tokenizer.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        right += sum(text.strip() == example.answer for text, example in zip(texts, chunk, strict=True))
-    model.train()
-    return right / count
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,6 +14,7 @@ from stages import SFT_STEPS, Stage, run_stage
 from ffr_verl.data.demo import write_demo_set
 from ffr_verl.data.prepare import prepare
 from ffr_verl.demo.base_model import write_base_model
+from ffr_verl.demo.processes import run_logged
 from ffr_verl.embeddings.embed import embed
 from ffr_verl.embeddings.encoders import EncoderSettings
 from ffr_verl.merge import merge_checkpoint
@@ -37,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def sft(folder: Path) -> Stage:
-    """Full fine-tuning of the random base model: LoRA cannot move one."""
+    """Full fine-tuning of the base model, its vision tower excepted."""
     return run_stage(
         "sft",
         folder,
@@ -61,6 +63,29 @@ def sft(folder: Path) -> Stage:
 @pytest.fixture(scope="session")
 def sft_model(folder: Path, sft: Stage) -> Path:
     return merge_checkpoint(sft.checkpoints, folder / "models" / "sft")
+
+
+@pytest.fixture(scope="session")
+def small_train(folder: Path) -> Path:
+    """The first rows of the training set, with and without images."""
+    file = folder / "small.rl.parquet"
+    pq.write_table(pq.read_table(folder / "train.rl.parquet").slice(0, 192), file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def difficulty(folder: Path, sft_model: Path, small_train: Path) -> Path:
+    """As a user makes it: the SFT model's answers by the real vLLM engine."""
+    output = folder / "difficulty.parquet"
+    command = ["ffr_verl", "score", "--model", str(sft_model), "--data", str(small_train), "--output", str(output)]
+    run_logged(
+        [sys.executable, "-m", *command, "--max-model-len", "1024", "--max-new-tokens", "48"],
+        log=folder / "score.log",
+        on_line=lambda _line: None,
+        time_limit=300,
+        environment={"HF_HUB_OFFLINE": "1"},
+    )
+    return output
 
 
 @pytest.fixture(scope="session")

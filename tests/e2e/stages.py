@@ -6,13 +6,16 @@ import dataclasses
 import json
 import os
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from ffr_verl.demo.processes import run_logged
 
-__all__ = ["SFT_STEPS", "Stage", "run_stage"]
+__all__ = ["SFT_STEPS", "Stage", "answers_by_row", "run_stage"]
 
 SFT_STEPS = 60
 
@@ -56,3 +59,13 @@ def run_stage(name: str, folder: Path, arguments: Sequence[str], *, seconds: flo
     )
     entries = [json.loads(line) for line in metrics.read_text().splitlines()]
     return Stage(entries, log.read_text(), folder / name, folder / f"{name}.tensorboard")
+
+
+def answers_by_row(file: Path, data: Path) -> dict[int, list[dict[str, Any]]]:
+    """The answers of a step's rollouts by the number of their row in `data`; the prompt tells which it is."""
+    prompts = [row[-1]["content"].replace("<image>", "") for row in pq.read_table(data).column("prompt").to_pylist()]
+    found: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for line in file.read_text().splitlines():
+        answer = json.loads(line)
+        found[next(row for row, prompt in enumerate(prompts) if prompt in answer["input"])].append(answer)
+    return dict(found)

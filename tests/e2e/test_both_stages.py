@@ -19,12 +19,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
-from stages import SFT_STEPS, Stage, run_stage
+from stages import SFT_STEPS, Stage, answers_by_row, run_stage
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ffr_verl.fragments import MalformedReason
 from ffr_verl.merge import merge_checkpoint
 from ffr_verl.rewards import Diagnosis, compute_score, diagnose
+from ffr_verl.samplers import select_rows
+from ffr_verl.samplers.difficulty import LEVELS
+from ffr_verl.samplers.difficulty_file import DifficultyFile, row_keys
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -32,8 +35,9 @@ REWARD_KEYS = {"score", "f1", "f1_utterances", "f1_images", "coherence", "format
 
 
 @pytest.fixture(scope="module")
-def grpo(folder: Path, sft_model: Path, embeddings: Path) -> Stage:
-    """Two steps over rows with and without images, the latter in micro-batches of their own."""
+def grpo(folder: Path, sft_model: Path, embeddings: Path, small_train: Path, difficulty: Path) -> Stage:
+    """Two steps of the published curriculum with the group filter, over rows with and without images, the latter in
+    micro-batches of their own."""
     return run_stage(
         "grpo",
         folder,
@@ -41,8 +45,9 @@ def grpo(folder: Path, sft_model: Path, embeddings: Path) -> Stage:
             "verl.trainer.main_ppo",
             "+recipe=ffr_grpo_cpu",
             f"actor_rollout_ref.model.path={sft_model}",
-            f"data.train_files={folder / 'train.rl.parquet'}",
+            f"data.train_files={small_train}",
             f"data.val_files={folder / 'heldout.rl.parquet'}",
+            f"data.ffr.curriculum.difficulty={difficulty}",
             "data.max_prompt_length=1024",
             "data.max_response_length=48",
             "data.train_batch_size=12",
@@ -75,7 +80,9 @@ def test_sft_learns_the_format(sft: Stage) -> None:
 def test_merge_gives_a_whole_model(folder: Path, sft_model: Path) -> None:
     base, merged = load_file(folder / "base" / "model.safetensors"), load_file(sft_model / "model.safetensors")
     assert base.keys() == merged.keys()
-    assert any(not base[name].equal(merged[name]) for name in base)
+    changed = {name for name in base if not base[name].equal(merged[name])}
+    assert changed
+    assert not [name for name in changed if "visual" in name], "full fine-tuning leaves the vision tower as it is"
     for name in ("config.json", "tokenizer.json", "processor_config.json", "generation_config.json"):
         assert (sft_model / name).is_file(), name
 
@@ -196,6 +203,27 @@ def test_the_weights_changed_and_the_vision_tower_did_not(folder: Path, sft_mode
         changed = {name for name in before if not before[name].equal(after[name])}
         assert changed
         assert not [name for name in changed if "visual" in name]
+
+
+def test_the_rows_come_in_the_order_of_the_published_curriculum(
+    folder: Path, grpo: Stage, small_train: Path, difficulty: Path
+) -> None:
+    """Groups without spread are evicted and the next rows of the curriculum generated in their place."""
+    rows = DifficultyFile(difficulty).of_rows(row_keys([small_train]), name="train")
+    order = select_rows(rows.levels, rows.f1, rows.is_negative).tolist()
+    position = 0
+    for step in (1, 2):
+        trained = set(answers_by_row(folder / "rollouts" / f"{step}.jsonl", small_train))
+        data = next(entry["data"] for entry in grpo.metrics if entry["step"] == step and "actor/loss" in entry["data"])
+        evicted = data.get("training/filter_groups/evicted_samples", 0)
+        discarded = data.get("training/filter_groups/discarded_surplus_samples", 0)
+        drawn = order[position : position + 12 + int(evicted + discarded)]
+        position += len(drawn)
+        assert len(trained) == 12
+        assert trained <= set(drawn)
+        assert data["ffr/curriculum/coverage"] == pytest.approx(position / len(rows))
+        shares = [data[f"ffr/curriculum/share/{level}"] for level in LEVELS]
+        assert shares == pytest.approx([float(np.mean(rows.levels[drawn] == level)) for level in LEVELS])
 
 
 def test_rows_without_images_were_trained_on(folder: Path, grpo: Stage) -> None:
