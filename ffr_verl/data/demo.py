@@ -120,7 +120,7 @@ def _short_dialogue(
             made.append({"utterance": [*([text] if text else []), {"image_url": rng.choice(pictures)}]})
         else:
             literal = rng.random() < literal_share
-            words = [rng.choice(subject), rng.choice(others)] if literal else rng.sample(others, 2)
+            words = [rng.choice(subject), rng.choice(others)] if literal or len(others) < 2 else rng.sample(others, 2)
             made.append({"utterance": _utterance_text(words, rng)})
     queries = tuple([query.format(a=subject[0], b=subject[1]) for query in _QUERY_TEMPLATES])
     return ShortDialogue(topic.name, topic.name, tuple(made), queries)
