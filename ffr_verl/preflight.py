@@ -28,6 +28,7 @@ from ffr_verl.data.parquet_files import Kind, as_list, check_columns, check_imag
 from ffr_verl.embeddings.store import EmbeddingStore
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import TAGS
+from ffr_verl.model_folders import has_chat_template
 from ffr_verl.rewards import CoherenceScorer, RewardConfig
 from ffr_verl.samplers.config import SamplerConfig
 from ffr_verl.samplers.difficulty_file import DifficultyFile, row_keys
@@ -315,6 +316,11 @@ def _check_model(config: Any, node: str) -> None:
         raise FFRError(
             f"{key}: {path}: the model has no processor (preprocessor_config.json), so images cannot be read; "
             "save the base model's: AutoProcessor.from_pretrained(BASE).save_pretrained(...)"
+        )
+    if not has_chat_template(folder) and not _select(config, f"{node}.custom_chat_template"):
+        raise FFRError(
+            f"{key}: {path}: the model has no chat template, so prompts cannot be written; save the base model's "
+            "processor there: AutoProcessor.from_pretrained(BASE).save_pretrained(...)"
         )
 
 

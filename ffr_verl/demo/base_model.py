@@ -41,12 +41,11 @@ _LARGEST_ID = 127
 
 # Instructions and answer words of the tasks that the base model was pretrained on, see `ffr_verl.demo.pretraining`.
 PRETRAINING_TEXTS = {
-    "marks": "say after each line whether it belongs to the query",
     "lines": "which lines belong to the query",
     "picture": "which words go with the picture",
     "words": "which words go with",
     "repeat": "write once more",
-    "answer": "utterances images none fits other",
+    "answer": "utterances images none",
 }
 
 # The layout of the Qwen2-VL template: ChatML, an image item becomes the vision tokens.

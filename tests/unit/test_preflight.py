@@ -28,6 +28,7 @@ def model(tmp_path: Path) -> Path:
     folder.mkdir()
     for name in ("config.json", "tokenizer_config.json", "preprocessor_config.json"):
         (folder / name).write_text(json.dumps({}))
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
     return folder
 
 
@@ -137,11 +138,36 @@ def test_rewards_and_buffers_of_others_are_not_checked(grpo: dict[str, Any]) -> 
         ("config.json", r"config\.json is missing; not a Hugging Face model folder.*ffr-verl merge"),
         ("tokenizer_config.json", r"tokenizer_config\.json is missing"),
         ("preprocessor_config.json", r"the model has no processor"),
+        ("chat_template.jinja", r"the model has no chat template, so prompts cannot be written"),
     ],
 )
 def test_incomplete_models(grpo: dict[str, Any], model: Path, name: str, message: str) -> None:
     (model / name).unlink()
     with pytest.raises(FFRError, match=message):
+        check(grpo)
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "chat_template.json"])
+def test_a_chat_template_may_stand_in_other_files(grpo: dict[str, Any], model: Path, name: str) -> None:
+    (model / "chat_template.jinja").unlink()
+    (model / name).write_text(json.dumps({"chat_template": "{{ messages }}"}))
+    check(grpo)
+
+
+def test_a_recipe_may_bring_the_chat_template(grpo: dict[str, Any], model: Path) -> None:
+    (model / "chat_template.jinja").unlink()
+    put(grpo, "actor_rollout_ref.model.custom_chat_template", "{{ messages }}")
+    check(grpo)
+
+
+def test_a_checkpoint_that_was_cut_short(grpo: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    (folder / "global_step_3").mkdir(parents=True)
+    (folder / "latest_checkpointed_iteration.txt").write_text("3")
+    put(grpo, "trainer.default_local_dir", str(folder))
+    check(grpo)
+    put(grpo, "trainer.resume_mode", "auto")
+    with pytest.raises(FFRError, match=r"global_step_3: the checkpoint was cut short: data\.pt"):
         check(grpo)
 
 
