@@ -68,7 +68,7 @@ _TEMPLATES = (
     "the {a} was good",
 )
 _IMAGE_TEXTS = ("", "look at this", "here you are")
-_QUERY_TEMPLATES = ("the part about {a}", "where they talk about {a} and {b}", "{a} and {b}")
+_QUERY_TEMPLATES = ("the part about {a}", "where they talk about {a} and {b}", "about {a} and {b}")
 _OWN_WORDS = ("user1", "user2")
 
 
