@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install install-cpu demo test lint unit integration e2e bench-rewards bench-data lock clean
+.PHONY: help install install-cpu demo test lint unit integration e2e bench-rewards bench-data bench-curriculum study lock clean
 
 STACK ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 VENV ?= .venv
@@ -68,6 +68,13 @@ bench-rewards: install-cpu  ## what the rewards cost, as ratios of one run
 
 bench-data: install-cpu  ## rows a second and memory of `ffr-verl prepare` against a plain datasets map
 	$(CPU_BIN)/python -m benchmarks.data $(ARGS)
+
+bench-curriculum: install-cpu  ## a curriculum over a million rows, and a whole GRPO step against verl's own parts
+	$(CPU_BIN)/python -m benchmarks.curriculum
+	$(CPU_BIN)/python -m benchmarks.grpo_step $(ARGS)
+
+study: install-cpu  ## does GRPO improve the SFT model, and in which order? For hours; ARGS="--seeds 0" for less
+	$(CPU_BIN)/python -m benchmarks.study $(ARGS)
 
 lock: install-cpu  ## resolve requirements/*.txt anew
 	$(CPU_BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-annotate --no-header --upgrade \
