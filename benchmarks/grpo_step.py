@@ -1,4 +1,4 @@
-"""What our dataset, reward and buffer add to a whole GRPO step: verl's own with a constant reward, same model and rows.
+"""What our dataset, reward and buffer add to a whole GRPO step, against verl's own and a constant reward.
 
     python -m benchmarks.grpo_step [--steps 14] [--rounds 2]
 
@@ -45,7 +45,8 @@ def write_inputs(folder: Path) -> None:
 
     write_base_model(folder / "model")
     write_demo_set(folder, train_rows=512, heldout_rows=8)
-    prepare(folder / "train.json", images_root=folder, output=folder, split="train")
+    # Pictures in the file, where verl's own dataset finds them too.
+    prepare(folder / "train.json", images_root=folder, output=folder, split="train", embed_images=True)
     rows = list(rows_of_files([folder / "train.rl.parquet"]))
     source = np.random.default_rng(0)
     answers = [{"response": row["reward_model"]["ground_truth"], "logprobs": [-source.random()]} for row in rows]
@@ -85,7 +86,6 @@ def run(folder: Path, kind: str, number: int, steps: int) -> list[float]:
         arguments += [
             "data.custom_cls.path=null",
             "data.custom_cls.name=null",
-            f"data.image_root={folder}",
             "reward.reward_manager.name=naive",
             f"reward.custom_reward_function.path={folder / 'verls_own.py'}",
             "reward.custom_reward_function.name=constant",
