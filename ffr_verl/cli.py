@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -78,6 +79,15 @@ def main() -> None:
         raise SystemExit(130) from None
 
 
+def _end(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
+def _clean_up_when_terminated() -> None:
+    """Let SIGTERM end the command as Ctrl-C does, so that temporary files are removed."""
+    signal.signal(signal.SIGTERM, _end)
+
+
 def _version(show: bool) -> None:
     if show:
         typer.echo(f"ffr-verl {__version__}")
@@ -118,6 +128,9 @@ def prepare(
         bool, typer.Option("--embed-images", help="Store the images in the files: for clusters without a shared disk.")
     ] = False,
     max_images: Annotated[int, typer.Option(min=0, help="Most images of a row; rollout.limit_images of a run.")] = 8,
+    max_pixels: Annotated[
+        int, typer.Option(min=3136, help="Bound to which the model shrinks an image; data.ffr.max_pixels of a run.")
+    ] = 602_112,
     tokenizer: Annotated[
         str | None, typer.Option(help="The model's folder, tokenizer.json or hub name, to count prompt tokens.")
     ] = None,
@@ -161,6 +174,7 @@ def prepare(
     from ffr_verl.data.statistics import table_rows
     from ffr_verl.data.windows import WindowSettings
 
+    _clean_up_when_terminated()
     if window is None and (stride is not None or window_ids is not None):
         raise FFRError("--stride and --window-ids go with --window TURNS")
     if window is not None and window_ids is None:
@@ -182,6 +196,7 @@ def prepare(
             decode=decode,
             embed_images=embed_images,
             max_images=max_images,
+            max_pixels=max_pixels,
             tokenizer=tokenizer,
             max_prompt_tokens=max_prompt_tokens,
             against=against or (),
@@ -261,6 +276,7 @@ def build(
     from ffr_verl.data.compose import ComposeSettings
     from ffr_verl.data.compose import build as build_dialogues
 
+    _clean_up_when_terminated()
     settings = ComposeSettings(topics, layout.value, dispersion, negatives, queries, keep_speakers)
     with console.status("composing"):
         count, mean = build_dialogues(

@@ -13,7 +13,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-__all__ = ["IMAGE", "Dialogue", "Utterance", "parse_dialogue", "reserved_token", "utterance_spans", "with_image_parts"]
+__all__ = [
+    "IMAGE",
+    "Dialogue",
+    "Utterance",
+    "control_token",
+    "parse_dialogue",
+    "reserved_token",
+    "unwritable",
+    "utterance_spans",
+    "with_image_parts",
+]
 
 IMAGE = "<image>"
 
@@ -21,10 +31,14 @@ _UTTERANCE = re.compile(r"<\|utt_id_start\|>([0-9]{1,9})<\|utt_id_end\|>")
 _IMAGE_ID = re.compile(r"<\|img_id_start\|>([0-9]{1,9})<\|img_id_end\|>")
 _PICTURE = re.compile(_IMAGE_ID.pattern + r"(?:<image>(?:<\|caption_start\|>(.*?)<\|caption_end\|>)?)?", re.DOTALL)
 _QUERY = re.compile(r"<\|query_start\|>(.*?)<\|query_end\|>", re.DOTALL)
-# What the wire format, verl's placeholders and the chat template of Qwen2-VL give a meaning.
+# What verl's placeholders and the chat template of Qwen2-VL give a meaning, wherever it stands.
+_CONTROL = (
+    r"<(?:video|audio)>|<\|(?:im_start|im_end|endoftext|(?:vision|object_ref|box|quad)_(?:start|end)"
+    r"|(?:vision|image|video)_pad)\|>"
+)
+_CONTROL_TOKEN = re.compile(_CONTROL)
 _RESERVED = re.compile(
-    r"<\|(?:utt|img)_ids?_(?:start|end)\|>|<\|(?:query|caption)_(?:start|end)\|>|<(?:image|video|audio)>"
-    r"|<\|(?:im_start|im_end|endoftext|vision_start|vision_end|vision_pad|image_pad|video_pad)\|>"
+    rf"<\|(?:utt|img)_ids?_(?:start|end)\|>|<\|(?:query|caption)_(?:start|end)\|>|<image>|{_CONTROL}"
 )
 
 
@@ -101,8 +115,12 @@ class Dialogue:
         return f"{self.tagged_query}\n{instruction}\n{self.to_text(captions=captions)}"
 
 
-def reserved_token(text: str) -> str | None:
+def reserved_token(text: str, *, allowed: Sequence[str] = ()) -> str | None:
     """The first piece of a text that the wire format, verl or the chat template would not read as text.
+
+    Args:
+        text: of an utterance, a query, an instruction.
+        allowed: pieces that may stand there.
 
     Example:
         >>> reserved_token("see <image> there")
@@ -110,7 +128,33 @@ def reserved_token(text: str) -> str | None:
         >>> reserved_token("a < b, b > c") is None
         True
     """
-    found = _RESERVED.search(text) if "<" in text else None
+    if "<" not in text:
+        return None
+    return next((piece for piece in _RESERVED.findall(text) if piece not in allowed), None)
+
+
+def unwritable(text: str) -> str | None:
+    """Why neither parquet nor a tokenizer could take a text; `None` when they can.
+
+    Example:
+        >>> unwritable("a\\0b")
+        'holds a NUL character'
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "holds half of a surrogate pair (\\ud800 to \\udfff)"
+    return "holds a NUL character" if "\0" in text else None
+
+
+def control_token(text: str) -> str | None:
+    """The first piece of a whole prompt that verl or the chat template would take for a command.
+
+    Example:
+        >>> control_token("<|query_start|>a <|image_pad|><|query_end|>")
+        '<|image_pad|>'
+    """
+    found = _CONTROL_TOKEN.search(text)
     return found.group() if found else None
 
 

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
+import stat
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-__all__ = ["MOST_PIXELS", "ImageFacts", "check_image", "image_tokens", "read_image_facts", "resized", "resolve_image"]
+__all__ = [
+    "MOST_PIXELS",
+    "ImageFacts",
+    "facts_of_image",
+    "image_tokens",
+    "read_image_facts",
+    "resized",
+    "resolve_image",
+]
 
 # A patch of Qwen2-VL is 14 pixels wide, and 2 x 2 patches become one token.
 _FACTOR = 28
@@ -19,7 +29,9 @@ _LEAST_PIXELS = 4 * _FACTOR**2
 _MOST_RATIO = 200
 # Pillow warns above this number; a picture that large takes hundreds of megabytes in every worker that decodes it.
 MOST_PIXELS = 89_478_485
-_ENDINGS = {"PNG": b"IEND", "JPEG": b"\xff\xd9", "GIF": b";"}
+# Pillow can read more, some of it by starting other programs (EPS). MPO is a JPEG with a preview beside it.
+_FORMATS = ("PNG", "JPEG", "MPO", "GIF", "WEBP", "BMP", "PPM", "TIFF", "JPEG2000", "AVIF")
+_ENDINGS = {"PNG": b"IEND", "JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "GIF": b";"}
 _TAIL = 64
 
 
@@ -68,6 +80,13 @@ def resolve_image(root: Path, name: str) -> Path:
     return path
 
 
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """The formats that this Pillow can read."""
+    Image.init()
+    return tuple([name for name in _FORMATS if name in Image.OPEN])
+
+
 def _is_whole(file: BinaryIO, kind: str) -> bool:
     """Whether the file ends as its format does; `False` is a suspicion only."""
     if kind == "WEBP":
@@ -99,43 +118,57 @@ def read_image_facts(path: Path, *, decode: bool = False) -> ImageFacts:
         decode: decode it in any case, which also finds damage in the middle.
 
     Raises:
-        ValueError: when it is missing, empty, broken, or has more than `MOST_PIXELS`; the message says which.
+        ValueError: when it is missing, empty, broken, of a format that is not read, or has more than
+            `MOST_PIXELS`; the message says which.
     """
     try:
-        with path.open("rb") as file, warnings.catch_warnings():
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise ValueError("is a folder")
+        if not stat.S_ISREG(mode):  # opening a pipe would wait for ever
+            raise ValueError("is no regular file")
+        with path.open("rb") as file:
+            return facts_of_image(file, decode=decode)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError("no such file") from None
+    except OSError as error:
+        raise ValueError(f"cannot be read ({(error.strerror or type(error).__name__).lower()})") from None
+
+
+def facts_of_image(file: BinaryIO, *, decode: bool = False) -> ImageFacts:
+    """The same of an open file, or of bytes out of a parquet file in an `io.BytesIO`.
+
+    Example:
+        >>> import io
+        >>> picture = io.BytesIO()
+        >>> Image.new("RGB", (4, 3)).save(picture, "PNG")
+        >>> facts_of_image(picture)
+        ImageFacts(width=4, height=3, format='PNG', mode='RGB', is_animated=False)
+    """
+    try:
+        file.seek(0)
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(file) as image:
+            with Image.open(file, formats=_formats()) as image:
                 width, height = image.size
                 if width * height > MOST_PIXELS:
                     raise Image.DecompressionBombError(f"{width} x {height}")
-                facts = ImageFacts(
-                    width, height, image.format or "", image.mode, bool(getattr(image, "is_animated", False))
-                )
-                if decode or not _is_whole(file, facts.format):
+                kind = image.format or ""
+                is_animated = kind != "MPO" and bool(getattr(image, "is_animated", False))
+                facts = ImageFacts(width, height, kind, image.mode, is_animated)
+                if decode or not _is_whole(file, kind):
                     file.seek(0)
-                    with Image.open(file) as again:
+                    with Image.open(file, formats=_formats()) as again:
                         _decode(again)
-    except FileNotFoundError:
-        raise ValueError("no such file") from None
-    except IsADirectoryError:
-        raise ValueError("is a folder") from None
-    except PermissionError:
-        raise ValueError("cannot be read (permission denied)") from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"too large: {error}; at most {MOST_PIXELS:,} pixels") from None
     except Exception as error:  # noqa: BLE001  # Pillow's plugins raise whatever they like on broken files
-        empty = path.is_file() and not path.stat().st_size
-        raise ValueError("is empty" if empty else f"cannot be decoded ({type(error).__name__})") from None
+        if not file.seek(0, os.SEEK_END):
+            raise ValueError("is empty") from None
+        is_other = isinstance(error, UnidentifiedImageError)
+        reason = f"none of {', '.join(_formats())}" if is_other else type(error).__name__
+        raise ValueError(f"cannot be decoded ({reason})") from None
     return facts
-
-
-def check_image(path: Path) -> None:
-    """Refuse an image file that cannot be read, see `read_image_facts`.
-
-    Raises:
-        ValueError: the message says why.
-    """
-    read_image_facts(path)
 
 
 def resized(width: int, height: int, *, max_pixels: int, min_pixels: int | None = None) -> tuple[int, int]:

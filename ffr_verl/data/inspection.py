@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import io
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ffr_verl.data.config import DataConfig
-from ffr_verl.data.images import image_tokens, read_image_facts, resolve_image
+from ffr_verl.data.images import facts_of_image, image_tokens, read_image_facts, resolve_image
 from ffr_verl.data.json_rows import read_rows
 from ffr_verl.data.parquet_files import images_root, read_schema
 from ffr_verl.data.raw_dialogues import RawDialogueError, rows_of_raw_dialogue
@@ -26,11 +28,12 @@ from ffr_verl.fragments import Fragment, parse_fragment
 __all__ = ["render_row"]
 
 _PARQUET = b"PAR1"
+_UNSHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    messages: list[dict[str, str]]
+    messages: list[Mapping[str, Any]]
     images: list[Any]
     dialogue_id: str
     solution: str
@@ -39,36 +42,49 @@ class _Row:
 def _rows(file: Path) -> Iterator[_Row]:
     with file.open("rb") as start:
         is_parquet = start.read(4) == _PARQUET
-    if not is_parquet:
-        for number, row in read_rows(file):
-            if "dialogue" in row and "messages" not in row:
-                try:
-                    made = list(rows_of_raw_dialogue(row))
-                except RawDialogueError as error:
-                    raise FFRError(f"{file}: row {number}: {error}") from None
-                for one in made:
-                    yield _of_mldr(one)
-            else:
-                yield _of_mldr(row)
+    if is_parquet:
+        yield from _of_parquet(file)
         return
-    for batch in pq.ParquetFile(file).iter_batches(batch_size=64):
+    for number, row in read_rows(file):
+        made: Iterable[Mapping[str, Any]] = (row,)
+        if "dialogue" in row and "messages" not in row:
+            try:
+                made = rows_of_raw_dialogue(row)
+            except RawDialogueError as error:
+                raise FFRError(f"{file}: row {number}: {error}") from None
+        for one in made:
+            found = _list_of(Mapping, one.get("messages"))
+            messages = [message for message in found if message.get("role") != "assistant"]
+            images = one.get("images")
+            yield _Row(
+                messages,
+                images if isinstance(images, list) else [],
+                str(one.get("dialogue_id", "")),
+                str(one.get("solution", "")),
+            )
+
+
+def _list_of(kind: type, values: Any) -> list[Any]:
+    """The values of a kind in a list, nothing of anything else."""
+    return [value for value in values if isinstance(value, kind)] if isinstance(values, list) else []
+
+
+def _of_parquet(file: Path) -> Iterator[_Row]:
+    names = read_schema(str(file)).names
+    is_rl = "prompt" in names
+    columns = ["images", *(["prompt", "extra_info", "reward_model"] if is_rl else ["messages", "dialogue_id"])]
+    missing = [name for name in columns if name not in names]
+    if missing:
+        raise FFRError(f"{file}: no column {', '.join(missing)}; give a file of `ffr-verl prepare`")
+    for batch in pq.ParquetFile(file).iter_batches(batch_size=16, columns=columns):
         for row in batch.to_pylist():
-            if "prompt" in row:
+            images = row["images"] or []
+            if is_rl:
                 yield _Row(
-                    row["prompt"],
-                    row["images"] or [],
-                    row["extra_info"]["dialogue_id"],
-                    row["reward_model"]["ground_truth"],
+                    row["prompt"], images, row["extra_info"]["dialogue_id"], row["reward_model"]["ground_truth"]
                 )
             else:
-                yield _Row(
-                    row["messages"][:-1], row["images"] or [], row["dialogue_id"], row["messages"][-1]["content"]
-                )
-
-
-def _of_mldr(row: Mapping[str, Any]) -> _Row:
-    messages = [message for message in row.get("messages") or () if message.get("role") != "assistant"]
-    return _Row(messages, row.get("images") or [], str(row.get("dialogue_id", "")), str(row.get("solution", "")))
+                yield _Row(row["messages"][:-1], images, row["dialogue_id"], row["messages"][-1]["content"])
 
 
 def _nth(file: Path, number: int) -> _Row:
@@ -79,19 +95,27 @@ def _nth(file: Path, number: int) -> _Row:
     raise FFRError(f"{file}: has {count} rows, there is no row {number} (the first is 0)")
 
 
+def _shown(text: str) -> str:
+    """A text that a terminal can take: what would move its cursor or cannot be encoded is written as a code."""
+    return _UNSHOWN.sub(lambda found: found.group().encode("unicode_escape", "surrogatepass").decode(), text)
+
+
 def _picture(image: Any, root: Path | None) -> tuple[str, int]:
     """An image as text, and its tokens."""
     name = image.get("path") if isinstance(image, Mapping) else image
-    if isinstance(image, Mapping) and image.get("bytes") is not None:
-        return f"{name} (in the file, {len(image['bytes']):,} bytes)", 0
-    if root is None:
+    held = image.get("bytes") if isinstance(image, Mapping) else None
+    if held is None and root is None:
         return f"{name} (give --images-root to look at it)", 0
     try:
-        facts = read_image_facts(resolve_image(root, str(name)))
+        if held is not None:
+            facts, place = facts_of_image(io.BytesIO(held)), ", in the file"
+        else:
+            assert root is not None
+            facts, place = read_image_facts(resolve_image(root, str(name))), ""
         tokens = image_tokens(facts.width, facts.height, max_pixels=DataConfig().max_pixels)
     except ValueError as error:
         return f"{name}: {error}", 0
-    return f"{name} ({facts.width} x {facts.height} {facts.format}, {tokens} tokens)", tokens
+    return f"{name} ({facts.width} x {facts.height} {facts.format}, {tokens} tokens{place})", tokens
 
 
 def render_row(file: Path, number: int, *, root: Path | None = None, tokenizer: str | None = None) -> RenderableType:
@@ -123,19 +147,18 @@ def render_row(file: Path, number: int, *, root: Path | None = None, tokenizer: 
     image, tokens = 0, []
     for utterance in dialogue.utterances:
         is_gold = utterance.id in marked.utterance_ids
-        text = Text(utterance.text)
+        text = Text(_shown(utterance.text))
         for identifier in utterance.image_ids:
             is_gold_image = identifier in marked.image_ids
             line, count = _picture(row.images[image], root) if image < len(row.images) else ("no path", 0)
             image += 1
             tokens.append(count)
-            text.append(
-                f"{chr(10) if text.plain else ''}image {identifier}: {line}", "green" if is_gold_image else "dim"
-            )
+            start = "\n" if text.plain else ""
+            text.append(f"{start}image {identifier}: {_shown(line)}", "green" if is_gold_image else "dim")
             text.append(" *" if is_gold_image else "", "green")
         style = "green" if is_gold else ""
-        table.add_row("*" if is_gold else "", str(utterance.id), Text(utterance.speaker), text, style=style)
-    facts = [f"dialogue {row.dialogue_id}", f"{len(dialogue.utterances)} turns", f"{len(row.images)} images"]
+        table.add_row("*" if is_gold else "", str(utterance.id), Text(_shown(utterance.speaker)), text, style=style)
+    facts = [f"dialogue {_shown(row.dialogue_id)}", f"{len(dialogue.utterances)} turns", f"{len(row.images)} images"]
     if gold is None:
         facts.append("gold: malformed")
     elif not gold.utterance_ids and not gold.image_ids:
@@ -143,6 +166,11 @@ def render_row(file: Path, number: int, *, root: Path | None = None, tokenizer: 
     else:
         facts.append(f"gold: {len(gold.utterance_ids)} utterances, {len(gold.image_ids)} images (*)")
     if tokenizer is not None:
-        facts.append(f"{PromptTokens(tokenizer).count(row.messages, tokens):,} prompt tokens")
-    query = Panel(Text(dialogue.query), title="query", title_align="left", expand=False)
-    return Group(Text(f"{file}, row {number}: {', '.join(facts)}"), query, table, Text(row.solution, style="dim"))
+        unread = " and those of images that were not read" if not all(tokens) else ""
+        facts.append(f"{PromptTokens(tokenizer).count(row.messages, tokens):,} prompt tokens{unread}")
+    elif tokens:
+        facts.append(f"{sum(tokens):,} image tokens")
+    query = Panel(Text(_shown(dialogue.query)), title="query", title_align="left", expand=False)
+    return Group(
+        Text(f"{file}, row {number}: {', '.join(facts)}"), query, table, Text(_shown(row.solution), style="dim")
+    )

@@ -5,6 +5,8 @@ Needs neither torch nor verl, so the check runs before anything heavy starts.
 
 from __future__ import annotations
 
+import io
+import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ffr_verl.data.config import DataConfig
-from ffr_verl.data.images import check_image, resolve_image
+from ffr_verl.data.images import facts_of_image, read_image_facts, resolve_image
 from ffr_verl.data.parquet_writer import IMAGES_ROOT_KEY
 from ffr_verl.errors import FFRError
 
@@ -26,6 +28,7 @@ _COLUMNS: dict[Kind, tuple[str, ...]] = {
     "sft": ("messages", "images"),
 }
 _SAMPLED_ROWS = 16
+_SAMPLED_GROUPS = 4
 _READERS = 8
 
 
@@ -89,10 +92,7 @@ def images_root(files: Sequence[str], config: DataConfig) -> Path:
 
 
 def _first_rows_of_images(file: str, *, sample: bool) -> dict[str, int]:
-    """Each image path of the file (or of some rows spread over it) and the first row that has it; images that the
-    file holds itself were read when it was written, and are left out."""
-    if pa.types.is_struct(read_schema(file).field("images").type.value_type):
-        return {}
+    """Each image path of the file (or of some rows spread over it) and the first row that has it."""
     column = pq.read_table(file, columns=["images"]).column("images")
     count = len(column)
     step = max(1, count // _SAMPLED_ROWS) if sample else 1
@@ -103,28 +103,49 @@ def _first_rows_of_images(file: str, *, sample: bool) -> dict[str, int]:
     return first
 
 
+def _held_images(file: str) -> Iterator[tuple[int, str, bytes]]:
+    """Row, path and bytes of the images of some rows spread over a file that holds its images."""
+    parquet = pq.ParquetFile(file)
+    groups = parquet.num_row_groups
+    first = [0, *itertools.accumulate(parquet.metadata.row_group(group).num_rows for group in range(groups))]
+    # A row group may have 64 MiB, so few are read, and several rows of each.
+    for group in range(0, groups, max(1, groups // _SAMPLED_GROUPS)):
+        column = parquet.read_row_group(group, columns=["images"]).column("images")
+        for row in range(0, len(column), max(1, len(column) // (_SAMPLED_ROWS // _SAMPLED_GROUPS))):
+            for image in column[row].as_py() or ():
+                yield first[group] + row, image["path"], image["bytes"] or b""
+
+
 def dialogues_of_rows(file: str) -> list[dict[str, Any]]:
     """`extra_info` of some rows spread over an RL file."""
     table = pq.read_table(file, columns=["extra_info"]).column("extra_info")
     return [table[row].as_py() for row in range(0, len(table), max(1, len(table) // _SAMPLED_ROWS))]
 
 
-def _problems(root: Path, names: Sequence[str]) -> Iterator[str | None]:
-    def problem(name: str) -> str | None:
-        try:
-            check_image(resolve_image(root, name))
-        except ValueError as error:
-            return str(error)
-        return None
+def _problem(image: Path | bytes, *, decode: bool) -> str | None:
+    try:
+        if isinstance(image, bytes):
+            facts_of_image(io.BytesIO(image), decode=decode)
+        else:
+            read_image_facts(image, decode=decode)
+    except ValueError as error:
+        return str(error)
+    return None
 
-    with ThreadPoolExecutor(_READERS) as readers:
-        yield from readers.map(problem, names)
+
+def _problem_below(root: Path, name: str, *, decode: bool) -> str | None:
+    try:
+        return _problem(resolve_image(root, name), decode=decode)
+    except ValueError as error:
+        return str(error)
 
 
 def check_images(files: Sequence[str], root: Path, *, sample: bool) -> int:
-    """Open each image that the files name; with `sample`, those of about 16 rows of each file.
+    """Open each image that the files name; with `sample`, decode those of about 16 rows of each file, which finds
+    damage in the middle too.
 
-    verl drops a row with an unreadable image without a word, or fails in the middle of training.
+    verl drops a row with an unreadable image without a word, or fails in the middle of training. Images that a file
+    holds itself were checked when it was written: only a sample of them is looked at.
 
     Returns:
         How many different images were opened.
@@ -134,15 +155,20 @@ def check_images(files: Sequence[str], root: Path, *, sample: bool) -> int:
     """
     opened = 0
     for file in files:
-        rows = _first_rows_of_images(file, sample=sample)
-        names = list(rows)
-        bad = [(name, problem) for name, problem in zip(names, _problems(root, names), strict=True) if problem]
-        opened += len(names)
+        found: list[tuple[int, str, str | None]]
+        if pa.types.is_struct(read_schema(file).field("images").type.value_type):
+            found = [(row, name, _problem(held, decode=sample)) for row, name, held in _held_images(file)]
+            place, mend = "in the file", "make the file again with `ffr-verl prepare --embed-images --decode`"
+        else:
+            rows = _first_rows_of_images(file, sample=sample)
+            with ThreadPoolExecutor(_READERS) as readers:
+                told = readers.map(lambda name: _problem_below(root, name, decode=sample), rows)
+                found = [(row, name, problem) for (name, row), problem in zip(rows.items(), told, strict=True)]
+            place, mend = f"images root {root}", "bring the images there, or give data.ffr.images_root=FOLDER"
+        opened += len(found)
+        bad = [(row, name, problem) for row, name, problem in found if problem]
         if bad:
-            name, problem = bad[0]
+            row, name, problem = bad[0]
             more = f", and {len(bad) - 1} more images cannot be read" if len(bad) > 1 else ""
-            raise FFRError(
-                f"{file}: row {rows[name]}: image {name}: {problem} (images root {root}){more}; "
-                "bring the images there, or give data.ffr.images_root=FOLDER"
-            )
+            raise FFRError(f"{file}: row {row}: image {name}: {problem} ({place}){more}; {mend}")
     return opened

@@ -12,15 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ffr_verl.data.config import DEFAULT_MAX_PIXELS
 from ffr_verl.data.images import resolve_image
 from ffr_verl.data.json_rows import read_rows
+from ffr_verl.data.other_splits import OtherSplits
 from ffr_verl.data.parquet_writer import RejectedRows, SplitWriter, whole_or_nothing
 from ffr_verl.data.problems import Problem, ProblemLog
 from ffr_verl.data.raw_dialogues import RawDialogueError, rows_of_raw_dialogue
 from ffr_verl.data.statistics import SplitStatistics
 from ffr_verl.data.templates import TEMPLATES, Language, PromptTemplate
 from ffr_verl.data.tokens import PromptTokens
-from ffr_verl.data.validation import CheckedRow, CheckSettings, RowChecker, check_limits, fingerprints_of_file
+from ffr_verl.data.validation import CheckedRow, CheckSettings, RowChecker, check_limits
 from ffr_verl.data.windows import WindowSettings
 from ffr_verl.errors import FFRError
 
@@ -68,6 +70,7 @@ def prepare(
     decode: bool = False,
     embed_images: bool = False,
     max_images: int = 8,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
     tokenizer: str | None = None,
     max_prompt_tokens: int = 14_512,
     against: Sequence[Path] = (),
@@ -93,6 +96,7 @@ def prepare(
         decode: decode every image, instead of reading its header and end.
         embed_images: store the images' bytes in the files, instead of their paths.
         max_images: most images of a row.
+        max_pixels: bound to which the model shrinks an image; the recipes' `data.ffr.max_pixels`.
         tokenizer: of the model, to count prompt tokens: a folder, a tokenizer.json or a hub name.
         max_prompt_tokens: most tokens of a prompt, checked with a `tokenizer`.
         against: parquet files of other splits, whose dialogues must not occur.
@@ -111,68 +115,62 @@ def prepare(
             then but the report; files of an earlier call stay as they were.
     """
     started = time.monotonic()
-    root = images_root.expanduser().resolve()
-    _check_arguments(source_format, split, images_root, root, language, template, captions)
-    texts = None if template is None else PromptTemplate.read(template)
-    if language is not None:
-        texts = TEMPLATES[language]
-    others: dict[int, str] = {}
-    for file in against:
-        others.update(fingerprints_of_file(file))
-    settings = CheckSettings(
-        images_root=root,
-        decode=decode,
-        max_images=max_images,
-        tokens=None if tokenizer is None else PromptTokens(tokenizer),
-        max_prompt_tokens=max_prompt_tokens,
-        other_splits=others,
-    )
     log, statistics = ProblemLog(), SplitStatistics()
     paths = [output / f"{split}.{name}" for name in ("rl.parquet", "sft.parquet", "rejected.jsonl")]
-    rows = 0
-    try:
-        with _disk_errors(output), _seldom_collected():
-            output.mkdir(parents=True, exist_ok=True)
-            with whole_or_nothing(paths) as (rl_path, sft_path, rejected_path), contextlib.ExitStack() as stack:
-                writer = SplitWriter(
-                    rl_path,
-                    sft_path,
-                    split=split,
-                    data_source=data_source,
-                    images_root=root,
-                    image_bytes=(lambda name: resolve_image(root, name).read_bytes()) if embed_images else None,
-                )
-                stack.callback(writer.close)
-                rejected = RejectedRows(rejected_path)
-                stack.callback(rejected.close)
-                checker = RowChecker(settings)
-                for number, row in read_rows(source, on_position=on_position):
-                    made, problems = _checked(number, row, checker, settings, source_format, texts, captions, window)
-                    if log.add(problems):
-                        rejected.add(
-                            {"row": number, "problems": [_record(found) for found in problems], "content": row}
-                        )
-                        continue
-                    if log.rejected and not skip_invalid:
-                        continue
-                    for part in made:
-                        writer.add(part)
-                        statistics.add(part)
-                if log.rejected and not skip_invalid:
-                    raise FFRError(_refusal(source, log))
-                if not writer.rows:
-                    what = f"every row is refused:\n{log.table(errors=True)}" if log.rejected else "no rows in it"
-                    raise FFRError(f"{source}: {what}")
-                writer.finish()
-                stack.close()
-                rows = writer.rows
-                if not log.rejected:
-                    paths[2].unlink(missing_ok=True)  # an earlier call's, which would be taken for this one's
-    finally:
+    with contextlib.ExitStack() as stack:
         if report is not None:
-            _write_report(report, source, split, rows, log, statistics)
+            stack.enter_context(_reported(report, source, split, log, statistics))
+        root = images_root.expanduser().resolve()
+        _check_arguments(source_format, split, images_root, root, language, template, captions)
+        texts = None if template is None else PromptTemplate.read(template)
+        if language is not None:
+            texts = TEMPLATES[language]
+        settings = CheckSettings(
+            images_root=root,
+            decode=decode,
+            max_images=max_images,
+            max_pixels=max_pixels,
+            tokens=None if tokenizer is None else PromptTokens(tokenizer),
+            max_prompt_tokens=max_prompt_tokens,
+            other_splits=OtherSplits(against),
+        )
+        stack.enter_context(_disk_errors(output))
+        stack.enter_context(_seldom_collected())
+        stack.enter_context(_made_folder(output))
+        rl_path, sft_path, rejected_path = stack.enter_context(whole_or_nothing(paths))
+        with contextlib.ExitStack() as files:
+            writer = SplitWriter(
+                rl_path,
+                sft_path,
+                split=split,
+                data_source=data_source,
+                images_root=root,
+                image_bytes=(lambda name: resolve_image(root, name).read_bytes()) if embed_images else None,
+            )
+            files.callback(writer.close)
+            rejected = RejectedRows(rejected_path)
+            files.callback(rejected.close)
+            checker = RowChecker(settings)
+            for number, row in _rows(source, log, on_position):
+                made, problems = _checked(number, row, checker, settings, source_format, texts, captions, window)
+                if log.add(problems):
+                    rejected.add({"row": number, "problems": [_record(found) for found in problems], "content": row})
+                    continue
+                if log.rejected and not skip_invalid:
+                    continue
+                for part in made:
+                    writer.add(part)
+                    statistics.add(part)
+            if log.rejected and not skip_invalid:
+                raise FFRError(_refusal(source, log))
+            if not writer.rows:
+                what = f"every row is refused:\n{log.table(errors=True)}" if log.rejected else "no rows in it"
+                raise FFRError(f"{source}: {what}")
+            writer.finish()
+        if not log.rejected:
+            paths[2].unlink(missing_ok=True)  # an earlier call's, which would be taken for this one's
     return PrepareSummary(
-        rows=rows,
+        rows=len(statistics),
         rejected=log.rejected,
         problems=log,
         statistics=statistics.summary(),
@@ -181,6 +179,18 @@ def prepare(
         sft_path=paths[1],
         rejected_path=paths[2] if log.rejected else None,
     )
+
+
+def _rows(
+    source: Path, log: ProblemLog, on_position: Callable[[int], None]
+) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """The source's rows; when the file itself is broken, the problems of the rows before are told too."""
+    try:
+        yield from read_rows(source, on_position=on_position)
+    except FFRError as error:
+        if not log.rejected:
+            raise
+        raise FFRError(f"{error}\nrows before it have problems too:\n{log.table(errors=True)}") from None
 
 
 def _check_arguments(
@@ -220,7 +230,9 @@ def _checked(
         try:
             rows = rows_of_raw_dialogue(row, template=texts, captions=captions)
         except RawDialogueError as error:
-            return [], error.of_row(number)
+            # What else can be told of a row that gives no rows.
+            rest = {"dialogue_id": row.get("dialogue_id"), "images": list(error.images)}
+            return [], [*error.of_row(number), *checker.check_id_and_images(number, rest)]
     made: list[CheckedRow] = []
     problems: list[Problem] = []
     for one in rows:
@@ -245,20 +257,43 @@ def _refusal(source: Path, log: ProblemLog) -> str:
     )
 
 
-def _write_report(
-    path: Path, source: Path, split: str, rows: int, log: ProblemLog, statistics: SplitStatistics
-) -> None:
-    content = {
-        "source": str(source),
-        "split": split,
-        "rows_written": rows,
-        "rows_rejected": log.rejected,
-        "problems": log.report(),
-        "statistics": statistics.summary() if rows else None,
-    }
-    with _disk_errors(path), whole_or_nothing([path]) as (temporary,):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+@contextlib.contextmanager
+def _reported(path: Path, source: Path, split: str, log: ProblemLog, statistics: SplitStatistics) -> Iterator[None]:
+    """Write the report, whatever happens inside."""
+    failure: str | None = None
+    try:
+        yield
+    except BaseException as error:
+        failure = str(error) if isinstance(error, FFRError) else f"interrupted ({type(error).__name__})"
+        raise
+    finally:
+        rows = 0 if failure is not None else len(statistics)
+        content = {
+            "source": str(source),
+            "split": split,
+            "rows_written": rows,
+            "rows_rejected": log.rejected,
+            "error": failure,
+            "problems": log.report(),
+            "statistics": statistics.summary() if rows else None,
+        }
+        with _disk_errors(path), whole_or_nothing([path]) as (temporary,):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _made_folder(folder: Path) -> Iterator[None]:
+    """Make a folder, and take away what was made of it when the block fails."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # something else is in it by now
+            for path in made:
+                path.rmdir()
+        raise
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ class ProblemKind(str, enum.Enum):
     BAD_TEXT = "bad_text"
     BAD_ROLES = "bad_roles"
     NO_DIALOGUE = "no_dialogue"
+    SEVERAL_QUERIES = "several_queries"
     UTTERANCE_IDS = "utterance_ids"
     IMAGE_COUNT = "image_count"
     IMAGE_IDS = "image_ids"
@@ -43,7 +44,15 @@ class ProblemKind(str, enum.Enum):
 
 _OF_A_ROW = 2  # problems of one kind that are kept
 
-_WARNINGS = frozenset({ProblemKind.IMAGE_ODD, ProblemKind.GOLD_IMAGES, ProblemKind.REPEATED_ROW, ProblemKind.SAME_ID})
+_WARNINGS = frozenset(
+    {
+        ProblemKind.SEVERAL_QUERIES,
+        ProblemKind.IMAGE_ODD,
+        ProblemKind.GOLD_IMAGES,
+        ProblemKind.REPEATED_ROW,
+        ProblemKind.SAME_ID,
+    }
+)
 
 MENDS: Mapping[ProblemKind, str] = {
     ProblemKind.MISSING_FIELD: "add the field",
@@ -51,6 +60,7 @@ MENDS: Mapping[ProblemKind, str] = {
     ProblemKind.BAD_TEXT: "take the named piece out of the text",
     ProblemKind.BAD_ROLES: "give messages of system (optional), user and assistant, in this order",
     ProblemKind.NO_DIALOGUE: "write the query and the utterances in their tags",
+    ProblemKind.SEVERAL_QUERIES: "put the query tags around the query only",
     ProblemKind.UTTERANCE_IDS: "number the utterances 0, 1, 2, ... in order of appearance",
     ProblemKind.IMAGE_COUNT: "give one path for each <image>, a path may repeat",
     ProblemKind.IMAGE_IDS: "number the images 0, 1, 2, ... in order of appearance, the tag before each <image>",

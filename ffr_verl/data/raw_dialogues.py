@@ -16,18 +16,23 @@ from typing import Any
 
 from ffr_verl.data.problems import Problem, ProblemKind
 from ffr_verl.data.templates import TEMPLATES, PromptTemplate, detect_language
-from ffr_verl.dialogues import Dialogue, Utterance, reserved_token
+from ffr_verl.dialogues import Dialogue, Utterance, reserved_token, unwritable
 from ffr_verl.fragments import Fragment, format_fragment
 
 __all__ = ["RawDialogueError", "dialogue_of_turns", "rows_of_raw_dialogue", "turns_of_dialogue"]
 
 
 class RawDialogueError(ValueError):
-    """Everything that is wrong with a raw dialogue: `(kind, field, message)` of each problem."""
+    """Everything that is wrong with a raw dialogue.
 
-    def __init__(self, problems: Sequence[tuple[ProblemKind, str, str]]) -> None:
+    Attributes:
+        problems: `(kind, field, message)` of each.
+        images: the paths of its images, as far as they could be read.
+    """
+
+    def __init__(self, problems: Sequence[tuple[ProblemKind, str, str]], images: Sequence[str] = ()) -> None:
         super().__init__("; ".join(f"{field}: {message}" for _, field, message in problems))
-        self.problems = tuple(problems)
+        self.problems, self.images = tuple(problems), tuple(images)
 
     def of_row(self, row: int) -> list[Problem]:
         """The problems with the row's number."""
@@ -47,7 +52,9 @@ class _Reader:
         if not isinstance(value, str):
             self.report(ProblemKind.WRONG_TYPE, field, f"found {value!r}, expected a text")
             return ""
-        found = reserved_token(value)
+        fault, found = unwritable(value), reserved_token(value)
+        if fault is not None:
+            self.report(ProblemKind.BAD_TEXT, field, fault)
         if found is not None:
             self.report(ProblemKind.BAD_TEXT, field, f"holds {found}, which has a meaning in the prompt")
         return value.strip()
@@ -234,7 +241,9 @@ def rows_of_raw_dialogue(
     reader = _Reader()
     turns = row.get("dialogue")
     if not isinstance(turns, list) or not turns:
-        reader.report(ProblemKind.MISSING_FIELD, "dialogue", "missing or empty; expected a list of turns")
+        other = " (rows with messages need --format mldr)" if "messages" in row else ""
+        reader.report(ProblemKind.MISSING_FIELD, "dialogue", f"missing or empty; expected a list of turns{other}")
+        _queries(row, reader)
         raise RawDialogueError(reader.problems)
     dialogue, paths, ids = _read_turns(reader, str(row.get("dialogue_id", "")), turns, "")
     if template is None:
@@ -258,8 +267,8 @@ def rows_of_raw_dialogue(
                 ],
             }
         )
+    if not made and not reader.problems:
+        reader.report(ProblemKind.MISSING_FIELD, "queries", "empty; expected at least one query")
     if reader.problems:
-        raise RawDialogueError(reader.problems)
-    if not made:
-        raise RawDialogueError([(ProblemKind.MISSING_FIELD, "queries", "empty; expected at least one query")])
+        raise RawDialogueError(reader.problems, paths)
     return made

@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from ffr_verl.data.compact_map import CompactMap
 from ffr_verl.data.images import ImageFacts, image_tokens, read_image_facts, resolve_image
+from ffr_verl.data.other_splits import OtherSplits, dialogue_fingerprint, digest
 from ffr_verl.data.problems import Problem, ProblemKind
 from ffr_verl.data.tokens import PromptTokens
 from ffr_verl.data.windows import Window, WindowSettings, cut_prompt, windows_of
-from ffr_verl.dialogues import IMAGE, Dialogue, parse_dialogue, reserved_token
-from ffr_verl.errors import FFRError
-from ffr_verl.fragments import Fragment, format_fragment, malformed_reason, parse_fragment
+from ffr_verl.dialogues import IMAGE, Dialogue, control_token, parse_dialogue, reserved_token, unwritable
+from ffr_verl.fragments import TAGS, Fragment, format_fragment, malformed_reason, parse_fragment
 from ffr_verl.rewards.f1 import f1_of_fragments
 from ffr_verl.rewards.format import has_no_repeats
 
-__all__ = ["CheckSettings", "CheckedRow", "RowChecker", "check_limits", "dialogue_fingerprint", "fingerprints_of_file"]
+__all__ = ["CheckSettings", "CheckedRow", "RowChecker", "check_limits"]
 
 _ROLES = (["system", "user", "assistant"], ["user", "assistant"])
 _CACHED_IMAGES = 8192
 _GOLD_BITS = 28
 _GOLD_MASK = 2**_GOLD_BITS - 1
-_PLACEHOLDERS = ("<video>", "<audio>", "<|im_end|>", IMAGE)
+_QUERY_START = "<|query_start|>"
+_IMAGE_KINDS = (
+    ("no such file", ProblemKind.IMAGE_MISSING),
+    ("cannot be read", ProblemKind.IMAGE_MISSING),
+    ("too large", ProblemKind.IMAGE_SIZE),
+)
+_OTHERWISE = ProblemKind.IMAGE_BROKEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ class CheckSettings:
         max_images: most images of a row; the recipes' `rollout.limit_images`.
         tokens: counts prompt tokens; `None`: lengths are not checked.
         max_prompt_tokens: most tokens of a prompt; the recipes' `data.max_prompt_length`.
-        other_splits: fingerprints of the dialogues of other splits, and in which file each is.
+        other_splits: whose dialogues must not occur.
     """
 
     images_root: Path
@@ -51,7 +54,7 @@ class CheckSettings:
     max_images: int = 8
     tokens: PromptTokens | None = None
     max_prompt_tokens: int = 14_512
-    other_splits: Mapping[int, str] = field(default_factory=dict)
+    other_splits: OtherSplits = field(default_factory=OtherSplits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,7 @@ class CheckedRow:
 
     Attributes:
         messages: system (optional), user, assistant.
-        images: paths as they stood in the row.
+        images: paths as they stood in the row, absolute ones made relative to the images root.
         dialogue: read out of the user's message.
         gold: the gold answer.
         solution: the same as text.
@@ -123,46 +126,13 @@ def check_limits(number: int, row: CheckedRow, settings: CheckSettings) -> tuple
             message = f"{count:,} tokens, at most {settings.max_prompt_tokens:,}"
             problems.append(Problem(number, ProblemKind.TOO_LONG, "messages", message))
         row = replace(row, prompt_tokens=count)
-    if row.window is not None:
-        in_file = settings.other_splits.get(dialogue_fingerprint(row.dialogue, row.images))
+    others = settings.other_splits
+    if row.window is not None and others.file_of(row.fingerprint) is None:
+        in_file = others.file_of(dialogue_fingerprint(row.dialogue, row.images))
         if in_file is not None:
             message = f"window {row.dialogue.dialogue_id} is in {in_file} too"
             problems.append(Problem(number, ProblemKind.OTHER_SPLIT, "messages", message))
     return row, problems
-
-
-def _digest(text: str) -> int:
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "little", signed=True)
-
-
-def dialogue_fingerprint(dialogue: Dialogue, images: Sequence[str]) -> int:
-    """Identifies what is said and shown in a dialogue, whatever its id; a signed number of 64 bits."""
-    said = [f"{utterance.speaker}\0{utterance.text}" for utterance in dialogue.utterances]
-    return _digest("\0".join([*said, "\0", *images]))
-
-
-def fingerprints_of_file(file: Path) -> dict[int, str]:
-    """The fingerprints of the dialogues of an RL or SFT file, with the file's name.
-
-    Raises:
-        FFRError: when it is no file of `ffr-verl prepare`.
-    """
-    try:
-        parquet = pq.ParquetFile(file)
-    except FileNotFoundError:
-        raise FFRError(f"--against {file}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise FFRError(f"--against {file}: not a parquet file ({error})") from None
-    column = next((name for name in ("prompt", "messages") if name in parquet.schema_arrow.names), None)
-    if column is None or "images" not in parquet.schema_arrow.names:
-        raise FFRError(f"--against {file}: no columns prompt and images; give a NAME.rl.parquet of `ffr-verl prepare`")
-    found: dict[int, str] = {}
-    for batch in parquet.iter_batches(batch_size=512, columns=[column, "images"]):
-        for row in batch.to_pylist():
-            images = [image["path"] if isinstance(image, dict) else image for image in row["images"] or ()]
-            found[dialogue_fingerprint(parse_dialogue(row[column], ""), images)] = str(file)
-    return found
 
 
 class RowChecker:
@@ -199,6 +169,12 @@ class RowChecker:
             self._compare(check, checked)
         return (None if any(problem.is_error for problem in check.problems) else checked), check.problems
 
+    def check_id_and_images(self, number: int, row: Mapping[str, Any]) -> list[Problem]:
+        """The problems with these two fields alone, of a row that cannot be checked as a whole."""
+        check = _Check(number, row, self._settings)
+        check.id_and_images(self._facts)
+        return check.problems
+
     def _read_facts(self, name: str) -> ImageFacts | tuple[ProblemKind, str]:
         try:
             path = resolve_image(self._settings.images_root, name)
@@ -208,23 +184,22 @@ class RowChecker:
             return read_image_facts(path, decode=self._settings.decode)
         except ValueError as error:
             message = str(error)
-            kinds = {"no such file": ProblemKind.IMAGE_MISSING, "too large": ProblemKind.IMAGE_SIZE}
-            return kinds.get(message.partition(":")[0], ProblemKind.IMAGE_BROKEN), message
+            return next((kind for start, kind in _IMAGE_KINDS if message.startswith(start)), _OTHERWISE), message
 
     def _compare(self, check: _Check, row: CheckedRow) -> None:
         """Against earlier rows and other splits."""
         dialogue = row.dialogue
         content = row.fingerprint
-        in_file = self._settings.other_splits.get(content)
+        in_file = self._settings.other_splits.file_of(content)
         if in_file is not None:
             check.report(ProblemKind.OTHER_SPLIT, "messages", f"dialogue {dialogue.dialogue_id} is in {in_file} too")
-        if self._named.setdefault(_digest(dialogue.dialogue_id), content) != content:
+        if self._named.setdefault(digest(dialogue.dialogue_id), content) != content:
             check.report(
                 ProblemKind.SAME_ID, "dialogue_id", f"{dialogue.dialogue_id} was the id of another dialogue before"
             )
         gold = hash(row.gold) & _GOLD_MASK
         count = len(self._asked)
-        known = self._asked.setdefault(_digest(f"{content} {dialogue.query}"), check.number << _GOLD_BITS | gold)
+        known = self._asked.setdefault(digest(f"{content} {dialogue.query}"), check.number << _GOLD_BITS | gold)
         if len(self._asked) > count:
             return
         earlier = f"row {known >> _GOLD_BITS} asks the same of this dialogue"
@@ -239,6 +214,14 @@ def _tokens_of_size(width: int, height: int, max_pixels: int) -> int:
     return image_tokens(width, height, max_pixels=max_pixels)
 
 
+def _below(root: Path, name: str) -> str:
+    """An absolute path relative to the root, so that the data can move; as it is when it leaves the root."""
+    try:
+        return resolve_image(root, name).relative_to(root).as_posix()
+    except ValueError:
+        return name
+
+
 class _Check:
     """The checks of one row, and what they have found."""
 
@@ -250,9 +233,8 @@ class _Check:
         self.problems.append(Problem(self.number, kind, where, message))
 
     def run(self, facts: Any) -> CheckedRow | None:
-        dialogue_id = self._dialogue_id()
-        messages, images, solution = self._messages(), self._image_names(), self._solution()
-        sizes = [self._image(position, name, facts) for position, name in enumerate(images or ())]
+        dialogue_id, images, sizes = self.id_and_images(facts)
+        messages, solution = self._messages(), self._solution()
         if messages is None:
             return None
         user_text = next(message["content"] for message in messages if message["role"] == "user")
@@ -262,6 +244,7 @@ class _Check:
             self.report(ProblemKind.NO_DIALOGUE, "messages", str(error))
             return None
         self._ids(dialogue, images, user_text)
+        self._query(dialogue, user_text)
         self._texts(messages, dialogue)
         gold = None if solution is None else self._gold(solution, dialogue, messages[-1]["content"])
         if images is None or solution is None or gold is None:
@@ -269,6 +252,11 @@ class _Check:
         tokens = tuple([size or 0 for size in sizes])
         fingerprint = dialogue_fingerprint(dialogue, images)
         return CheckedRow(messages, images, dialogue, gold, solution, tokens, fingerprint)
+
+    def id_and_images(self, facts: Any) -> tuple[str, list[str] | None, list[int | None]]:
+        """Dialogue id, image paths, and the tokens of each image."""
+        dialogue_id, images = self._dialogue_id(), self._image_names()
+        return dialogue_id, images, [self._image(place, name, facts) for place, name in enumerate(images or ())]
 
     def _dialogue_id(self) -> str:
         value = self._row.get("dialogue_id")
@@ -282,19 +270,17 @@ class _Check:
 
     def _plain_text(self, text: str, where: str) -> str:
         """The text, if parquet and the tokenizer can take it."""
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            self.report(ProblemKind.BAD_TEXT, where, "holds half of a surrogate pair (\\ud800 to \\udfff)")
-            return ""
-        if "\0" in text:
-            self.report(ProblemKind.BAD_TEXT, where, "holds a NUL character")
-        return text
+        fault = unwritable(text)
+        if fault is not None:
+            self.report(ProblemKind.BAD_TEXT, where, fault)
+        return "" if fault is not None and "surrogate" in fault else text
 
     def _messages(self) -> list[dict[str, str]] | None:
         messages = self._row.get("messages")
         if not isinstance(messages, list) or not messages:
-            self.report(ProblemKind.MISSING_FIELD, "messages", "missing or no list; expected system, user, assistant")
+            other = " (rows with dialogue need --format dialogue)" if "dialogue" in self._row else ""
+            message = f"missing or no list; expected system, user, assistant{other}"
+            self.report(ProblemKind.MISSING_FIELD, "messages", message)
             return None
         good = []
         for number, message in enumerate(messages):
@@ -331,7 +317,8 @@ class _Check:
                     ProblemKind.WRONG_TYPE, f"images[{number}]", f'found {image!r}; expected a path or {{"path": …}}'
                 )
                 continue
-            names.append(self._plain_text(name, f"images[{number}]"))
+            name = self._plain_text(name, f"images[{number}]")
+            names.append(_below(self._settings.images_root, name) if name.startswith("/") else name)
         return names if len(names) == len(images) else None
 
     def _image(self, position: int, name: str, read: Any) -> int | None:
@@ -378,17 +365,36 @@ class _Check:
 
     def _texts(self, messages: list[dict[str, str]], dialogue: Dialogue) -> None:
         """What a text must not hold: tags of the wire format out of place, placeholders, chat tokens."""
-        for utterance in dialogue.utterances[:-1]:  # what follows the dialogue in the prompt reads as its last one
+        told = set()
+        last = dialogue.utterances[-1].id
+        for utterance in dialogue.utterances:
             if "<" not in utterance.text and "<" not in utterance.speaker:
                 continue
-            found = reserved_token(utterance.text) or reserved_token(utterance.speaker)
+            # What follows the dialogue in the prompt reads as its last utterance; it may show how to answer.
+            allowed = TAGS if utterance.id == last else ()
+            found = reserved_token(utterance.text, allowed=allowed) or reserved_token(utterance.speaker)
             if found is not None:
+                told.add(found)
                 self.report(ProblemKind.BAD_TEXT, "messages", f"utterance {utterance.id} holds {found}")
+        found = reserved_token(dialogue.query)
+        if found is not None:
+            told.add(found)
+            self.report(ProblemKind.BAD_TEXT, "messages", f"the query holds {found}")
         for number, message in enumerate(messages):
             content = message["content"]
-            for token in _PLACEHOLDERS:
-                if token in content and (token != IMAGE or message["role"] != "user"):
-                    self.report(ProblemKind.BAD_TEXT, f"messages[{number}]", f"holds {token}")
+            found = control_token(content)
+            if found is None and message["role"] != "user" and IMAGE in content:
+                found = IMAGE
+            if found is not None and found not in told:
+                self.report(ProblemKind.BAD_TEXT, f"messages[{number}]", f"holds {found}")
+
+    def _query(self, dialogue: Dialogue, user_text: str) -> None:
+        if not dialogue.query.strip():
+            self.report(ProblemKind.NO_DIALOGUE, "messages", "the query is empty")
+        count = user_text.count(_QUERY_START)
+        if count > 1:
+            message = f"{count} {_QUERY_START}; the query is taken to be {dialogue.query[:80]!r}"
+            self.report(ProblemKind.SEVERAL_QUERIES, "messages", message)
 
     def _solution(self) -> str | None:
         solution = self._row.get("solution")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import bz2
 import copy
 import gzip
 import json
+import lzma
+import os
 import re
+import shutil
 import struct
 import sys
 import zlib
@@ -18,6 +22,7 @@ import pytest
 from PIL import Image
 
 from ffr_verl.cli import main
+from ffr_verl.data import validation
 from ffr_verl.data.problems import MENDS, ProblemKind
 
 Row = dict[str, Any]
@@ -80,6 +85,11 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "link.png").symlink_to(outside)
     (tmp_path / "dangling.png").symlink_to(tmp_path / "nowhere.png")
     (tmp_path / "linked").symlink_to(outside.parent)
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    noise.save(tmp_path / "program.png", "EPS")  # Pillow would start Ghostscript for it
+    noise.save(tmp_path / "preview.jpg", "MPO", save_all=True, append_images=[noise.rotate(90)])
+    Image.new("I;16", (64, 64)).save(tmp_path / "deep.png")
     return tmp_path
 
 
@@ -109,7 +119,28 @@ def assert_refused(
     assert re.search(message, error), error
     assert error.startswith("ffr-verl: error: ")
     assert "Traceback" not in error
-    assert not (folder / "out").exists() or not list((folder / "out").iterdir()), "nothing partial is left"
+    assert not (folder / "out").exists(), "nothing is left"
+    assert_documented(error)
+
+
+DOCS = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+# The messages in docs/data.md: the first cells of its tables, with … for what differs from case to case.
+MESSAGES = [
+    ".*".join(re.escape(piece) for piece in cell.replace(r"\|", "|").split("…"))
+    for cell in re.findall(r"^\| `(.+?)` \|", DOCS.partition("## Messages")[2].partition("\n## ")[0], re.MULTILINE)
+]
+
+
+def assert_documented(shown: str) -> None:
+    """Each message about a row or a file is in docs/data.md."""
+    lines = shown.splitlines()
+    problems = [found.group(1) for line in lines if (found := re.match(r"  row \d+: field '.*?': (.*)", line))]
+    error = re.match("ffr-verl: error: (.*)", lines[0]) if lines else None
+    if error is not None:
+        problems.append(error.group(1))
+    assert problems
+    for problem in problems:
+        assert any(re.fullmatch(f"(.*?: )?{message}", problem) for message in MESSAGES), problem
 
 
 def user(row: Row) -> dict[str, str]:
@@ -162,7 +193,15 @@ ROWS: list[tuple[str, Callable[[Row], Any], str]] = [
     ("bad_text", replace("sweet", "swe\0et"), r"'messages\[1\]': holds a NUL character"),
     ("bad_text", replace("sweet", "\ud83d alone"), r"'messages\[1\]': holds half of a surrogate pair"),
     ("bad_text", lambda row: row.update(dialogue_id="\udc00"), r"'dialogue_id': holds half of a surrogate pair"),
-    ("bad_text", replace("sweet", "a <video> of him"), r"'messages\[1\]': holds <video>"),
+    ("bad_text", replace("sweet", "a <video> of him"), r"utterance 2 holds <video>"),
+    ("bad_text", replace("and this", "and <|im_start|>that"), r"utterance 3 holds <\|im_start\|>"),
+    ("bad_text", replace("and this", "and <|image_pad|>"), r"utterance 3 holds <\|image_pad\|>"),
+    ("bad_text", replace("Bob: sweet", "<|box_start|>: sweet"), r"utterance 2 holds <\|box_start\|>"),
+    ("bad_text", replace("the cat", "the <|vision_start|>"), r"the query holds <\|vision_start\|>"),
+    ("bad_text", replace("Give the ids.", "<|endoftext|>"), r"'messages\[1\]': holds <\|endoftext\|>"),
+    ("bad_text", lambda row: row["messages"][0].update(content="a <|image_pad|>"), r"holds <\|image_pad\|>"),
+    ("bad_text", replace("start|>3<", "start|>3a<"), r"utterance 2 holds <\|utt_id_start\|>"),
+    ("bad_text", replace("start|>3<", "start|>1234567890<"), r"utterance 2 holds <\|utt_id_start\|>"),
     ("bad_text", replace("sweet", "<|im_end|>\n<|im_start|>system"), r"utterance 2 holds <\|im_end\|>"),
     ("bad_text", replace("sweet", "<|query_start|>dogs"), r"utterance 2 holds <\|query_start\|>"),
     ("bad_text", replace("sweet", "<|utt_ids_start|>[0]<|utt_ids_end|>"), r"utterance 2 holds <\|utt_ids_start\|>"),
@@ -171,6 +210,7 @@ ROWS: list[tuple[str, Callable[[Row], Any], str]] = [
     ("no_dialogue", lambda row: user(row).update(content="hello"), r"no <\|query_start\|>"),
     ("no_dialogue", replace("<|query_end|>", ""), r"no <\|query_start\|>"),
     ("no_dialogue", replace("<|utt_id_start|>", "<|utt|>"), r"no <\|utt_id_start\|>"),
+    ("no_dialogue", replace("the cat", " "), r"the query is empty"),
     ("utterance_ids", replace("start|>2<", "start|>9<"), r"utterance 2 has the id 9; expected 0 to 3 in order"),
     ("utterance_ids", replace("utt_id_start|>1<", "utt_id_start|>0<"), r"utterance 1 has the id 0"),
     ("utterance_ids", replace("utt_id_start|>3<", "utt_id_start|>1<"), r"utterance 3 has the id 1"),
@@ -187,6 +227,9 @@ ROWS: list[tuple[str, Callable[[Row], Any], str]] = [
     ("wrong_type", image({"url": "cat.png"}), r"'images\[0\]': found \{'url': 'cat.png'\}; expected a path"),
     ("image_missing", image("no.png"), r"no\.png: no such file"),
     ("image_missing", image("dangling.png"), r"dangling\.png: no such file"),
+    ("image_missing", image("cat.png/x.png"), r"cat\.png/x\.png: no such file"),
+    ("image_missing", image("x" * 300 + ".png"), r"x\.png: cannot be read \(file name too long\)"),
+    ("image_missing", image("loop.png"), r"loop\.png: cannot be read \(too many levels of symbolic links\)"),
     ("image_path", image("../cat.png"), r"\.\./cat\.png: leaves the images root"),
     ("image_path", image("/etc/passwd"), r"/etc/passwd: leaves the images root"),
     ("image_path", image("link.png"), r"link\.png: leaves the images root"),
@@ -195,11 +238,13 @@ ROWS: list[tuple[str, Callable[[Row], Any], str]] = [
     ("image_path", image("data:image/png;base64,AAAA"), r"is an address; nothing is fetched"),
     ("bad_text", image("a\0b.png"), r"'images\[0\]': holds a NUL character"),
     ("image_broken", image("zero.png"), r"zero\.png: is empty"),
-    ("image_broken", image("text.png"), r"text\.png: cannot be decoded \(UnidentifiedImageError\)"),
+    ("image_broken", image("text.png"), r"text\.png: cannot be decoded \(none of PNG, JPEG, "),
     ("image_broken", image("cut.png"), r"cut\.png: cannot be decoded"),
     ("image_broken", image("cut.jpg"), r"cut\.jpg: cannot be decoded"),
     ("image_broken", image("cut.webp"), r"cut\.webp: cannot be decoded"),
     ("image_broken", image("folder.png"), r"folder\.png: is a folder"),
+    ("image_broken", image("pipe.png"), r"pipe\.png: is no regular file"),
+    ("image_broken", image("program.png"), r"program\.png: cannot be decoded \(none of PNG, JPEG, "),
     ("image_size", image("bomb.png"), r"bomb\.png: too large: .*; at most 89,478,485 pixels"),
     ("image_size", image("large.png"), r"large\.png: too large: 10000 x 10000"),
     ("image_size", image("thin.png"), r"thin\.png: is 4000 x 10: one side more than 200 times the other"),
@@ -247,8 +292,17 @@ def test_a_broken_row(
         (b'[{"a": "b\n"}]', r"not JSON \(Invalid control character"),
         (b'{"a": 1}\n{"a": \n', r"line 2: not JSON"),
         (b'{"a": 1} {"a": 2}\n', r"line 1: not JSON \(Extra data at column 10\)"),
-        (b"[3]", r"row 0: found int, expected an object"),
-        (b'"text"', r"row 0: found str, expected an object"),
+        (b"[3]", r"row 0: found a number, expected an object"),
+        (b"[[{}]]", r"row 0: found a list, expected an object"),
+        (b'{"a": 1}\nnull', r"row 1: found null, expected an object"),
+        (b'"text"', r"row 0: found a text, expected an object"),
+        (b'[{"a": ' + b"1" * 5000 + b"}]", r"line 1: not JSON \(a number of thousands of digits at column 2\)"),
+        (b'{"a": ' + b"1" * 5000 + b"}", r"line 1: not JSON \(a number of thousands of digits\)"),
+        (b'[{"a": "b', r"not JSON \(Unterminated string at column 8\); the file seems cut off, copy it again"),
+        (b'{"a": 1}\n{"a": "b', r"line 2: not JSON .*; the file seems cut off, copy it again"),
+        ('[{"a": "你'.encode()[:-1], r"not UTF-8 at byte 8; the file seems cut off, copy it again"),
+        ('[{"a": "你好"}]'.encode("gbk"), r"not UTF-8 at byte 8; convert it, for example with iconv"),
+        (b'{\n "a": 1\n}', r"line 1: not JSON .*; a file is a JSON list, or JSONL with one row a line"),
         (b"[" * 100_000, r"nested too deeply|line 1: not JSON"),
         (b'{"a": ' * 100_000, r"nested too deeply|line 1: not JSON"),
         (b"\x00\x01\x02", r"line 1: not JSON"),
@@ -257,7 +311,13 @@ def test_a_broken_row(
         ('[{"a": 1}]'.encode("utf-16"), r"not UTF-8|not JSON"),
         (gzip.compress(b'[{"a": 1}]')[:-9], r"broken gzip file"),
         (b"\x1f\x8bnonsense", r"broken gzip file"),
-        (b"PAR1" + bytes(60), r"line 1: not JSON"),
+        (gzip.compress(b'[{"a": 1}]') + b"more", r"broken gzip file"),
+        (gzip.compress(gzip.compress(b"[]")), r"not UTF-8"),
+        (b"PAR1" + bytes(60), r"rows\.json: a parquet file; give the rows as a JSON list or JSONL"),
+        (b"PK\x03\x04" + bytes(60), r"rows\.json: a zip file; unpack it first"),
+        (bz2.compress(b"[]"), r"rows\.json: a bzip2 file; unpack it first"),
+        (lzma.compress(b"[]"), r"rows\.json: an xz file; unpack it first"),
+        (b"\x28\xb5\x2f\xfd" + bytes(60), r"rows\.json: a zstd file; unpack it first"),
     ],
 )
 def test_a_broken_file(
@@ -284,8 +344,7 @@ def test_damage_in_the_middle_of_an_image_is_found_when_asked_for(
     row = good_row()
     row["images"][0] = "middle.png"
     assert run(folder, [row], monkeypatch) == 0
-    for file in (folder / "out").iterdir():
-        file.unlink()
+    shutil.rmtree(folder / "out")
     assert_refused(
         folder, [row], r"image_broken.*[\s\S]*middle\.png: cannot be decoded", monkeypatch, capsys, "--decode"
     )
@@ -295,6 +354,7 @@ def test_damage_in_the_middle_of_an_image_is_found_when_asked_for(
     ("name", "message"),
     [
         ("cmyk.jpg", r"image_odd .*\n.*cmyk\.jpg: colours of mode CMYK"),
+        ("deep.png", r"image_odd .*\n.*deep\.png: colours of mode I;16; they may come out wrong"),
         ("moving.gif", r"image_odd .*\n.*moving\.gif: animated; the model sees the first frame only"),
     ],
 )
@@ -304,8 +364,43 @@ def test_odd_images_are_warnings(
     row = good_row()
     row["images"][0] = name
     assert run(folder, [row], monkeypatch) == 0
-    assert re.search(message, capsys.readouterr().out)
+    shown = capsys.readouterr().out
+    assert re.search(message, shown)
+    assert_documented(shown)
     assert pq.read_metadata(folder / "out" / "t.rl.parquet").num_rows == 1
+
+
+def test_a_photograph_with_a_preview_is_no_animation(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = good_row()
+    image("preview.jpg")(row)
+    assert run(folder, [row], monkeypatch, "--report", str(folder / "r.json")) == 0
+    assert json.loads((folder / "r.json").read_text())["problems"] == {}
+
+
+def test_a_second_query_is_a_warning(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = good_row()
+    replace("Give the ids.", "<|query_start|>the dog<|query_end|>")(row)
+    assert run(folder, [row], monkeypatch) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"several_queries \(1 row\)[\s\S]*2 <\|query_start\|>; the query is taken to be 'the cat'", shown)
+    assert_documented(shown)
+
+
+def test_instructions_behind_the_dialogue_may_show_the_answer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = good_row()
+    user(row)["content"] += "\nAnswer as <|utt_ids_start|>[ids]<|utt_ids_end|>;<|img_ids_start|>[ids]<|img_ids_end|>"
+    assert run(folder, [row], monkeypatch) == 0
+
+
+def test_a_gold_answer_must_earn_the_full_reward(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A reward that is broken is found before anything is trained with it."""
+    monkeypatch.setattr(validation, "f1_of_fragments", lambda *_args, **_options: (1.0, 0.5))
+    message = r"gold_self_check \(1 row\)[\s\S]*row 0: field 'solution': earns \(1\.0, 0\.5, True\) in f1 and format"
+    assert_refused(folder, [good_row()], message, monkeypatch, capsys)
 
 
 def test_images_of_the_gold_that_do_not_fit_its_utterances_are_a_warning(
@@ -344,8 +439,7 @@ def test_rows_that_repeat_or_contradict_each_other(
     shown = capsys.readouterr().out
     assert re.search(r"repeated_row \(1 row\): .*\n  row 1: .*row 0 asks the same of this dialogue", shown)
     assert re.search(r"same_id \(1 row\): .*\n  row 2: .*d1 was the id of another dialogue", shown)
-    for file in (folder / "out").iterdir():
-        file.unlink()
+    shutil.rmtree(folder / "out")
     message = r"contradiction \(1 row\)[\s\S]*row 1: .*row 0 asks the same of this dialogue and has another answer"
     assert_refused(folder, [good_row(1), other], message, monkeypatch, capsys)
 
@@ -357,6 +451,7 @@ def test_dialogues_of_another_split(
     kept = [folder / f"other.{kind}.parquet" for kind in ("rl", "sft")]
     for file, new in zip(sorted((folder / "out").iterdir()), kept, strict=True):
         file.rename(new)
+    (folder / "out").rmdir()
     renamed = good_row(2)
     renamed["dialogue_id"] = "another name"
     for file in kept:
@@ -364,8 +459,7 @@ def test_dialogues_of_another_split(
         rows = [good_row(3), renamed]
         assert_refused(folder, rows, message, monkeypatch, capsys, "--against", str(file))
     assert run(folder, [good_row(3)], monkeypatch, "--against", str(kept[0])) == 0
-    for file in (folder / "out").iterdir():
-        file.unlink()
+    shutil.rmtree(folder / "out")
     for against, message in ((folder / "no.parquet", "no such file"), (folder / "cat.png", "not a parquet file")):
         assert_refused(folder, [good_row()], f"--against .*{message}", monkeypatch, capsys, "--against", str(against))
 
@@ -417,10 +511,48 @@ def test_the_report_is_written_when_rows_are_refused(
     assert found["problems"]["image_missing"]["mend"]
 
 
+@pytest.mark.parametrize("content", [b"", b"[3]", json.dumps([good_row()]).encode()[:-20]])
+def test_the_report_says_why_a_file_was_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    """Nothing in it would read as if all had been well."""
+    assert run(folder, content, monkeypatch, "--report", str(folder / "r.json")) == 2
+    found = json.loads((folder / "r.json").read_text())
+    assert f"ffr-verl: error: {found['error']}\n" == capsys.readouterr().err
+    assert (found["rows_written"], found["statistics"]) == (0, None)
+
+
+def test_the_report_is_written_when_an_option_is_wrong(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--report", str(folder / "r.json"), "--against", str(folder / "no.parquet"))
+    assert_refused(folder, [good_row()], "no such file", monkeypatch, capsys, *options)
+    assert "no.parquet: no such file" in json.loads((folder / "r.json").read_text())["error"]
+    assert run(folder, [good_row()], monkeypatch, "--report", str(folder / "r.json")) == 0
+    assert json.loads((folder / "r.json").read_text())["error"] is None
+
+
+def test_problems_of_rows_before_the_damage_are_told_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = good_row()
+    image("no.png")(row)
+    content = json.dumps([row, good_row(1)]).encode()[:-20]
+    message = (
+        r"seems cut off[\s\S]*rows before it have problems too:\nimage_missing \(1 row\)[\s\S]*no\.png: no such file"
+    )
+    assert_refused(folder, content, message, monkeypatch, capsys)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--language", "en"], "--language: MLDR rows bring their prompts"),
+        (
+            ["--format", "dialogue", "--language", "en", "--template", "t.yaml"],
+            "--language and --template: give one of",
+        ),
+        (["--format", "dialogue", "--template", "no.yaml"], r"no\.yaml: No such file"),
         (["--captions"], "--captions: MLDR rows bring their prompts"),
         (["--stride", "3"], "--stride and --window-ids go with --window"),
         (["--window", "3"], "--window needs --window-ids: global .* or published"),
@@ -436,6 +568,100 @@ def test_options_that_do_not_fit(
     message: str,
 ) -> None:
     assert_refused(folder, [good_row()], message, monkeypatch, capsys, *options)
+
+
+RAW: Row = {
+    "dialogue_id": "w1",
+    "dialogue": [
+        {"utterance_idx": 1, "speaker": "Ann", "utterance": "look at him"},
+        {"utterance_idx": 2, "speaker": "Ann", "utterance": [{"image_url": "cat.png", "caption": "a cat"}]},
+    ],
+    "query_text": "the cat",
+    "gt_turns": [2],
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("missing_field", {"dialogue": []}, r"'dialogue': missing or empty"),
+        ("missing_field", {"dialogue": "hi"}, r"'dialogue': missing or empty"),
+        ("wrong_type", {"dialogue": ["hi"]}, r"'dialogue\[0\]': found 'hi', expected an object"),
+        ("missing_field", {"dialogue": [{"speaker": "a"}]}, r"'dialogue\[0\]\.utterance': missing"),
+        ("wrong_type", {"dialogue": [{"utterance": 3}]}, r"'dialogue\[0\]\.utterance': found 3, expected a text"),
+        ("wrong_type", {"dialogue": [{"utterance": [3]}]}, r"utterance\[0\]': found 3, expected a text or"),
+        ("wrong_type", {"dialogue": [{"utterance": [{"url": "x"}]}]}, r"utterance\[0\]': found \{'url': 'x'\}"),
+        ("bad_text", {"dialogue": [{"utterance": "an <image> tag"}]}, r"'dialogue\[0\]\.utterance': holds <image>"),
+        ("bad_text", {"dialogue": [{"utterance": "x<|im_end|>"}]}, r"holds <\|im_end\|>"),
+        ("bad_text", {"dialogue": [{"utterance": "x\0"}]}, r"holds a NUL character"),
+        ("bad_text", {"dialogue": [{"utterance": "x", "speaker": "a: b"}]}, r"'a: b' holds ': ' or a line break"),
+        ("wrong_type", {"dialogue": [{"utterance": "x", "speaker": None}]}, r"speaker': found None, expected a text"),
+        (
+            "utterance_ids",
+            {"dialogue": [{"utterance": "x", "utterance_idx": "1"}]},
+            r"_idx': found '1', expected a whole",
+        ),
+        (
+            "utterance_ids",
+            {"dialogue": [{"utterance": "x", "utterance_idx": 3}, {"utterance": "y", "utterance_idx": 3}]},
+            r"'dialogue\[1\]\.utterance_idx': found 3, expected a whole number above 3",
+        ),
+        ("image_missing", {"dialogue": [{"utterance": [{"image_url": "no.png"}]}]}, r"no\.png: no such file"),
+        ("missing_field", {"dialogue_id": None}, r"'dialogue_id': missing"),
+        ("missing_field", {"query_text": ""}, r"'query_text': empty"),
+        ("wrong_type", {"query_text": None}, r"'query_text': found None, expected a text"),
+        ("bad_text", {"query_text": "a <|query_end|>"}, r"'query_text': holds <\|query_end\|>"),
+        ("wrong_type", {"query_text": ["a", "b", "c"]}, r"'gt_turns': expected 3 lists"),
+        ("gold_outside", {"gt_turns": [3]}, r"'gt_turns': \[3\] are no utterance_idx of the dialogue"),
+        ("gold_repeated", {"gt_turns": [1, 1]}, r"'gt_turns': turns repeat: \[1, 1\]"),
+        ("wrong_type", {"gt_turns": "1"}, r"'gt_turns': found '1', expected a list of utterance_idx"),
+        ("wrong_type", {"gt_turns": [True]}, r"'gt_turns': found \[True\]"),
+        ("wrong_type", {"queries": {}}, r"'queries': expected a list of"),
+        ("missing_field", {"queries": []}, r"'queries': empty"),
+        ("wrong_type", {"queries": [{"gt_turns": [1]}]}, r"'queries\[0\]\.query_text': found None"),
+        (
+            "contradiction",
+            {"query_text": ["a", "a"], "gt_turns": [[1], [2]]},
+            r"row 1 asks the same of this dialogue and has another answer",
+        ),
+    ],
+)
+def test_a_broken_dialogue(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
+    change: Row,
+    message: str,
+) -> None:
+    rows = [{**RAW, "dialogue_id": "w0"}, {**RAW, **change}]
+    expected = rf"1 row is refused[\s\S]*\n{kind} \(1 row\): .*\n(  row 1: .*\n)*?  row 1: field .*{message}"
+    assert_refused(folder, rows, expected, monkeypatch, capsys, "--format", "dialogue")
+
+
+def test_all_that_is_wrong_with_a_dialogue_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    turns = [3, {"utterance": [{"image_url": "no.png"}, {"image_url": "../x.png"}, {"image_url": "zero.png"}]}]
+    rows = [{"dialogue": turns, "query_text": "", "gt_turns": [7]}, {"dialogue": []}]
+    message = "2 rows are refused"
+    assert run(folder, rows, monkeypatch, "--format", "dialogue", "--report", str(folder / "r.json")) == 2
+    assert message in capsys.readouterr().err
+    found = json.loads((folder / "r.json").read_text())["problems"]
+    told = {(problem["row"], problem["field"]) for kind in found.values() for problem in kind["first"]}
+    assert told == {
+        *((0, field) for field in ("dialogue[0]", "images[0]", "images[1]", "images[2]", "query_text", "gt_turns")),
+        (0, "dialogue_id"),
+        *((1, field) for field in ("dialogue_id", "dialogue", "query_text", "gt_turns")),
+    } - {(1, "gt_turns"), (1, "dialogue_id")}, "two problems of a kind are kept of a row"
+
+
+def test_rows_of_the_other_format_are_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = r"rows with messages need --format mldr"
+    assert_refused(folder, [good_row()], message, monkeypatch, capsys, "--format", "dialogue")
+    assert_refused(folder, [RAW], r"rows with dialogue need --format dialogue", monkeypatch, capsys)
 
 
 def test_every_kind_has_its_mend_and_its_line_in_the_docs() -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from ffr_verl.data.demo import demo_rows
 from ffr_verl.data.inspection import render_row
@@ -42,7 +46,8 @@ def test_turns_images_query_and_gold(folder: Path, name: str) -> None:
 
 
 def test_images_in_the_file_and_without_a_root(folder: Path) -> None:
-    assert "in the file, " in shown(folder / "packed.rl.parquet", 2)
+    for name in ("packed.rl.parquet", "packed.sft.parquet"):
+        assert "(56 x 56 PNG, 4 tokens, in the file)" in shown(folder / name, 2)
     assert "give --images-root to look at it" in shown(folder / "rows.json", 2)
     (folder / "images").rename(folder / "gone")
     assert "no such file" in shown(folder / "t.rl.parquet", 2)
@@ -55,6 +60,67 @@ def test_text_of_a_row_is_no_markup(tmp_path: Path) -> None:
     text = shown(tmp_path / "raw.jsonl", 0)
     for piece in ("dialogue [red]", "[b]", "[/red] [bold]x", "[link=x]", "gold: empty"):
         assert piece in text
+
+
+def test_what_a_terminal_cannot_take_is_written_as_a_code(tmp_path: Path) -> None:
+    raw = {"dialogue_id": "d\x07", "dialogue": [{"speaker": "\x1b[31m", "utterance": "a \x1b]0;x\x07\r b"}]}
+    raw |= {"query_text": "q\x1b", "gt_turns": [0]}
+    user = "<|query_start|>\ud83d<|query_end|><|utt_id_start|>0<|utt_id_end|> a: b"
+    mldr = {"dialogue_id": 1, "messages": [{"role": "user", "content": user}], "images": [], "solution": "x"}
+    (tmp_path / "raw.jsonl").write_text(json.dumps(raw) + "\n" + json.dumps(mldr))
+    text = shown(tmp_path / "raw.jsonl", 0)
+    assert not set("\x07\x1b\r") & set(text)
+    for piece in (r"dialogue d\x07", r"\x1b[31m", r"a \x1b]0;x\x07\r b", r"q\x1b"):
+        assert piece in text
+    assert r"\ud83d" in shown(tmp_path / "raw.jsonl", 1)
+
+
+def test_prompt_tokens_are_those_of_prepare(folder: Path) -> None:
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    row = json.loads((folder / "rows.json").read_text())[2]
+    assert row["images"]
+    (folder / "one.json").write_text(json.dumps([row]))
+    summary = prepare(folder / "one.json", images_root=folder, output=folder, split="one", tokenizer=str(folder))
+    expected = f"{summary.statistics['prompt_tokens_mean']:,.0f} prompt tokens"
+    for name, root in (("t.rl.parquet", None), ("packed.rl.parquet", None), ("rows.json", folder)):
+        assert expected in " ".join(shown(folder / name, 2, root=root, tokenizer=str(folder)).split())
+    (folder / "images").rename(folder / "gone")
+    text = shown(folder / "t.rl.parquet", 2, tokenizer=str(folder))
+    assert "prompt tokens and those of images that were not read" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [3], "images": []},
+        {"messages": "hi"},
+        {"messages": [{"role": "user", "content": 4}]},
+        {"dialogue": 3},
+        {"dialogue": [{"utterance": "x"}], "query_text": 3, "gt_turns": []},
+    ],
+)
+def test_a_broken_row_is_one_message(tmp_path: Path, row: dict[str, object]) -> None:
+    (tmp_path / "broken.json").write_text(json.dumps([row]))
+    with pytest.raises(FFRError, match=r"broken\.json: row 0: "):
+        shown(tmp_path / "broken.json", 0)
+
+
+@pytest.mark.parametrize("images", ["cat.png", 5, [3], [None], [{}]])
+def test_broken_images_of_a_row_are_shown(tmp_path: Path, images: object) -> None:
+    user = "<|query_start|>q<|query_end|><|utt_id_start|>0<|utt_id_end|> a: <|img_id_start|>0<|img_id_end|><image>"
+    row = {"dialogue_id": 1, "messages": [{"role": "user", "content": user}], "images": images, "solution": "x"}
+    (tmp_path / "rows.json").write_text(json.dumps([row]))
+    assert re.search("image 0: .*(no path|no such file|is a folder)", shown(tmp_path / "rows.json", 0, root=tmp_path))
+
+
+def test_other_files_are_one_message(folder: Path) -> None:
+    (folder / "broken.parquet").write_bytes(b"PAR1" + bytes(100))
+    pq.write_table(pa.table({"a": [1]}), folder / "other.parquet")
+    for name, message in (("broken.parquet", "not a parquet file"), ("other.parquet", "no column images, messages")):
+        with pytest.raises(FFRError, match=message):
+            shown(folder / name, 0)
 
 
 def test_what_is_not_there(folder: Path) -> None:

@@ -57,13 +57,15 @@ def test_positions_grow_to_the_size_of_the_file(tmp_path: Path) -> None:
     assert positions[-1] == path.stat().st_size
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
 @pytest.mark.parametrize("lines", [False, True], ids=["list", "lines"])
-def test_memory_does_not_grow_with_the_file(tmp_path: Path, lines: bool) -> None:
+def test_memory_does_not_grow_with_the_file(tmp_path: Path, lines: bool, packed: bool) -> None:
     def peak(rows: int) -> int:
         path = tmp_path / "rows"
         texts = [json.dumps({"text": "x" * 2000, "number": number}) for number in range(rows)]
-        path.write_text("\n".join(texts) if lines else "[" + ",\n".join(texts) + "]")
-        del texts
+        text = "\n".join(texts) if lines else "[" + ",\n".join(texts) + "]"
+        path.write_bytes(gzip.compress(text.encode(), 1) if packed else text.encode())
+        del texts, text
         tracemalloc.start()
         for _ in read_rows(path):
             pass
@@ -79,8 +81,8 @@ def test_a_row_without_end_does_not_fill_the_memory(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(json_rows, "_BLOCK", 1000)
     path = tmp_path / "rows"
     for text, message in (
-        ('[{"a": "' + "x" * 50_000, "line 1: not JSON"),
-        ('{"a": "' + "x" * 50_000 + '"}', "line 1: longer than 0 MiB; give one row a line"),
+        ('[\n{"a": "' + "x" * 50_000, "the row at line 2: longer than 0 MiB; a file is a JSON list, or JSONL with"),
+        ('{"a": "' + "x" * 50_000 + '"}', "line 1: longer than 0 MiB; a file is a JSON list, or JSONL with one row a"),
     ):
         path.write_text(text)
         with pytest.raises(Exception, match=message):

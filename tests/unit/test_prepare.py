@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from ffr_verl.data import parquet_writer
 from ffr_verl.data.demo import demo_rows
@@ -73,6 +75,31 @@ def test_both_files_hold_what_verl_needs(folder: Path) -> None:
         assert sft_row["messages"] == row["messages"]
 
 
+def test_absolute_paths_become_relative_so_that_the_data_can_move(folder: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    expected = [path.read_bytes() for path in (run(folder).rl_path, run(folder).sft_path)]
+    for base in (folder, link):
+        rows = rows_of(folder)
+        for row in rows:
+            row["images"] = [str(base / name) for name in row["images"]]
+        source = folder / "absolute.json"
+        source.write_text(json.dumps(rows))
+        made = prepare(source, images_root=base, output=folder / "out", split="train")
+        assert [path.read_bytes() for path in (made.rl_path, made.sft_path)] == expected
+
+
+def test_the_pixel_bound_is_that_of_the_run(folder: Path) -> None:
+    for name in {name for row in rows_of(folder) for name in row["images"]}:
+        Image.new("RGB", (1120, 560)).save(folder / name)
+    means = [run(folder, max_pixels=bound).statistics["image_tokens_mean"] for bound in (1_000_000, 156_800)]
+    assert means[0] == pytest.approx(4 * means[1])  # type: ignore[operator]
+    for name in {name for row in rows_of(folder) for name in row["images"]}:
+        Image.new("RGB", (2800, 28)).save(folder / name)
+    with pytest.raises(FFRError, match=r"image_size [\s\S]*is 2800 x 28: a side vanishes within 50,176 pixels"):
+        run(folder, max_pixels=50_176)
+
+
 def test_json_lines_and_image_objects_give_the_same_files(folder: Path) -> None:
     summary = run(folder)
     expected = pq.read_table(summary.rl_path).to_pylist()
@@ -117,7 +144,7 @@ def test_a_full_disk_is_one_message_and_leaves_nothing(folder: Path, monkeypatch
     monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
     with pytest.raises(FFRError, match=r"out: the disk is full"):
         run(folder)
-    assert not list((folder / "out").iterdir())
+    assert not (folder / "out").exists()
 
 
 def test_output_that_is_a_file_is_one_message(folder: Path) -> None:
@@ -209,6 +236,7 @@ def test_killed_at_any_moment_it_leaves_nothing_or_whole_files(folder: Path) -> 
         process.wait()
         process.stdout.close()
         visible = [path for path in (folder / "out").glob("*") if not path.name.startswith(".")]
+        assert len(visible) in (0, 2), "both files or none"
         for path in visible:
             assert pq.read_table(path).num_rows == 800
             path.unlink()
@@ -218,3 +246,26 @@ def test_killed_at_any_moment_it_leaves_nothing_or_whole_files(folder: Path) -> 
     assert interrupted >= 3
     summary = run(folder)
     assert sorted((folder / "out").iterdir()) == sorted((summary.rl_path, summary.sft_path)), "what was left is gone"
+
+
+@pytest.mark.parametrize(("by", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_an_end_on_request_leaves_nothing_at_all(folder: Path, by: signal.Signals, status: int) -> None:
+    lines = "".join(json.dumps(row) + "\n" for row in demo_rows(folder / "images", rows=400, seed=3))
+    with (folder / "train.jsonl").open("w") as file:
+        file.writelines([lines] * 100)
+    command = [sys.executable, "-m", "ffr_verl", "prepare", str(folder / "train.jsonl"), "--images-root", str(folder)]
+    process = subprocess.Popen(
+        [*command, "--output", str(folder / "out"), "--split", "train", "--report", str(folder / "r.json")],
+        stderr=subprocess.PIPE,
+        # A job in the background of a shell inherits SIGINT ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    deadline = time.monotonic() + 30
+    while not (folder / "out" / ".train.rl.parquet.partial").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(by)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == status, error
+    assert not (folder / "out").exists()
+    assert json.loads((folder / "r.json").read_text())["error"].startswith("interrupted")

@@ -147,10 +147,30 @@ def test_limits_are_those_of_the_windows(source: Path) -> None:
     assert prepared(source, max_images=7, window=WindowSettings(7, 4, "global")).rows > 8
 
 
-def test_windows_of_another_split_are_found(source: Path) -> None:
-    windows = WindowSettings(7, 4, "global")
-    other = prepared(source, window=windows).rl_path.rename(source.parent / "other.parquet")
+@pytest.mark.parametrize("kind", ["rl", "sft"])
+@pytest.mark.parametrize("ids", IDS)
+@pytest.mark.parametrize("embed_images", [False, True], ids=["paths", "embedded"])
+@pytest.mark.parametrize("ours", [None, WindowSettings(7, 4, "global"), WindowSettings(5, 2, "published")])
+def test_a_dialogue_of_another_split_is_found_however_either_was_cut(
+    source: Path, kind: str, ids: WindowIds, embed_images: bool, ours: WindowSettings | None
+) -> None:
+    other = prepared(source, window=WindowSettings(7, 4, ids), embed_images=embed_images)
+    file = other.rl_path if kind == "rl" else other.sft_path
+    file = file.rename(source.parent / "other.parquet")
     with pytest.raises(
-        FFRError, match=r"other_split \(\d+ rows\)[\s\S]*window demo_\d+_split_0 is in .*other\.parquet"
-    ):
-        prepared(source, window=windows, against=[other])
+        FFRError, match=r"other_split \(8 rows\)[\s\S]*dialogue demo_00000 is in .*other\.parquet"
+    ) as told:
+        prepared(source, window=ours, against=[file])
+    assert "window demo" not in str(told.value), "said once for a dialogue"
+
+
+def test_a_window_alone_is_found_in_another_split(source: Path) -> None:
+    """A source may hold windows that were cut before."""
+    whole = pq.read_table(prepared(source, window=WindowSettings(7, 4, "global")).sft_path).to_pylist()
+    window = next(row for row in whole if row["dialogue_id"].endswith("_split_0"))
+    window["solution"] = window["messages"][-1]["content"]
+    (source.parent / "window.json").write_text(json.dumps([window]))
+    options = {"images_root": source.parent, "output": source.parent / "out"}
+    other = prepare(source.parent / "window.json", split="w", **options).rl_path  # type: ignore[arg-type]
+    with pytest.raises(FFRError, match=r"other_split \(1 row\)[\s\S]*window demo_\d+_split_0 is in .*w\.rl\.parquet"):
+        prepared(source, window=WindowSettings(7, 4, "global"), against=[other])
