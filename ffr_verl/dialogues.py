@@ -8,6 +8,7 @@ of appearance.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -86,12 +87,14 @@ class Dialogue:
     @property
     def image_utterances(self) -> tuple[int, ...]:
         """For each image, in the order of the dialogue, the id of the utterance that holds it."""
-        return tuple([utterance.id for utterance in self.utterances for _ in utterance.image_ids])
+        held = [utterance for utterance in self.utterances if utterance.image_ids]
+        return tuple([utterance.id for utterance in held for _ in utterance.image_ids])
 
     @property
     def image_ids(self) -> tuple[int, ...]:
         """All image ids in the order of the dialogue."""
-        return tuple([identifier for utterance in self.utterances for identifier in utterance.image_ids])
+        held = [utterance.image_ids for utterance in self.utterances if utterance.image_ids]
+        return tuple(itertools.chain.from_iterable(held))
 
     @property
     def tagged_query(self) -> str:
@@ -178,9 +181,9 @@ def _utterance(identifier: int, body: str) -> Utterance:
         captions = tuple([caption for _, caption in pictures])
         captions = captions if any(captions) else ()
         body = _PICTURE.sub("", body).replace(IMAGE, "")
-    body = body.strip()
     speaker, separator, text = body.partition(": ")
-    if not separator:  # an empty text, whose blank was stripped, or a line without a blank
+    if not separator:  # an empty text, or a line without a blank
+        body = body.strip()
         speaker, separator, text = (body[:-1], ":", "") if body.endswith(":") else body.partition(":")
     if not separator:
         speaker, text = "", body
@@ -211,7 +214,14 @@ def parse_dialogue(messages: Sequence[Mapping[str, Any]], dialogue_id: str) -> D
     pieces = _UTTERANCE.split(content)
     if len(pieces) == 1:
         raise ValueError("no <|utt_id_start|>…<|utt_id_end|> in the user message")
-    utterances = [_utterance(int(pieces[at]), pieces[at + 1]) for at in range(1, len(pieces), 2)]
+    utterances = []
+    for identifier, body in zip(map(int, pieces[1::2]), pieces[2::2], strict=True):
+        if "<" not in body:  # as most are; without the call of a function each, prepare takes a tenth less time
+            speaker, separator, text = body.partition(": ")
+            if separator:
+                utterances.append(Utterance(identifier, speaker.strip(), text.strip()))
+                continue
+        utterances.append(_utterance(identifier, body))
     return Dialogue(dialogue_id, tuple(utterances), query.group(1))
 
 

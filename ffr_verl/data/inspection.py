@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from ffr_verl.data.config import DataConfig
 from ffr_verl.data.images import facts_of_image, image_tokens, read_image_facts, resolve_image
 from ffr_verl.data.json_rows import read_rows
 from ffr_verl.data.parquet_files import images_root, read_schema
+from ffr_verl.data.problems import printable
 from ffr_verl.data.raw_dialogues import RawDialogueError, rows_of_raw_dialogue
 from ffr_verl.data.tokens import PromptTokens
 from ffr_verl.dialogues import parse_dialogue
@@ -28,7 +28,6 @@ from ffr_verl.fragments import Fragment, parse_fragment
 __all__ = ["render_row"]
 
 _PARQUET = b"PAR1"
-_UNSHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +95,8 @@ def _nth(file: Path, number: int) -> _Row:
 
 
 def _shown(text: str) -> str:
-    """A text that a terminal can take: what would move its cursor or cannot be encoded is written as a code."""
-    return _UNSHOWN.sub(lambda found: found.group().encode("unicode_escape", "surrogatepass").decode(), text)
+    """A text of some lines that a terminal can take."""
+    return "\n".join([printable(line) for line in text.split("\n")])
 
 
 def _picture(image: Any, root: Path | None) -> tuple[str, int]:

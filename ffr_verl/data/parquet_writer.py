@@ -7,12 +7,12 @@ import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ffr_verl.data.validation import CheckedRow
+from ffr_verl.data.checked_row import CheckedRow
 
 __all__ = ["IMAGES_ROOT_KEY", "RejectedRows", "SplitWriter", "whole_or_nothing"]
 
@@ -102,6 +102,21 @@ class RejectedRows:
             self._file.close()
 
 
+class _Waiting(NamedTuple):
+    """What is written of a row; its utterances, which are many small objects, are let go."""
+
+    messages: list[dict[str, str]]
+    images: list[str]
+    pictures: list[bytes]
+    dialogue_id: str
+    query: str
+    solution: str
+    utterance_ids: list[int]
+    image_ids: tuple[int, ...]
+    image_utterances: tuple[int, ...]
+    window: dict[str, Any] | None
+
+
 def _constant(value: str, count: int) -> pa.Array:
     return pa.array([value] * count, type=pa.string())
 
@@ -110,6 +125,14 @@ def _lists(items: pa.Array, like: Sequence[Sequence[Any]]) -> pa.Array:
     """A list column of `items`, cut into the lengths of `like`."""
     offsets = [0, *itertools.accumulate(map(len, like))]
     return pa.ListArray.from_arrays(pa.array(offsets, type=pa.int32()), items)
+
+
+def _numbers(rows: Sequence[Sequence[int]]) -> pa.Array:
+    return _lists(pa.array(list(itertools.chain.from_iterable(rows)), type=pa.int64()), rows)
+
+
+def _texts(rows: Sequence[Sequence[str]]) -> pa.Array:
+    return _lists(pa.array(list(itertools.chain.from_iterable(rows)), type=pa.string()), rows)
 
 
 def _messages(rows: Sequence[Sequence[Mapping[str, str]]]) -> pa.Array:
@@ -150,18 +173,30 @@ class SplitWriter:
         # Nothing looks at statistics of columns, which hold whole prompts.
         self._rl = pq.ParquetWriter(rl_path, rl_schema, compression="zstd", write_statistics=False)
         self._sft = pq.ParquetWriter(sft_path, sft_schema, compression="zstd", write_statistics=False)
-        self._waiting: list[CheckedRow] = []
-        self._pictures: list[list[bytes]] = []
+        self._waiting: list[_Waiting] = []
         self._bytes = 0
         self.rows = 0
 
     def add(self, row: CheckedRow) -> None:
         """Write a row; its position in the file is its index."""
-        self._waiting.append(row)
+        dialogue = row.dialogue
+        pictures = [] if self._image_bytes is None else [self._image_bytes(name) for name in row.images]
+        self._waiting.append(
+            _Waiting(
+                row.messages,
+                row.images,
+                pictures,
+                dialogue.dialogue_id,
+                dialogue.query,
+                row.solution,
+                [utterance.id for utterance in dialogue.utterances],
+                dialogue.image_ids,
+                dialogue.image_utterances,
+                None if row.window is None else row.window.to_dict(),
+            )
+        )
         self.rows += 1
-        if self._image_bytes is not None:
-            self._pictures.append([self._image_bytes(name) for name in row.images])
-            self._bytes += sum(map(len, self._pictures[-1]))
+        self._bytes += sum(map(len, pictures))
         if len(self._waiting) == _ROW_GROUP or self._bytes > _ROW_GROUP_BYTES:
             self.finish()
 
@@ -172,32 +207,28 @@ class SplitWriter:
             self._rl.write_table(self._rl_table(images))
             self._sft.write_table(self._sft_table(images))
         self._waiting.clear()
-        self._pictures.clear()
         self._bytes = 0
 
     def _images(self) -> pa.Array:
         rows = self._waiting
         if self._image_bytes is None:
-            return pa.array([row.images for row in rows], type=_PATHS)
+            return _texts([row.images for row in rows])
         names = pa.array([name for row in rows for name in row.images], type=pa.string())
-        pictures = pa.array([picture for held in self._pictures for picture in held], type=pa.binary())
+        pictures = pa.array([picture for row in rows for picture in row.pictures], type=pa.binary())
         return _lists(pa.StructArray.from_arrays([names, pictures], ["path", "bytes"]), [row.images for row in rows])
 
     def _rl_table(self, images: pa.Array) -> pa.Table:
         rows, count = self._waiting, len(self._waiting)
-        first = self.rows - count
-        dialogues = [row.dialogue for row in rows]
-        windows = [None if row.window is None else row.window.to_dict() for row in rows]
         info = {
-            "index": pa.array(range(first, self.rows), type=pa.int64()),
+            "index": pa.array(range(self.rows - count, self.rows), type=pa.int64()),
             "split": _constant(self._split, count),
-            "dialogue_id": pa.array([dialogue.dialogue_id for dialogue in dialogues]),
-            "query": pa.array([dialogue.query for dialogue in dialogues]),
-            "utterance_ids": pa.array([[one.id for one in dialogue.utterances] for dialogue in dialogues], type=_IDS),
-            "image_ids": pa.array([dialogue.image_ids for dialogue in dialogues], type=_IDS),
-            "image_utterances": pa.array([dialogue.image_utterances for dialogue in dialogues], type=_IDS),
-            "images": pa.array([row.images for row in rows], type=_PATHS),
-            "window": pa.array(windows, type=_WINDOW),
+            "dialogue_id": pa.array([row.dialogue_id for row in rows], type=pa.string()),
+            "query": pa.array([row.query for row in rows], type=pa.string()),
+            "utterance_ids": _numbers([row.utterance_ids for row in rows]),
+            "image_ids": _numbers([row.image_ids for row in rows]),
+            "image_utterances": _numbers([row.image_utterances for row in rows]),
+            "images": images if self._image_bytes is None else _texts([row.images for row in rows]),
+            "window": pa.array([row.window for row in rows], type=_WINDOW),
         }
         solutions = pa.array([row.solution for row in rows], type=pa.string())
         columns = [
@@ -212,7 +243,7 @@ class SplitWriter:
 
     def _sft_table(self, images: pa.Array) -> pa.Table:
         rows = self._waiting
-        identifiers = pa.array([row.dialogue.dialogue_id for row in rows], type=pa.string())
+        identifiers = pa.array([row.dialogue_id for row in rows], type=pa.string())
         columns = [_messages([row.messages for row in rows]), images, identifiers]
         return pa.Table.from_arrays(columns, schema=self._sft.schema)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ffr_verl.data.checked_row import CheckedRow, CheckSettings, check_limits
 from ffr_verl.data.config import DEFAULT_MAX_PIXELS
 from ffr_verl.data.images import resolve_image
 from ffr_verl.data.json_rows import read_rows
@@ -22,7 +23,7 @@ from ffr_verl.data.raw_dialogues import RawDialogueError, rows_of_raw_dialogue
 from ffr_verl.data.statistics import SplitStatistics
 from ffr_verl.data.templates import TEMPLATES, Language, PromptTemplate
 from ffr_verl.data.tokens import PromptTokens
-from ffr_verl.data.validation import CheckedRow, CheckSettings, RowChecker, check_limits
+from ffr_verl.data.validation import RowChecker
 from ffr_verl.data.windows import WindowSettings
 from ffr_verl.errors import FFRError
 

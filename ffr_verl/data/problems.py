@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import enum
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["MENDS", "Problem", "ProblemKind", "ProblemLog"]
+__all__ = ["MENDS", "Problem", "ProblemKind", "ProblemLog", "printable"]
+
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """A text that fits on a line of a terminal or a report: what would move the cursor, or cannot be encoded, is
+    written as a code.
+
+    Example:
+        >>> printable("a\\nb")
+        'a\\\\nb'
+    """
+    return _UNPRINTABLE.sub(lambda found: found.group().encode("unicode_escape", "surrogatepass").decode(), text)
 
 
 class ProblemKind(str, enum.Enum):
@@ -92,13 +106,16 @@ class Problem:
         row: number in the source, from 0.
         kind: see `ProblemKind`.
         field: of the row, such as `images[0]`.
-        message: what was found and what was expected.
+        message: what was found and what was expected, on one line.
     """
 
     row: int
     kind: ProblemKind
     field: str
     message: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", printable(self.message))
 
     @property
     def is_error(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ffr_verl.data.validation import CheckedRow
+from ffr_verl.data.checked_row import CheckedRow
 
 __all__ = ["SplitStatistics", "table_rows"]
 

@@ -3,136 +3,30 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ffr_verl.data.checked_row import CheckedRow, CheckSettings
 from ffr_verl.data.compact_map import CompactMap
-from ffr_verl.data.images import ImageFacts, image_tokens, read_image_facts, resolve_image
-from ffr_verl.data.other_splits import OtherSplits, dialogue_fingerprint, digest
+from ffr_verl.data.image_checks import ImageVerdict, check_image
+from ffr_verl.data.images import resolve_image
+from ffr_verl.data.other_splits import dialogue_fingerprint
 from ffr_verl.data.problems import Problem, ProblemKind
-from ffr_verl.data.tokens import PromptTokens
-from ffr_verl.data.windows import Window, WindowSettings, cut_prompt, windows_of
 from ffr_verl.dialogues import IMAGE, Dialogue, control_token, parse_dialogue, reserved_token, unwritable
-from ffr_verl.fragments import TAGS, Fragment, format_fragment, malformed_reason, parse_fragment
+from ffr_verl.fragments import TAGS, Fragment, malformed_reason, parse_fragment
 from ffr_verl.rewards.f1 import f1_of_fragments
 from ffr_verl.rewards.format import has_no_repeats
 
-__all__ = ["CheckSettings", "CheckedRow", "RowChecker", "check_limits"]
+__all__ = ["RowChecker"]
 
 _ROLES = (["system", "user", "assistant"], ["user", "assistant"])
 _CACHED_IMAGES = 8192
 _GOLD_BITS = 28
 _GOLD_MASK = 2**_GOLD_BITS - 1
 _QUERY_START = "<|query_start|>"
-_IMAGE_KINDS = (
-    ("no such file", ProblemKind.IMAGE_MISSING),
-    ("cannot be read", ProblemKind.IMAGE_MISSING),
-    ("too large", ProblemKind.IMAGE_SIZE),
-)
-_OTHERWISE = ProblemKind.IMAGE_BROKEN
-
-
-@dataclass(frozen=True, slots=True)
-class CheckSettings:
-    """What rows are checked against.
-
-    Attributes:
-        images_root: resolved folder that image paths are relative to.
-        decode: decode every image, instead of reading its header and end.
-        max_pixels: bound of an image, see `resized`.
-        max_images: most images of a row; the recipes' `rollout.limit_images`.
-        tokens: counts prompt tokens; `None`: lengths are not checked.
-        max_prompt_tokens: most tokens of a prompt; the recipes' `data.max_prompt_length`.
-        other_splits: whose dialogues must not occur.
-    """
-
-    images_root: Path
-    decode: bool = False
-    max_pixels: int = 602_112
-    max_images: int = 8
-    tokens: PromptTokens | None = None
-    max_prompt_tokens: int = 14_512
-    other_splits: OtherSplits = field(default_factory=OtherSplits)
-
-
-@dataclass(frozen=True, slots=True)
-class CheckedRow:
-    """A row as it is used from here on.
-
-    Attributes:
-        messages: system (optional), user, assistant.
-        images: paths as they stood in the row, absolute ones made relative to the images root.
-        dialogue: read out of the user's message.
-        gold: the gold answer.
-        solution: the same as text.
-        image_tokens: that the model spends on each image.
-        fingerprint: of the dialogue, see `dialogue_fingerprint`; a window's is that of its whole dialogue.
-        prompt_tokens: of the whole prompt, `None` when they were not counted.
-        window: of a longer dialogue, `None` for a whole one.
-    """
-
-    messages: list[dict[str, str]]
-    images: list[str]
-    dialogue: Dialogue
-    gold: Fragment
-    solution: str
-    image_tokens: tuple[int, ...]
-    fingerprint: int
-    prompt_tokens: int | None = None
-    window: Window | None = None
-
-    def cut(self, settings: WindowSettings) -> list[CheckedRow]:
-        """The row's windows, or the row itself when it fits into one."""
-        count = len(self.dialogue.utterances)
-        windows = windows_of(self.dialogue.dialogue_id, self.dialogue.image_utterances, count, settings)
-        return [self._part(window) for window in windows] or [self]
-
-    def _part(self, window: Window) -> CheckedRow:
-        gold = window.part_of(self.gold)
-        solution = format_fragment(gold)
-        messages = [
-            {**message, "content": cut_prompt(message["content"], window)} if message["role"] == "user" else message
-            for message in self.messages[:-1]
-        ]
-        images = slice(*window.images)
-        return CheckedRow(
-            messages=[*messages, {**self.messages[-1], "content": solution}],
-            images=self.images[images],
-            dialogue=parse_dialogue(messages, window.dialogue_id),
-            gold=gold,
-            solution=solution,
-            image_tokens=self.image_tokens[images],
-            fingerprint=self.fingerprint,
-            window=window,
-        )
-
-
-def check_limits(number: int, row: CheckedRow, settings: CheckSettings) -> tuple[CheckedRow, list[Problem]]:
-    """Whether a row, or a window, is within what a run takes: images and, where they are counted, prompt tokens; and
-    whether a window is one of another split.
-
-    Returns:
-        The row with its prompt tokens, and the problems.
-    """
-    problems = []
-    if len(row.images) > settings.max_images:
-        message = f"{len(row.images)} images, at most {settings.max_images}"
-        problems.append(Problem(number, ProblemKind.TOO_MANY_IMAGES, "images", message))
-    if settings.tokens is not None:
-        count = settings.tokens.count(row.messages[:-1], row.image_tokens)
-        if count > settings.max_prompt_tokens:
-            message = f"{count:,} tokens, at most {settings.max_prompt_tokens:,}"
-            problems.append(Problem(number, ProblemKind.TOO_LONG, "messages", message))
-        row = replace(row, prompt_tokens=count)
-    others = settings.other_splits
-    if row.window is not None and others.file_of(row.fingerprint) is None:
-        in_file = others.file_of(dialogue_fingerprint(row.dialogue, row.images))
-        if in_file is not None:
-            message = f"window {row.dialogue.dialogue_id} is in {in_file} too"
-            problems.append(Problem(number, ProblemKind.OTHER_SPLIT, "messages", message))
-    return row, problems
+_UTTERANCE_START = "<|utt_id_start|>"
+_ANGLES_OF_UTTERANCE, _ANGLES_OF_IMAGE = 2, 3
 
 
 class RowChecker:
@@ -143,13 +37,16 @@ class RowChecker:
 
     Example:
         >>> checker = RowChecker(CheckSettings(Path("/data")))
-        >>> checker.check(0, {"dialogue_id": "d"})[1][0].message
+        >>> checker.check(0, {"dialogue_id": "d", "images": []})[1][0].message
         'missing or no list; expected system, user, assistant'
     """
 
     def __init__(self, settings: CheckSettings) -> None:
         self._settings = settings
-        self._facts = functools.lru_cache(maxsize=_CACHED_IMAGES)(self._read_facts)
+        image = functools.partial(
+            check_image, settings.images_root, decode=settings.decode, max_pixels=settings.max_pixels
+        )
+        self._image: Callable[[str], ImageVerdict] = functools.lru_cache(maxsize=_CACHED_IMAGES)(image)
         self._asked = CompactMap()  # dialogue and query: the row and, in the last bits, its gold
         self._named = CompactMap()  # dialogue id: fingerprint of the dialogue
 
@@ -164,7 +61,7 @@ class RowChecker:
             The row, `None` when something is wrong with it; and all problems, warnings among them.
         """
         check = _Check(number, row, self._settings)
-        checked = check.run(self._facts)
+        checked = check.run(self._image)
         if checked is not None:
             self._compare(check, checked)
         return (None if any(problem.is_error for problem in check.problems) else checked), check.problems
@@ -172,19 +69,8 @@ class RowChecker:
     def check_id_and_images(self, number: int, row: Mapping[str, Any]) -> list[Problem]:
         """The problems with these two fields alone, of a row that cannot be checked as a whole."""
         check = _Check(number, row, self._settings)
-        check.id_and_images(self._facts)
+        check.id_and_images(self._image)
         return check.problems
-
-    def _read_facts(self, name: str) -> ImageFacts | tuple[ProblemKind, str]:
-        try:
-            path = resolve_image(self._settings.images_root, name)
-        except ValueError as error:
-            return ProblemKind.IMAGE_PATH, str(error)
-        try:
-            return read_image_facts(path, decode=self._settings.decode)
-        except ValueError as error:
-            message = str(error)
-            return next((kind for start, kind in _IMAGE_KINDS if message.startswith(start)), _OTHERWISE), message
 
     def _compare(self, check: _Check, row: CheckedRow) -> None:
         """Against earlier rows and other splits."""
@@ -193,13 +79,13 @@ class RowChecker:
         in_file = self._settings.other_splits.file_of(content)
         if in_file is not None:
             check.report(ProblemKind.OTHER_SPLIT, "messages", f"dialogue {dialogue.dialogue_id} is in {in_file} too")
-        if self._named.setdefault(digest(dialogue.dialogue_id), content) != content:
+        if self._named.setdefault(hash(dialogue.dialogue_id), content) != content:
             check.report(
                 ProblemKind.SAME_ID, "dialogue_id", f"{dialogue.dialogue_id} was the id of another dialogue before"
             )
         gold = hash(row.gold) & _GOLD_MASK
         count = len(self._asked)
-        known = self._asked.setdefault(digest(f"{content} {dialogue.query}"), check.number << _GOLD_BITS | gold)
+        known = self._asked.setdefault(hash((content, dialogue.query)), check.number << _GOLD_BITS | gold)
         if len(self._asked) > count:
             return
         earlier = f"row {known >> _GOLD_BITS} asks the same of this dialogue"
@@ -207,11 +93,6 @@ class RowChecker:
             check.report(ProblemKind.REPEATED_ROW, "messages", earlier)
         else:
             check.report(ProblemKind.CONTRADICTION, "solution", f"{earlier} and has another answer")
-
-
-@functools.lru_cache(maxsize=4096)
-def _tokens_of_size(width: int, height: int, max_pixels: int) -> int:
-    return image_tokens(width, height, max_pixels=max_pixels)
 
 
 def _below(root: Path, name: str) -> str:
@@ -232,9 +113,10 @@ class _Check:
     def report(self, kind: ProblemKind, where: str, message: str) -> None:
         self.problems.append(Problem(self.number, kind, where, message))
 
-    def run(self, facts: Any) -> CheckedRow | None:
-        dialogue_id, images, sizes = self.id_and_images(facts)
+    def run(self, check_image: Callable[[str], ImageVerdict]) -> CheckedRow | None:
+        dialogue_id, images, image_tokens = self.id_and_images(check_image)
         messages, solution = self._messages(), self._solution()
+        gold = None if solution is None else self._gold(solution)
         if messages is None:
             return None
         user_text = next(message["content"] for message in messages if message["role"] == "user")
@@ -244,19 +126,28 @@ class _Check:
             self.report(ProblemKind.NO_DIALOGUE, "messages", str(error))
             return None
         self._ids(dialogue, images, user_text)
-        self._query(dialogue, user_text)
-        self._texts(messages, dialogue)
-        gold = None if solution is None else self._gold(solution, dialogue, messages[-1]["content"])
+        before, _, rest = user_text.partition(_UTTERANCE_START)
+        self._query(dialogue, before)
+        self._texts(messages, dialogue, before, rest)
+        if solution is not None and messages[-1]["content"] != solution:
+            self.report(ProblemKind.GOLD_DIFFERS, "messages", "the assistant's message is not the solution")
+        if gold is not None:
+            self._gold_in(dialogue, gold)
         if images is None or solution is None or gold is None:
             return None
-        tokens = tuple([size or 0 for size in sizes])
         fingerprint = dialogue_fingerprint(dialogue, images)
-        return CheckedRow(messages, images, dialogue, gold, solution, tokens, fingerprint)
+        return CheckedRow(messages, images, dialogue, gold, solution, image_tokens, fingerprint)
 
-    def id_and_images(self, facts: Any) -> tuple[str, list[str] | None, list[int | None]]:
+    def id_and_images(
+        self, check_image: Callable[[str], ImageVerdict]
+    ) -> tuple[str, list[str] | None, tuple[int, ...]]:
         """Dialogue id, image paths, and the tokens of each image."""
         dialogue_id, images = self._dialogue_id(), self._image_names()
-        return dialogue_id, images, [self._image(place, name, facts) for place, name in enumerate(images or ())]
+        verdicts = [check_image(name) for name in images or ()]
+        for place, verdict in enumerate(verdicts):
+            for kind, message in verdict.problems:
+                self.report(kind, f"images[{place}]", message)
+        return dialogue_id, images, tuple([verdict.tokens or 0 for verdict in verdicts])
 
     def _dialogue_id(self) -> str:
         value = self._row.get("dialogue_id")
@@ -321,24 +212,6 @@ class _Check:
             names.append(_below(self._settings.images_root, name) if name.startswith("/") else name)
         return names if len(names) == len(images) else None
 
-    def _image(self, position: int, name: str, read: Any) -> int | None:
-        """Tokens of an image; `None` when it is not usable."""
-        where = f"images[{position}]"
-        facts = read(name)
-        if not isinstance(facts, ImageFacts):
-            kind, message = facts
-            self.report(kind, where, f"{name}: {message}")
-            return None
-        if facts.is_animated:
-            self.report(ProblemKind.IMAGE_ODD, where, f"{name}: animated; the model sees the first frame only")
-        if facts.mode not in ("RGB", "RGBA", "L", "P", "1", "LA"):
-            self.report(ProblemKind.IMAGE_ODD, where, f"{name}: colours of mode {facts.mode}; they may come out wrong")
-        try:
-            return _tokens_of_size(facts.width, facts.height, self._settings.max_pixels)
-        except ValueError as error:
-            self.report(ProblemKind.IMAGE_SIZE, where, f"{name}: {error}")
-            return None
-
     def _ids(self, dialogue: Dialogue, images: list[str] | None, user_text: str) -> None:
         found = [utterance.id for utterance in dialogue.utterances]
         if found != list(range(len(found))):
@@ -363,15 +236,20 @@ class _Check:
                 f"{len(images)} paths, {placeholders} {IMAGE} and {len(image_ids)} image ids; the three must be equal",
             )
 
-    def _texts(self, messages: list[dict[str, str]], dialogue: Dialogue) -> None:
-        """What a text must not hold: tags of the wire format out of place, placeholders, chat tokens."""
+    def _texts(self, messages: list[dict[str, str]], dialogue: Dialogue, before: str, rest: str) -> None:
+        """What a text must not hold: tags of the wire format out of place, placeholders, chat tokens.
+
+        `before` and `rest` are the user's message around the first tag of an utterance.
+        """
         told = set()
-        last = dialogue.utterances[-1].id
-        for utterance in dialogue.utterances:
+        images = len(dialogue.image_ids)
+        tags = _ANGLES_OF_UTTERANCE * len(dialogue.utterances) + _ANGLES_OF_IMAGE * images
+        is_plain = rest.count("<") + 1 == tags  # no other tag than those of the ids
+        for utterance in () if is_plain else dialogue.utterances:
             if "<" not in utterance.text and "<" not in utterance.speaker:
                 continue
             # What follows the dialogue in the prompt reads as its last utterance; it may show how to answer.
-            allowed = TAGS if utterance.id == last else ()
+            allowed = TAGS if utterance is dialogue.utterances[-1] else ()
             found = reserved_token(utterance.text, allowed=allowed) or reserved_token(utterance.speaker)
             if found is not None:
                 told.add(found)
@@ -381,17 +259,18 @@ class _Check:
             told.add(found)
             self.report(ProblemKind.BAD_TEXT, "messages", f"the query holds {found}")
         for number, message in enumerate(messages):
+            is_user = message["role"] == "user"
             content = message["content"]
-            found = control_token(content)
-            if found is None and message["role"] != "user" and IMAGE in content:
+            found = control_token(before if is_user and is_plain else content)
+            if found is None and not is_user and IMAGE in content:
                 found = IMAGE
             if found is not None and found not in told:
                 self.report(ProblemKind.BAD_TEXT, f"messages[{number}]", f"holds {found}")
 
-    def _query(self, dialogue: Dialogue, user_text: str) -> None:
+    def _query(self, dialogue: Dialogue, before: str) -> None:
         if not dialogue.query.strip():
             self.report(ProblemKind.NO_DIALOGUE, "messages", "the query is empty")
-        count = user_text.count(_QUERY_START)
+        count = before.count(_QUERY_START)
         if count > 1:
             message = f"{count} {_QUERY_START}; the query is taken to be {dialogue.query[:80]!r}"
             self.report(ProblemKind.SEVERAL_QUERIES, "messages", message)
@@ -403,7 +282,7 @@ class _Check:
             return None
         return solution
 
-    def _gold(self, solution: str, dialogue: Dialogue, answer: str) -> Fragment | None:
+    def _gold(self, solution: str) -> Fragment | None:
         gold = parse_fragment(solution)
         if gold is None:
             reason = malformed_reason(solution)
@@ -412,9 +291,9 @@ class _Check:
                 "solution",
                 f"malformed ({reason.value if reason else ''}): {solution[:80]!r}",
             )
-            return None
-        if answer != solution:
-            self.report(ProblemKind.GOLD_DIFFERS, "messages", "the assistant's message is not the solution")
+        return gold
+
+    def _gold_in(self, dialogue: Dialogue, gold: Fragment) -> None:
         for name, ids, count in (
             ("utterance", gold.utterance_ids, len(dialogue.utterances)),
             ("image", gold.image_ids, len(dialogue.image_ids)),
@@ -429,12 +308,11 @@ class _Check:
             if len(set(ids)) != len(ids):
                 self.report(ProblemKind.GOLD_REPEATED, "solution", f"{name} ids repeat: {list(ids)}")
         if any(problem.field == "solution" for problem in self.problems):
-            return gold
+            return
         self._gold_images(gold, dialogue)
         rewards = (*f1_of_fragments(gold, gold, length_penalty=0.0), has_no_repeats(gold))
         if rewards != (1.0, 1.0, True):
             self.report(ProblemKind.GOLD_SELF_CHECK, "solution", f"earns {rewards} in f1 and format, not 1 each")
-        return gold
 
     def _gold_images(self, gold: Fragment, dialogue: Dialogue) -> None:
         held = set(gold.utterance_ids)

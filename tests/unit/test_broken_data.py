@@ -429,6 +429,27 @@ def test_all_problems_of_a_row_are_told(
         assert f"{kind} (1 row)" in error
 
 
+def test_what_is_left_of_a_row_is_checked(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A missing field hides nothing that is wrong with the others."""
+    no_images, no_query, no_messages = (good_row(number) for number in range(3))
+    no_images.pop("images")
+    gold("9")(no_images)
+    replace("<|query_start|>", "")(no_query)
+    solution("[0]")(no_query)
+    no_messages.update(messages=None, solution="[1]", dialogue_id=None)
+    image("no.png")(no_messages)
+    rows = [no_images, no_query, no_messages]
+    assert run(folder, rows, monkeypatch, "--report", str(folder / "r.json")) == 2
+    found = json.loads((folder / "r.json").read_text())["problems"]
+    assert {(problem["row"], name) for name, kind in found.items() for problem in kind["first"]} == {
+        *((0, name) for name in ("missing_field", "gold_outside")),
+        *((1, name) for name in ("no_dialogue", "gold_malformed")),
+        *((2, name) for name in ("missing_field", "gold_malformed", "image_missing")),
+    }
+
+
 def test_rows_that_repeat_or_contradict_each_other(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
