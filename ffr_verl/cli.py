@@ -184,16 +184,8 @@ def prepare(
         windows = WindowSettings(window, stride or max(1, window // 2), window_ids.value)
     size = source.stat().st_size if source.is_file() else None
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    shown = 0
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task(f"preparing {split}", total=size)
-
-        def show(position: int) -> None:
-            nonlocal shown
-            if position - shown >= 2**20:  # rich takes as long for an update as prepare for a tenth of a row
-                progress.update(task, completed=position)
-                shown = position
-
         summary = prepare_rows(
             source,
             images_root=images_root,
@@ -213,7 +205,7 @@ def prepare(
             template=template,
             captions=captions,
             report=report,
-            on_position=show,
+            on_position=lambda position: progress.update(task, completed=position),
         )
     for errors, title in ((True, "left out"), (False, "warnings")):
         if problems := summary.problems.table(errors=errors):
