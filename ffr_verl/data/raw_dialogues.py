@@ -136,14 +136,15 @@ def _read_turns(
     utterances: list[Utterance] = []
     paths: list[str] = []
     ids: dict[int, int] = {}
+    last: int | None = None
     for position, turn in enumerate(turns):
         field = f"dialogue[{position}]"
         if not isinstance(turn, Mapping):
             reader.report(ProblemKind.WRONG_TYPE, field, f"found {_short(turn)}, expected an object")
             continue
         number = turn.get("utterance_idx", position)
-        if not isinstance(number, int) or isinstance(number, bool) or (ids and number <= max(ids)):
-            before = f" above {max(ids)}" if ids else ""
+        if not isinstance(number, int) or isinstance(number, bool) or (last is not None and number <= last):
+            before = "" if last is None else f" above {last}"
             reader.report(
                 ProblemKind.UTTERANCE_IDS,
                 f"{field}.utterance_idx",
@@ -151,6 +152,7 @@ def _read_turns(
             )
         else:
             ids[number] = position
+            last = number
         speaker = reader.speaker(turn, field)
         text, images = reader.content(turn, field)
         image_ids = tuple(range(len(paths), len(paths) + len(images)))

@@ -21,8 +21,8 @@ Language = Literal["en", "zh"]
 _PLACE = re.compile(r"\{(query|dialogue)\}")
 _ANSWER = f"{TAGS[0]}[{{ids}}]{TAGS[1]};{TAGS[2]}[{{ids}}]{TAGS[3]}"
 # Ideographs; punctuation is left out, as a Chinese chat may hold more of it than of anything else.
-_IDEOGRAPH = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
-_LETTER = re.compile(r"[^\W\d_]")
+_IDEOGRAPHS = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]+")
+_LETTERS = re.compile(r"[^\W\d_]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,5 +106,5 @@ def detect_language(text: str) -> Language:
         >>> detect_language("今天天气怎么样? OK"), detect_language("see you at 7")
         ('zh', 'en')
     """
-    letters = len(_LETTER.findall(text))
-    return "zh" if letters and len(_IDEOGRAPH.findall(text)) >= 0.2 * letters else "en"
+    ideographs = sum(map(len, _IDEOGRAPHS.findall(text)))
+    return "zh" if ideographs and ideographs >= 0.2 * sum(map(len, _LETTERS.findall(text))) else "en"
