@@ -20,7 +20,7 @@ from ffr_verl.data.json_rows import read_rows
 from ffr_verl.data.parquet_files import images_root, read_schema
 from ffr_verl.data.problems import printable
 from ffr_verl.data.raw_dialogues import RawDialogueError, rows_of_raw_dialogue
-from ffr_verl.data.tokens import PromptTokens
+from ffr_verl.data.tokens import PromptTokens, estimated_tokens
 from ffr_verl.dialogues import parse_dialogue
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import Fragment, parse_fragment
@@ -164,11 +164,11 @@ def render_row(file: Path, number: int, *, root: Path | None = None, tokenizer: 
         facts.append("gold: empty")
     else:
         facts.append(f"gold: {len(gold.utterance_ids)} utterances, {len(gold.image_ids)} images (*)")
+    unread = " and those of images that were not read" if not all(tokens) else ""
     if tokenizer is not None:
-        unread = " and those of images that were not read" if not all(tokens) else ""
         facts.append(f"{PromptTokens(tokenizer).count(row.messages, tokens):,} prompt tokens{unread}")
-    elif tokens:
-        facts.append(f"{sum(tokens):,} image tokens")
+    else:
+        facts.append(f"about {estimated_tokens(row.messages, tokens):,} prompt tokens{unread}")
     query = Panel(Text(_shown(dialogue.query)), title="query", title_align="left", expand=False)
     return Group(
         Text(f"{file}, row {number}: {', '.join(facts)}"), query, table, Text(_shown(row.solution), style="dim")

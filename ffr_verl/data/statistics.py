@@ -9,18 +9,28 @@ from typing import Any
 import numpy as np
 
 from ffr_verl.data.checked_row import CheckedRow
+from ffr_verl.data.tokens import estimated_tokens
 
 __all__ = ["SplitStatistics", "table_rows"]
 
 
 class SplitStatistics:
-    """Collects some numbers of each row; 40 bytes a row."""
+    """Collects some numbers of each row; 44 bytes a row."""
 
     def __init__(self) -> None:
         self._dialogues = array("q")
         self._columns = {
             name: array("i")
-            for name in ("turns", "images", "gold_utterances", "gold_images", "span", "image_tokens", "prompt_tokens")
+            for name in (
+                "turns",
+                "images",
+                "gold_utterances",
+                "gold_images",
+                "span",
+                "image_tokens",
+                "prompt_tokens",
+                "estimated_tokens",
+            )
         }
 
     def add(self, row: CheckedRow) -> None:
@@ -35,6 +45,7 @@ class SplitStatistics:
             ("span", max(gold) - min(gold) + 1 if gold else 0),
             ("image_tokens", sum(row.image_tokens)),
             ("prompt_tokens", -1 if row.prompt_tokens is None else row.prompt_tokens),
+            ("estimated_tokens", estimated_tokens(row.messages[:-1], row.image_tokens)),
         ):
             self._columns[name].append(value)
 
@@ -48,7 +59,7 @@ class SplitStatistics:
             `rows`, `dialogues`; mean and 95th percentile (`…_mean`, `…_p95`) of `turns` and `images` over dialogues
             and over rows (`row_turns`, `row_images`); `empty_gold_share`; of rows whose gold is not empty
             `gold_utterances`, `gold_images` and `dispersion` (span of the gold utterances over their number, 1 for a
-            dense fragment); `image_tokens`, and `prompt_tokens` where they were counted.
+            dense fragment); `image_tokens`; `estimated_tokens` of the prompt; `prompt_tokens` where they were counted.
         """
         dialogues = np.frombuffer(self._dialogues, dtype=np.int64)
         columns = {name: np.frombuffer(values, dtype=np.int32) for name, values in self._columns.items()}
@@ -66,6 +77,7 @@ class SplitStatistics:
             "gold_images": columns["gold_images"][filled],
             "dispersion": span[size > 0] / size[size > 0],
             "image_tokens": columns["image_tokens"],
+            "estimated_tokens": columns["estimated_tokens"],
             "prompt_tokens": counted,
         }
         for name, values in measured.items():
@@ -92,8 +104,11 @@ def table_rows(figures: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ("gold_images", "gold images, where not empty"),
         ("dispersion", "dispersion (span / size, 1 = dense)"),
         ("image_tokens", "image tokens of a row"),
+        ("estimated_tokens", "prompt tokens of a row, about"),
         ("prompt_tokens", "prompt tokens of a row"),
     ):
+        if name == "estimated_tokens" and figures.get("prompt_tokens_mean") is not None:
+            continue
         mean = figures.get(f"{name}_mean")
         if mean is not None:
             lines.append((label, f"{mean:,.1f}", f"{figures[f'{name}_p95']:,.4g}"))

@@ -22,6 +22,8 @@ from PIL import Image
 from ffr_verl.data import parquet_writer
 from ffr_verl.data.demo import demo_rows
 from ffr_verl.data.prepare import prepare
+from ffr_verl.data.statistics import table_rows
+from ffr_verl.data.tokens import estimated_tokens
 from ffr_verl.dialogues import parse_dialogue
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import parse_fragment
@@ -209,7 +211,28 @@ def test_statistics(folder: Path) -> None:
         np.mean([(ids[-1] - ids[0] + 1) / len(ids) for ids in filled]), abs=1e-4
     )
     assert figures["empty_gold_share"] == pytest.approx(1 - len(filled) / len(rows), abs=1e-4)
+    tokens = [estimated_tokens(row["messages"][:-1], [4] * len(row["images"])) for row in rows]
+    assert figures["estimated_tokens_mean"] == pytest.approx(np.mean(tokens), abs=1e-4)
     assert figures["image_tokens_mean"] == pytest.approx(4 * np.mean([len(r["images"]) for r in rows]), abs=1e-4)
+
+
+def test_the_closing_table(folder: Path) -> None:
+    lines = {name: (mean, most) for name, mean, most in table_rows(run(folder).statistics)}
+    assert list(lines) == [
+        "rows",
+        "dialogues",
+        "turns of a dialogue",
+        "images of a dialogue",
+        "turns of a row",
+        "images of a row",
+        "gold utterances, where not empty",
+        "gold images, where not empty",
+        "dispersion (span / size, 1 = dense)",
+        "image tokens of a row",
+        "prompt tokens of a row, about",
+        "empty golds",
+    ]
+    assert all(most for name, (_, most) in lines.items() if name not in ("rows", "dialogues", "empty golds"))
 
 
 KILLED = """
