@@ -152,6 +152,24 @@ def test_files_of_the_other_stage_and_missing_images_are_refused(
             make(parquet / name, tokenizer, processor, max_pixel=1)
 
 
+@pytest.mark.parametrize("embed_images", [False, True], ids=["paths", "embedded"])
+def test_damaged_images_are_refused_at_construction(
+    tmp_path: Path, tokenizer: Any, processor: Any, embed_images: bool
+) -> None:
+    """Not in the middle of training: a PNG whose header and end are whole cannot be decoded."""
+    rows = [row for row in demo_rows(tmp_path / "images", rows=20, seed=0, image_share=0.5) if row["images"]]
+    for path in (tmp_path / "images").iterdir():
+        Image.effect_noise((56, 56), 60).convert("RGB").save(path)
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 0xFF
+        path.write_bytes(bytes(content))
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    prepare(tmp_path / "rows.json", images_root=tmp_path, output=tmp_path, split="t", embed_images=embed_images)
+    for make, name in ((rl_dataset, "t.rl.parquet"), (sft_dataset, "t.sft.parquet")):
+        with pytest.raises(FFRError, match=r"row 0: image images/.*: cannot be decoded"):
+            make(tmp_path / name, tokenizer, processor)
+
+
 def test_real_dialogues_go_into_both_datasets(real_data: Path, tmp_path: Path, tokenizer: Any, processor: Any) -> None:
     prepare(real_data / "val.json", images_root=real_data, output=tmp_path, split="val")
     rows = pq.read_table(tmp_path / "val.rl.parquet").to_pylist()
