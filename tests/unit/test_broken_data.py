@@ -23,7 +23,13 @@ from PIL import Image
 
 from ffr_verl.cli import main
 from ffr_verl.data import validation
+from ffr_verl.data.compose import ComposeSettings, build
+from ffr_verl.data.config import DataConfig
+from ffr_verl.data.inspection import render_row
+from ffr_verl.data.parquet_files import check_columns, check_images, images_root
 from ffr_verl.data.problems import MENDS, ProblemKind
+from ffr_verl.data.windows import WindowSettings
+from ffr_verl.errors import FFRError
 
 Row = dict[str, Any]
 ANSWER = "<|utt_ids_start|>[{}]<|utt_ids_end|>;<|img_ids_start|>[{}]<|img_ids_end|>"
@@ -683,6 +689,43 @@ def test_rows_of_the_other_format_are_named(
     message = r"rows with messages need --format mldr"
     assert_refused(folder, [good_row()], message, monkeypatch, capsys, "--format", "dialogue")
     assert_refused(folder, [RAW], r"rows with dialogue need --format dialogue", monkeypatch, capsys)
+
+
+def test_messages_of_other_places_are_in_the_docs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(folder, [good_row()], monkeypatch) == 0
+    (folder / "out" / "t.rl.parquet").rename(folder / "good.rl.parquet")
+    (folder / "out" / "t.sft.parquet").rename(folder / "good.sft.parquet")
+    rl, sft = str(folder / "good.rl.parquet"), str(folder / "good.sft.parquet")
+    pq.write_table(pq.read_table(rl).replace_schema_metadata({}), folder / "bare.parquet")
+    raw = folder / "raw.jsonl"
+    raw.write_text(json.dumps(RAW) + "\n" + json.dumps({**RAW, "dialogue": []}))
+    row = good_row()
+    image("middle.png")(row)
+    assert run(folder, [row], monkeypatch, "--embed-images") == 0
+    calls: list[Callable[[], Any]] = [
+        lambda: check_columns([sft], "rl"),
+        lambda: check_columns(["no.parquet"], "rl"),
+        lambda: check_columns([str(folder / "cat.png")], "rl"),
+        lambda: images_root([str(folder / "bare.parquet")], DataConfig()),
+        lambda: check_images([rl], folder / "out", sample=False),
+        lambda: check_images([str(folder / "out" / "t.rl.parquet")], folder, sample=True),
+        lambda: DataConfig.from_mapping({"max_pixel": 1}),
+        lambda: DataConfig.from_mapping({"max_pixels": 0}),
+        lambda: render_row(folder / "no.json", 0),
+        lambda: render_row(Path(rl), 7),
+        lambda: render_row(raw, 1),
+        lambda: render_row(folder / "bad.json", 0),
+        lambda: build(raw, folder / "x", dialogues=1, settings=ComposeSettings()),
+        lambda: build(folder / "bad.json", folder / "x", dialogues=1, settings=ComposeSettings()),
+        lambda: ComposeSettings(topics=0),
+        lambda: WindowSettings(0, 1, "global"),
+    ]
+    (folder / "bad.json").write_text('[{"messages": []}]')
+    for call in calls:
+        with pytest.raises(FFRError) as told:
+            call()
+        message = re.sub(r"(row \d+: )[\w\[\].]+: (?=missing or empty)", r"\1field 'dialogue': ", str(told.value))
+        assert any(re.fullmatch(f"(.*?: )?{documented}", message) for documented in MESSAGES), message
 
 
 def test_every_kind_has_its_mend_and_its_line_in_the_docs() -> None:
