@@ -39,11 +39,6 @@ class _Row:
 
 
 def _rows(file: Path) -> Iterator[_Row]:
-    with file.open("rb") as start:
-        is_parquet = start.read(4) == _PARQUET
-    if is_parquet:
-        yield from _of_parquet(file)
-        return
     for number, row in read_rows(file):
         made: Iterable[Mapping[str, Any]] = (row,)
         if "dialogue" in row and "messages" not in row:
@@ -68,29 +63,42 @@ def _list_of(kind: type, values: Any) -> list[Any]:
     return [value for value in values if isinstance(value, kind)] if isinstance(values, list) else []
 
 
-def _of_parquet(file: Path) -> Iterator[_Row]:
+def _of_parquet(file: Path, number: int) -> _Row | int:
+    """A row, of whose file no more is read than its row group; or how many rows there are."""
     names = read_schema(str(file)).names
     is_rl = "prompt" in names
     columns = ["images", *(["prompt", "extra_info", "reward_model"] if is_rl else ["messages", "dialogue_id"])]
     missing = [name for name in columns if name not in names]
     if missing:
         raise FFRError(f"{file}: no column {', '.join(missing)}; give a file of `ffr-verl prepare`")
-    for batch in pq.ParquetFile(file).iter_batches(batch_size=16, columns=columns):
-        for row in batch.to_pylist():
+    parquet, first = pq.ParquetFile(file), 0
+    for group in range(parquet.num_row_groups):
+        count = parquet.metadata.row_group(group).num_rows
+        if number < first + count:
+            (row,) = parquet.read_row_group(group, columns=columns).slice(number - first, 1).to_pylist()
             images = row["images"] or []
             if is_rl:
-                yield _Row(
+                return _Row(
                     row["prompt"], images, row["extra_info"]["dialogue_id"], row["reward_model"]["ground_truth"]
                 )
-            else:
-                yield _Row(row["messages"][:-1], images, row["dialogue_id"], row["messages"][-1]["content"])
+            return _Row(row["messages"][:-1], images, row["dialogue_id"], row["messages"][-1]["content"])
+        first += count
+    return first
 
 
 def _nth(file: Path, number: int) -> _Row:
+    with file.open("rb") as start:
+        is_parquet = start.read(4) == _PARQUET
     count = 0
-    for count, row in enumerate(_rows(file), start=1):
-        if count > number:
-            return row
+    if is_parquet:
+        found = _of_parquet(file, number)
+        if isinstance(found, _Row):
+            return found
+        count = found
+    else:
+        for count, row in enumerate(_rows(file), start=1):
+            if count > number:
+                return row
     raise FFRError(f"{file}: has {count} rows, there is no row {number} (the first is 0)")
 
 

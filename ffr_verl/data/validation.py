@@ -13,7 +13,15 @@ from ffr_verl.data.image_checks import ImageVerdict, check_image
 from ffr_verl.data.images import resolve_image
 from ffr_verl.data.other_splits import dialogue_fingerprint
 from ffr_verl.data.problems import Problem, ProblemKind
-from ffr_verl.dialogues import IMAGE, Dialogue, control_token, parse_dialogue, reserved_token, unwritable
+from ffr_verl.dialogues import (
+    IMAGE,
+    Dialogue,
+    control_token,
+    parse_dialogue,
+    reserved_token,
+    unwritable,
+    utterance_spans,
+)
 from ffr_verl.fragments import TAGS, Fragment, malformed_reason, parse_fragment
 from ffr_verl.rewards.f1 import f1_of_fragments
 from ffr_verl.rewards.format import has_no_repeats
@@ -26,6 +34,7 @@ _GOLD_BITS = 28
 _GOLD_MASK = 2**_GOLD_BITS - 1
 _QUERY_START = "<|query_start|>"
 _UTTERANCE_START = "<|utt_id_start|>"
+_IMAGE_WITH_ID = f"<|img_id_end|>{IMAGE}"
 _ANGLES_OF_UTTERANCE, _ANGLES_OF_IMAGE = 2, 3
 
 
@@ -125,8 +134,9 @@ class _Check:
         except ValueError as error:
             self.report(ProblemKind.NO_DIALOGUE, "messages", str(error))
             return None
-        self._ids(dialogue, images, user_text)
         before, _, rest = user_text.partition(_UTTERANCE_START)
+        self._ids(dialogue)
+        self._images_of_ids(dialogue, images, user_text)
         self._query(dialogue, before)
         self._texts(messages, dialogue, before, rest)
         if solution is not None and messages[-1]["content"] != solution:
@@ -212,7 +222,7 @@ class _Check:
             names.append(_below(self._settings.images_root, name) if name.startswith("/") else name)
         return names if len(names) == len(images) else None
 
-    def _ids(self, dialogue: Dialogue, images: list[str] | None, user_text: str) -> None:
+    def _ids(self, dialogue: Dialogue) -> None:
         found = [utterance.id for utterance in dialogue.utterances]
         if found != list(range(len(found))):
             wrong = next(position for position, identifier in enumerate(found) if identifier != position)
@@ -228,13 +238,22 @@ class _Check:
                 "messages",
                 f"image ids are {list(image_ids)}; expected 0, 1, 2, ... in order",
             )
-        placeholders = user_text.count(IMAGE)
-        if images is not None and not placeholders == len(images) == len(image_ids):
+
+    def _images_of_ids(self, dialogue: Dialogue, images: list[str] | None, user_text: str) -> None:
+        """Paths, placeholders and ids of images must be equal in number, and stand together."""
+        count, placeholders = len(dialogue.image_ids), user_text.count(IMAGE)
+        if images is not None and not placeholders == len(images) == count:
             self.report(
                 ProblemKind.IMAGE_COUNT,
                 "images",
-                f"{len(images)} paths, {placeholders} {IMAGE} and {len(image_ids)} image ids; the three must be equal",
+                f"{len(images)} paths, {placeholders} {IMAGE} and {count} image ids; the three must be equal",
             )
+        elif user_text.count(_IMAGE_WITH_ID) != placeholders:
+            for utterance, (start, end) in zip(dialogue.utterances, utterance_spans(user_text), strict=True):
+                ids, shown = len(utterance.image_ids), user_text.count(IMAGE, start, end)
+                if ids != shown:
+                    message = f"utterance {utterance.id} has {ids} image ids and {shown} {IMAGE}"
+                    self.report(ProblemKind.IMAGE_COUNT, "messages", message)
 
     def _texts(self, messages: list[dict[str, str]], dialogue: Dialogue, before: str, rest: str) -> None:
         """What a text must not hold: tags of the wire format out of place, placeholders, chat tokens.
@@ -244,7 +263,8 @@ class _Check:
         told = set()
         images = len(dialogue.image_ids)
         tags = _ANGLES_OF_UTTERANCE * len(dialogue.utterances) + _ANGLES_OF_IMAGE * images
-        is_plain = rest.count("<") + 1 == tags  # no other tag than those of the ids
+        # No other tag than those of the ids, which is quick to see and true of nearly all rows.
+        is_plain = rest.count("<") + 1 == tags and rest.count(_IMAGE_WITH_ID) == images
         for utterance in () if is_plain else dialogue.utterances:
             if "<" not in utterance.text and "<" not in utterance.speaker:
                 continue

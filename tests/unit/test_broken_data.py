@@ -227,6 +227,19 @@ ROWS: list[tuple[str, Callable[[Row], Any], str]] = [
     ("image_count", lambda row: row["images"].append("cat.png"), r"3 paths, 2 <image> and 2 image ids"),
     ("image_count", replace("sweet", "sweet <image>"), r"2 paths, 3 <image> and 2 image ids"),
     ("image_count", replace("<|img_id_start|>1<|img_id_end|><image>", "<image>"), r"2 <image> and 1 image ids"),
+    (
+        "image_count",
+        lambda row: (
+            replace("sweet", "sweet <image>")(row),
+            replace("1<|img_id_end|><image>", "1<|img_id_end|>")(row),
+        ),
+        r"'messages': utterance 2 has 0 image ids and 1 <image>",
+    ),
+    (
+        "bad_text",  # with as many < as a good row has
+        lambda row: (replace("sweet", "<video>")(row), replace("1<|img_id_end|><image>", "1<|img_id_end|>")(row)),
+        r"utterance 2 holds <video>",
+    ),
     # images
     ("wrong_type", image(7), r"'images\[0\]': found 7; expected a path"),
     ("wrong_type", image(""), r"'images\[0\]': found ''; expected a path"),
