@@ -6,7 +6,7 @@ import numpy as np
 
 __all__ = ["CompactMap"]
 
-_RECENT = 16_384
+_RECENT = 8_192
 
 
 class CompactMap:

@@ -2,55 +2,67 @@
 
 from __future__ import annotations
 
-from array import array
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from ffr_verl.data.checked_row import CheckedRow
+from ffr_verl.data.compact_map import CompactMap
 from ffr_verl.data.tokens import estimated_tokens
 
 __all__ = ["SplitStatistics", "table_rows"]
 
+_FIGURES = (
+    "turns",
+    "images",
+    "row_turns",
+    "row_images",
+    "gold_utterances",
+    "gold_images",
+    "dispersion",
+    "image_tokens",
+    "estimated_tokens",
+    "prompt_tokens",
+)
+
 
 class SplitStatistics:
-    """Collects some numbers of each row; 44 bytes a row."""
+    """Counts how often each value occurs, so that memory does not grow with the rows but for 16 bytes a dialogue."""
 
     def __init__(self) -> None:
-        self._dialogues = array("q")
-        self._columns = {
-            name: array("i")
-            for name in (
-                "turns",
-                "images",
-                "gold_utterances",
-                "gold_images",
-                "span",
-                "image_tokens",
-                "prompt_tokens",
-                "estimated_tokens",
-            )
-        }
+        self._counts: dict[str, Counter[float]] = {name: Counter() for name in _FIGURES}
+        self._dialogues = CompactMap()
+        self._rows = self._empty = 0
 
     def add(self, row: CheckedRow) -> None:
         """Take a row."""
-        gold = row.gold.utterance_ids
-        self._dialogues.append(row.fingerprint)
-        for name, value in (
-            ("turns", len(row.dialogue.utterances)),
-            ("images", len(row.images)),
-            ("gold_utterances", len(gold)),
-            ("gold_images", len(row.gold.image_ids)),
-            ("span", max(gold) - min(gold) + 1 if gold else 0),
-            ("image_tokens", sum(row.image_tokens)),
-            ("prompt_tokens", -1 if row.prompt_tokens is None else row.prompt_tokens),
-            ("estimated_tokens", estimated_tokens(row.messages[:-1], row.image_tokens)),
-        ):
-            self._columns[name].append(value)
+        counts, gold = self._counts, row.gold
+        turns, images = len(row.dialogue.utterances), len(row.images)
+        dialogues = len(self._dialogues)
+        self._dialogues.setdefault(row.fingerprint, 0)
+        self._rows += 1
+        if len(self._dialogues) > dialogues:
+            counts["turns"][turns] += 1
+            counts["images"][images] += 1
+        counts["row_turns"][turns] += 1
+        counts["row_images"][images] += 1
+        utterance_ids = gold.utterance_ids
+        if utterance_ids or gold.image_ids:
+            counts["gold_utterances"][len(utterance_ids)] += 1
+            counts["gold_images"][len(gold.image_ids)] += 1
+        else:
+            self._empty += 1
+        if utterance_ids:
+            counts["dispersion"][(max(utterance_ids) - min(utterance_ids) + 1) / len(utterance_ids)] += 1
+        counts["image_tokens"][sum(row.image_tokens)] += 1
+        counts["estimated_tokens"][estimated_tokens(row.messages[:-1], row.image_tokens)] += 1
+        if row.prompt_tokens is not None:
+            counts["prompt_tokens"][row.prompt_tokens] += 1
 
     def __len__(self) -> int:
-        return len(self._dialogues)
+        return self._rows
 
     def summary(self) -> dict[str, float | None]:
         """Figures by name; `None` for those of no row.
@@ -61,29 +73,12 @@ class SplitStatistics:
             `gold_utterances`, `gold_images` and `dispersion` (span of the gold utterances over their number, 1 for a
             dense fragment); `image_tokens`; `estimated_tokens` of the prompt; `prompt_tokens` where they were counted.
         """
-        dialogues = np.frombuffer(self._dialogues, dtype=np.int64)
-        columns = {name: np.frombuffer(values, dtype=np.int32) for name, values in self._columns.items()}
-        _, first = np.unique(dialogues, return_index=True)
-        size, span = columns["gold_utterances"], columns["span"]
-        filled = (size > 0) | (columns["gold_images"] > 0)
-        counted = columns["prompt_tokens"][columns["prompt_tokens"] >= 0]
-        figures: dict[str, float | None] = {"rows": len(dialogues), "dialogues": len(first)}
-        measured: dict[str, np.ndarray] = {
-            "turns": columns["turns"][first],
-            "images": columns["images"][first],
-            "row_turns": columns["turns"],
-            "row_images": columns["images"],
-            "gold_utterances": size[filled],
-            "gold_images": columns["gold_images"][filled],
-            "dispersion": span[size > 0] / size[size > 0],
-            "image_tokens": columns["image_tokens"],
-            "estimated_tokens": columns["estimated_tokens"],
-            "prompt_tokens": counted,
-        }
-        for name, values in measured.items():
+        figures: dict[str, float | None] = {"rows": self._rows, "dialogues": len(self._dialogues)}
+        for name, counts in self._counts.items():
+            values = np.repeat(np.array(list(counts), dtype=np.float64), list(counts.values()))
             figures[f"{name}_mean"] = round(float(values.mean()), 4) if len(values) else None
             figures[f"{name}_p95"] = round(float(np.percentile(values, 95)), 4) if len(values) else None
-        figures["empty_gold_share"] = round(float((~filled).mean()), 4) if len(filled) else None
+        figures["empty_gold_share"] = round(self._empty / self._rows, 4) if self._rows else None
         return figures
 
 
