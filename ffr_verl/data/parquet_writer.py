@@ -18,7 +18,7 @@ __all__ = ["IMAGES_ROOT_KEY", "RejectedRows", "SplitWriter", "whole_or_nothing"]
 
 IMAGES_ROOT_KEY = b"ffr_verl.images_root"
 _FORMAT_VERSION = {b"ffr_verl.format_version": b"1"}
-_ROW_GROUP = 512
+_ROW_GROUP = 768  # the footer takes some 50 kB of memory for each, and 1,024 took more for what waits
 _ROW_GROUP_BYTES = 64 * 2**20
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))

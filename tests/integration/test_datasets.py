@@ -235,9 +235,8 @@ def test_prompt_tokens_are_those_of_the_processor(
         size = ((40, 40), (640, 480), (1400, 1000), (30, 2000))[number % 4]
         Image.effect_noise(size, 40).convert("RGB").save(tmp_path / name)
     (tmp_path / "rows.json").write_text(json.dumps(rows))
-    summary = prepare(
-        tmp_path / "rows.json", images_root=tmp_path, output=tmp_path, split="t", tokenizer=str(base_model)
-    )
+    options: dict[str, Any] = {"images_root": tmp_path, "output": tmp_path, "split": "t", "max_images": 64}
+    summary = prepare(tmp_path / "rows.json", tokenizer=str(base_model), **options)
     dataset = rl_dataset(tmp_path / "t.rl.parquet", tokenizer, processor)
     lengths = []
     for index in range(6):
@@ -250,11 +249,9 @@ def test_prompt_tokens_are_those_of_the_processor(
     with pytest.raises(FFRError, match=rf"too_long \(1 row\)[\s\S]*{max(lengths):,} tokens, at most"):
         prepare(
             tmp_path / "rows.json",
-            images_root=tmp_path,
-            output=tmp_path,
-            split="t",
             tokenizer=str(base_model / "tokenizer.json"),
             max_prompt_tokens=max(lengths) - 1,
+            **options,
         )
 
 
