@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import errno
+import io
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +20,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from rich.console import Console
+from rich.text import Text
 
+from ffr_verl import cli
 from ffr_verl.data import parquet_writer
 from ffr_verl.data.demo import demo_rows
 from ffr_verl.data.prepare import prepare
@@ -181,6 +186,55 @@ def test_the_same_input_gives_the_same_bytes(folder: Path) -> None:
     before = [path.read_bytes() for path in (first.rl_path, first.sft_path)]
     again = run(folder)
     assert [path.read_bytes() for path in (again.rl_path, again.sft_path)] == before
+
+
+def test_the_same_bytes_in_another_process_too(folder: Path) -> None:
+    rows = rows_of(folder)
+    rows[3]["solution"] = "no answer"
+    (folder / "train.json").write_text(json.dumps(rows))
+    kinds = [
+        ["--skip-invalid", "--report", "r.json"],
+        ["--skip-invalid", "--embed-images", "--window", "3", "--stride", "2", "--window-ids", "published"],
+    ]
+    for options in kinds:
+        found = []
+        for seed in ("1", "2"):
+            shutil.rmtree(folder / "out", ignore_errors=True)
+            command = [
+                sys.executable,
+                "-m",
+                "ffr_verl",
+                "prepare",
+                "train.json",
+                "--images-root",
+                ".",
+                "--output",
+                "out",
+            ]
+            environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)}
+            subprocess.run(
+                [*command, "--split", "t", *options], check=True, capture_output=True, cwd=folder, env=environment
+            )
+            files = sorted([*(folder / "out").iterdir(), *folder.glob("r.json")])
+            found.append({file.name: file.read_bytes() for file in files})
+        assert found[0] == found[1]
+        assert {"t.rl.parquet", "t.sft.parquet", "t.rejected.jsonl"} <= set(found[0])
+
+
+def test_a_terminal_shows_a_bar_and_the_closing_table(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=100, height=40)
+    monkeypatch.setattr(cli, "console", terminal)
+    arguments = ["prepare", str(folder / "train.json"), "--images-root", str(folder), "--output", str(folder / "out")]
+    monkeypatch.setattr(sys, "argv", ["ffr-verl", *arguments, "--split", "train"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 0
+    assert isinstance(terminal.file, io.StringIO)
+    shown = Text.from_ansi(terminal.file.getvalue()).plain
+    assert "preparing train ━" in shown
+    for line in ("turns of a dialogue", "images of a dialogue", "dispersion", "prompt tokens of a row", "empty golds"):
+        assert f"│ {line}" in shown
+    assert f"wrote {folder / 'out' / 'train.rl.parquet'}" in shown.replace("\n", "")
 
 
 def test_images_in_the_files(folder: Path) -> None:

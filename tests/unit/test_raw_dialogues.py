@@ -167,6 +167,41 @@ def test_templates_of_the_user(tmp_path: Path) -> None:
         PromptTemplate.read(tmp_path / "none.yaml")
 
 
+def test_a_chat_comes_back_out_of_both_files(tmp_path: Path) -> None:
+    """Names, empty turns, several images of a turn, captions, emoji and right-to-left text."""
+    for name in ("cat.png", "犬 1.png"):
+        Image.new("RGB", (64, 64)).save(tmp_path / name)
+    turns = [
+        {"utterance_idx": 0, "speaker": "安娜 👩‍👩‍👧", "utterance": "看 😀 👍🏽"},
+        {"utterance_idx": 1, "speaker": "דנה", "utterance": "שלום, עולם! \u202bمرحبا\u202c"},
+        {"utterance_idx": 2, "speaker": "", "utterance": ""},
+        {
+            "utterance_idx": 3,
+            "speaker": "Bob:",
+            "utterance": [
+                "two: of\nthem",
+                {"image_url": "cat.png", "caption": 'a 🐈; "quoted"'},
+                {"image_url": "犬 1.png"},
+                {"image_url": "cat.png", "caption": "קטע"},
+            ],
+        },
+        {"utterance_idx": 4, "speaker": "O'Neil <o@x.org>", "utterance": "a < b & c > d | <3"},
+        {"utterance_idx": 5, "speaker": "x", "utterance": [{"image_url": "cat.png"}]},
+    ]
+    (tmp_path / "chat.json").write_text(
+        json.dumps([{"dialogue_id": "群聊", "dialogue": turns, "query_text": "小狗 🐶?", "gt_turns": [3, 5]}])
+    )
+    options: dict[str, Any] = {"images_root": tmp_path, "output": tmp_path / "out", "source_format": "dialogue"}
+    for embed in (False, True):
+        made = prepare(tmp_path / "chat.json", split="t", captions=True, embed_images=embed, **options)
+        for file, column in ((made.rl_path, "prompt"), (made.sft_path, "messages")):
+            (row,) = pq.read_table(file).to_pylist()
+            dialogue = parse_dialogue(row[column], "群聊")
+            images = [image["path"] if embed else image for image in row["images"]]
+            assert turns_of_dialogue(dialogue, images) == turns
+            assert dialogue.query == "小狗 🐶?"
+
+
 def test_prepare_takes_raw_dialogues(tmp_path: Path) -> None:
     Image.new("RGB", (64, 64)).save(tmp_path / "cat.png")
     source = tmp_path / "raw.jsonl"
