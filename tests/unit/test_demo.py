@@ -100,12 +100,16 @@ def test_a_folder_with_other_files_is_not_touched(tmp_path: Path) -> None:
 @pytest.mark.parametrize("settings", [DemoSettings(), DemoSettings.quick()])
 def test_stages_are_the_users_commands(settings: DemoSettings, tmp_path: Path) -> None:
     commands = [" ".join(stage.command[1:]) for stage in _stages(tmp_path, settings)]
-    assert [command.split()[1] for command in commands] == [
-        "ffr_verl",
-        "ffr_verl",
+    assert [command.split()[1] if "verl.trainer" in command else command.split()[2] for command in commands] == [
+        *["prepare"] * 2,
         "verl.trainer.sft_trainer",
-        "ffr_verl",
+        "merge",
+        "score",
         "verl.trainer.main_ppo",
+        "merge",
+        *["infer"] * 3,
+        *["evaluate"] * 3,
+        "report",
     ]
     assert "+recipe=ffr_sft_cpu" in commands[2]
-    assert "+recipe=ffr_grpo_cpu" in commands[4]
+    assert "+recipe=ffr_grpo_cpu" in commands[5]
