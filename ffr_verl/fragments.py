@@ -21,6 +21,7 @@ __all__ = [
     "malformed_reason",
     "parse_fragment",
     "parse_leniently",
+    "reason_of_malformed",
 ]
 
 AnswerStyle = Literal["plain", "reasoning"]
@@ -155,8 +156,16 @@ def malformed_reason(text: str, *, style: AnswerStyle = "plain") -> MalformedRea
         >>> malformed_reason("<|utt_ids_start|>[1,,2]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>").value
         'bad_id_list'
     """
-    if parse_fragment(text, style=style) is not None:
-        return None
+    return None if parse_fragment(text, style=style) is not None else reason_of_malformed(text, style=style)
+
+
+def reason_of_malformed(text: str, *, style: AnswerStyle = "plain") -> MalformedReason:
+    """`malformed_reason` of a text that `parse_fragment` has refused; it is not parsed again.
+
+    Example:
+        >>> reason_of_malformed("no idea").value
+        'missing_tag'
+    """
     inner: str | None = text.strip()
     if not inner:
         return MalformedReason.EMPTY

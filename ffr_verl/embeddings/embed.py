@@ -19,7 +19,7 @@ import numpy as np
 
 from ffr_verl.embeddings.encoders import EncoderSettings, SentenceEncoder
 from ffr_verl.embeddings.plan import EmbeddingPlan, ItemKind, make_plan
-from ffr_verl.embeddings.store import StoreManifest, VectorDtype, write_arrays
+from ffr_verl.embeddings.store import StoreManifest, VectorDtype, check_place, write_arrays
 from ffr_verl.errors import FFRError
 
 __all__ = ["Chunk", "EmbedSummary", "embed", "encode_chunk"]
@@ -92,7 +92,7 @@ def embed(
         settings: the encoder.
         dtype: of the stored vectors.
         images_root: folder of the images; by default the one recorded in each file.
-        ray_address: encode on this Ray cluster (`local` starts one here); its nodes must see the image files.
+        ray_address: encode on this Ray cluster, see `encode_on_ray`; its nodes must see the image files.
         ray_workers: encoders in the cluster; by default as many as it has free devices.
         ray_gpus_per_worker: GPUs that each takes.
         force: replace a store that is there.
@@ -102,12 +102,13 @@ def embed(
         on_items: progress of encoding: items done, items in all.
 
     Raises:
-        FFRError: for what `make_plan`, `SentenceEncoder` and `write_arrays` refuse, and a partial run of other data or
-            settings.
+        FFRError: for what `check_place`, `check_address`, `make_plan`, `SentenceEncoder` and `write_arrays` refuse,
+            and a partial run of other data or settings.
     """
     started = time.monotonic()
-    if output.exists() and not force:
-        raise FFRError(f"{output}: is there already; choose another --output, or replace it with --force")
+    check_place(output, overwrite=force)
+    if ray_address is not None:
+        _check_ray(ray_address)
     plan = make_plan(files, images_root_folder=images_root, on_row=on_rows)
     encoder = SentenceEncoder(settings)
     takes_images = encoder.takes_images
@@ -127,8 +128,7 @@ def embed(
         model=settings.model, revision=encoder.revision, normalize=settings.normalize, images=takes_images
     )
     partial = output.parent / f".{output.name}.partial"
-    done = _finished(partial, digest, restart=restart)
-    missing = [chunk for chunk in chunks if chunk.name not in done]
+    missing = _missing(partial, digest, chunks, restart=restart, say=say)
     finished = resumed = total - sum(len(chunk.items) for chunk in missing)
     if resumed:
         say(f"going on: {resumed} of {total} items are there from an interrupted run")
@@ -162,21 +162,57 @@ def _chunks(plan: EmbeddingPlan, takes_images: bool) -> list[Chunk]:
     ]
 
 
-def _finished(partial: Path, digest: str, *, restart: bool) -> set[str]:
-    """Names of the chunks that an interrupted run of the same work has left; makes the folder for this one."""
+def _check_ray(address: str) -> None:
+    try:
+        from ffr_verl.embeddings.ray_encoding import check_address
+    except ImportError as error:
+        raise FFRError(f"--ray {address}: Ray Data is not installed ({error}): pip install 'ray[data]'") from None
+    check_address(address)
+
+
+def _missing(
+    partial: Path, digest: str, chunks: Sequence[Chunk], *, restart: bool, say: Callable[[str], None]
+) -> list[Chunk]:
+    """The chunks that an interrupted run of the same work has not left whole; makes the folder for this one."""
     record = partial / "work.json"
-    if partial.exists() and restart:
-        shutil.rmtree(partial)
-    if record.is_file():
-        if json.loads(record.read_text(encoding="utf-8")).get("digest") != digest:
+    try:
+        if partial.exists() and restart:
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True, exist_ok=True)
+        left = {file.name for file in partial.glob("*.npy")}
+        if left and _recorded_digest(record) != digest:
             raise FFRError(
                 f"{partial}: an interrupted run of other data, another model or other settings; finish that one, or "
                 "forget it with --restart"
             )
-        return {file.name for file in partial.glob("*.npy")}
-    partial.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps({"digest": digest}), encoding="utf-8")
-    return set()
+        if not left:
+            temporary = record.with_suffix(".tmp")
+            temporary.write_text(json.dumps({"digest": digest}), encoding="utf-8")
+            os.replace(temporary, record)
+    except OSError as error:
+        raise FFRError(f"{partial}: {error.strerror or error}; give another --output") from None
+    missing = []
+    for chunk in chunks:
+        if chunk.name not in left or not _is_whole(partial / chunk.name, len(chunk.items)):
+            if chunk.name in left:
+                say(f"{partial / chunk.name}: is damaged, its {len(chunk.items)} items are embedded again")
+            missing.append(chunk)
+    return missing
+
+
+def _recorded_digest(record: Path) -> str | None:
+    try:
+        return str(json.loads(record.read_text(encoding="utf-8"))["digest"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _is_whole(file: Path, rows: int) -> bool:
+    try:
+        found = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError):
+        return False
+    return bool(found.ndim == 2 and len(found) == rows)
 
 
 def _encoded(

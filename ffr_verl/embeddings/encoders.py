@@ -65,9 +65,10 @@ class SentenceEncoder:
             )
         except (OSError, ValueError, RuntimeError, ImportError) as error:
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            where = f" on --device {settings.device}" if settings.device is not None else ""
             raise FFRError(
-                f"--model {settings.model}: cannot be loaded: {first} (give a folder or the hub name of a "
-                "sentence-transformers model)"
+                f"--model {settings.model}: cannot be loaded{where}: {first} (give a folder or the hub name of a "
+                "sentence-transformers model, and a device that is here)"
             ) from None
         self._settings = settings
         self.revision = settings.revision or (folder_revision(folder) if folder.is_dir() else self._hub_revision())

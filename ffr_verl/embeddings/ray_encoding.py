@@ -17,7 +17,7 @@ from ffr_verl.embeddings.embed import Chunk, encode_chunk
 from ffr_verl.embeddings.encoders import EncoderSettings, SentenceEncoder
 from ffr_verl.errors import FFRError
 
-__all__ = ["encode_on_ray"]
+__all__ = ["check_address", "encode_on_ray"]
 
 
 class _Worker:
@@ -37,7 +37,8 @@ def encode_on_ray(
     """Encode chunks on a cluster and yield them as they finish, in any order.
 
     Args:
-        address: of the cluster (`auto`, `HOST:PORT`, `ray://...`), or `local` to start one on this machine.
+        address: of the cluster that this machine is a node of (`auto`, `HOST:PORT`), or `local` to start one here; see
+            `check_address`.
         settings: the encoder; a folder as its model must exist on every node.
         chunks: the work; image paths must exist on every node.
         workers: encoders; `None` for one a GPU, or one for each two CPUs where `gpus` is 0.
@@ -48,7 +49,6 @@ def encode_on_ray(
     """
     started_here = not ray.is_initialized()
     if started_here:
-        _check_reachable(address)
         try:
             ray.init(
                 address=address,
@@ -86,9 +86,18 @@ def encode_on_ray(
             ray.shutdown()
 
 
-def _check_reachable(address: str) -> None:
-    """Ray itself tries an address for minutes before it gives up."""
-    host, _colon, port = address.removeprefix("ray://").rpartition(":")
+def check_address(address: str) -> None:
+    """Refuse an address that cannot serve, before any work: Ray itself tries for minutes before it gives up.
+
+    Raises:
+        FFRError: when nothing answers there, and for `ray://`: Ray Data does not run through a Ray client.
+    """
+    if address.startswith("ray://"):
+        raise FFRError(
+            f"--ray {address}: Ray Data does not run through a Ray client; start the command on a node of the "
+            "cluster, with --ray auto"
+        )
+    host, _colon, port = address.rpartition(":")
     if address in ("local", "auto") or not port.isdigit():
         return
     try:

@@ -37,6 +37,7 @@ __all__ = [
     "EmbeddingStore",
     "StoreManifest",
     "VectorDtype",
+    "check_place",
     "image_key",
     "split_dialogue_id",
     "utterance_key",
@@ -306,13 +307,28 @@ def _map(file: Path, size: int) -> Any:
         return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
 
 
+def check_place(path: Path, *, overwrite: bool) -> None:
+    """Refuse a place where a store cannot be written.
+
+    Raises:
+        FFRError: when something is there and not to be replaced, or is no embedding store.
+    """
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise FFRError(f"{path}: is a file, but an embedding store is a folder; choose another name")
+    if not overwrite:
+        raise FFRError(
+            f"{path}: is there already; choose another --output, or replace it with --force (overwrite=True)"
+        )
+    if any(path.iterdir()) and not (path / _MANIFEST).is_file():
+        raise FFRError(f"{path}: holds something that is no embedding store; choose another folder")
+
+
 @contextlib.contextmanager
 def _folder_moved_into_place(path: Path, *, overwrite: bool) -> Iterator[Path]:
     """A folder beside `path` that takes its place when all has been written, and is removed otherwise."""
-    if path.exists() and not overwrite:
-        raise FFRError(f"{path}: is there already; choose another folder, or replace it with --force (overwrite=True)")
-    if path.exists() and any(path.iterdir()) and not (path / _MANIFEST).is_file():
-        raise FFRError(f"{path}: holds something that is no embedding store; choose another folder")
+    check_place(path, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     try:
@@ -368,8 +384,8 @@ def write_arrays(
         overwrite: replace a store that is there.
 
     Raises:
-        FFRError: for a key given twice, a row that does not exist, numbers that are not finite in `dtype`, a folder
-            that is there, or a full disk. Nothing is left then.
+        FFRError: for a block of another dimension, a key given twice, a row that does not exist, numbers that are not
+            finite in `dtype`, a folder that is there, or a full disk. Nothing is left then.
     """
     folder = Path(path).expanduser()
     stored = _checked_dtype(dtype, "dtype").newbyteorder("<")
@@ -380,6 +396,11 @@ def write_arrays(
                 for block in rows:
                     with np.errstate(over="ignore"):  # what becomes infinite is refused below
                         converted = np.ascontiguousarray(block, dtype=stored)
+                    if converted.ndim != 2 or converted.shape[1] != dimension:
+                        raise FFRError(
+                            f"{folder}: found vectors of shape {converted.shape} from row {count} on, expected "
+                            f"(any, {dimension}); give vectors of one encoder"
+                        )
                     if not np.isfinite(converted).all():
                         bad = count + int(np.flatnonzero(~np.isfinite(converted).all(axis=1))[0])
                         raise FFRError(f"{folder}: vector {bad} holds a number that is not finite in {dtype}")

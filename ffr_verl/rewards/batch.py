@@ -14,17 +14,17 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ffr_verl.dialogues import parse_dialogue
-from ffr_verl.embeddings.store import EmbeddingStore
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import AnswerStyle
 from ffr_verl.rewards.coherence import CoherenceMode, VectorSource, coherence_reward
 from ffr_verl.rewards.exact_match import exact_match_reward
 from ffr_verl.rewards.f1 import f1_reward
-from ffr_verl.rewards.ffr import compute_score
+from ffr_verl.rewards.ffr import RewardConfig, compute_score, open_store
 from ffr_verl.rewards.format import format_reward
 from ffr_verl.rewards.mcc import mcc_reward
 from ffr_verl.unknown_keys import refuse_unknown_keys
@@ -130,7 +130,7 @@ def coherence(
     completions: Sequence[Completion],
     solution: Sequence[str],
     *,
-    store: VectorSource | str | None = None,
+    store: VectorSource | str | os.PathLike[str] | None = None,
     mode: CoherenceMode = "continuous",
     style: AnswerStyle = "plain",
     **columns: Any,
@@ -145,7 +145,7 @@ def coherence(
     """
     if store is None:
         raise FFRError("coherence needs an embedding store: configure(coherence, store='data/embeddings')")
-    source = _open(store) if isinstance(store, str) else store
+    source = open_store(store) if isinstance(store, (str, os.PathLike)) else store
     infos = _extra_infos(columns, len(completions))
     return [
         coherence_reward(_text(one), gold, extra_info=info, store=source, mode=mode, style=style)
@@ -153,13 +153,14 @@ def coherence(
     ]
 
 
-@functools.lru_cache(maxsize=8)
-def _open(path: str) -> EmbeddingStore:
-    return EmbeddingStore.open(path)
-
-
-def format(completions: Sequence[Completion], *, style: AnswerStyle = "plain", **columns: Any) -> list[float]:
-    """`format_reward` of each completion.
+def format(
+    completions: Sequence[Completion],
+    solution: Sequence[str] | None = None,
+    *,
+    style: AnswerStyle = "plain",
+    **columns: Any,
+) -> list[float]:
+    """`format_reward` of each completion; `solution` is taken as the others take it, and not used.
 
     Example:
         >>> format(["no idea"])
@@ -219,10 +220,10 @@ def ffr(
         [2.0]
     """
     kwargs = dict(reward_kwargs or {})
-    needs_dialogue = kwargs.get("embeddings") is not None or "mcc" in kwargs.get("weights", {})
-    infos: Sequence[Mapping[str, Any] | None] = (
-        _extra_infos(columns, len(completions)) if needs_dialogue else [None] * len(completions)
-    )
+    config = RewardConfig.from_kwargs(kwargs)
+    infos: Sequence[Mapping[str, Any] | None] = [None] * len(completions)
+    if config.embeddings is not None or "mcc" in dict(config.weights):
+        infos = _extra_infos(columns, len(completions), with_paths=config.embeddings is not None)
     return [
         compute_score("", _text(one), gold, info, **kwargs)["score"]
         for one, gold, info in zip(completions, _golds(solution, completions), infos, strict=True)

@@ -18,7 +18,7 @@ from ffr_verl.errors import FFRError
 from ffr_verl.fragments import AnswerStyle, Fragment, parse_fragment
 from ffr_verl.rewards.f1 import parse_gold
 
-__all__ = ["CoherenceMode", "CoherenceScorer", "VectorSource", "coherence_reward"]
+__all__ = ["CoherenceMode", "CoherenceScorer", "VectorSource", "coherence_reward", "scorer_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -262,14 +262,18 @@ class CoherenceScorer:
 
 
 _SCORERS: weakref.WeakKeyDictionary[Any, CoherenceScorer] = weakref.WeakKeyDictionary()
+_MISSING_IN_MAPPINGS: set[str] = set()
 
 
-def _scorer_of(store: VectorSource) -> CoherenceScorer:
+def scorer_of(store: VectorSource) -> CoherenceScorer:
+    """The process's one scorer over an open store; a new one over a mapping, whose content may change."""
     try:
         scorer = _SCORERS.get(store)
         return _SCORERS.setdefault(store, CoherenceScorer(weakref.proxy(store))) if scorer is None else scorer
-    except TypeError:  # a dict can neither be hashed nor referenced weakly: nothing is kept for it
-        return CoherenceScorer(store)
+    except TypeError:  # a dict can neither be hashed nor referenced weakly: nothing is kept for it but what it lacked
+        scorer = CoherenceScorer(store)
+        scorer._missing = _MISSING_IN_MAPPINGS
+        return scorer
 
 
 def coherence_reward(
@@ -328,4 +332,4 @@ def coherence_reward(
     if isinstance(store, (str, os.PathLike)):
         raise FFRError(f"store: found the path {str(store)!r}, expected an open store: EmbeddingStore.open(...)")
     predicted = parse_fragment(completion, style=style)
-    return _scorer_of(store).score(predicted, parse_gold(solution), extra_info, mode)
+    return scorer_of(store).score(predicted, parse_gold(solution), extra_info, mode)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ffr_verl.fragments import AnswerStyle, Fragment, MalformedReason, malformed_reason, parse_fragment
+from ffr_verl.fragments import AnswerStyle, Fragment, MalformedReason, parse_fragment, reason_of_malformed
 from ffr_verl.rewards.f1 import parse_gold
 from ffr_verl.rewards.format import has_no_repeats
 
@@ -55,7 +55,7 @@ def diagnose(
     predicted, gold = parse_fragment(completion, style=style), parse_gold(solution)
     reason: MalformedReason | None
     if predicted is None:
-        reason = malformed_reason(completion, style=style)
+        reason = reason_of_malformed(completion, style=style)
     elif not has_no_repeats(predicted):
         reason = MalformedReason.REPEATED_ID
     elif extra_info is not None and _is_outside(predicted, extra_info):

@@ -14,13 +14,13 @@ from typing import Any, get_args
 from ffr_verl.embeddings.store import EmbeddingStore
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import AnswerStyle, parse_fragment
-from ffr_verl.rewards.coherence import CoherenceMode, CoherenceScorer
+from ffr_verl.rewards.coherence import CoherenceMode, CoherenceScorer, scorer_of
 from ffr_verl.rewards.f1 import f1_of_fragments, parse_gold
 from ffr_verl.rewards.format import has_no_repeats
 from ffr_verl.rewards.mcc import mcc_of_ids
 from ffr_verl.unknown_keys import refuse_unknown_keys
 
-__all__ = ["COMPONENTS", "RewardConfig", "compute_score", "open_scorer"]
+__all__ = ["COMPONENTS", "RewardConfig", "compute_score", "open_scorer", "open_store"]
 
 logger = logging.getLogger(__name__)
 
@@ -105,21 +105,35 @@ def _checked_weights(weights: Any) -> tuple[tuple[str, float], ...]:
     return tuple((str(name), _checked_number(f"{_WHERE}.weights.{name}", value)) for name, value in weights.items())
 
 
-_OPENING = threading.Lock()
-_OPEN_SCORERS: dict[str, CoherenceScorer] = {}
+_LOCK = threading.Lock()
+_OPEN_STORES: dict[str, EmbeddingStore] = {}
+_SAID: set[str] = set()
 
 
-def open_scorer(path: str) -> CoherenceScorer:
-    """The process's one scorer over the store at `path`, opened on first use.
+def open_store(path: str | os.PathLike[str]) -> EmbeddingStore:
+    """The process's one opened store at `path`, opened on first use.
 
     Raises:
         FFRError: when the store cannot be opened.
     """
     name = os.path.realpath(os.path.expanduser(path))
-    with _OPENING:
-        if name not in _OPEN_SCORERS:
-            _OPEN_SCORERS[name] = CoherenceScorer(EmbeddingStore.open(name))
-        return _OPEN_SCORERS[name]
+    with _LOCK:
+        if name not in _OPEN_STORES:
+            _OPEN_STORES[name] = EmbeddingStore.open(name)
+        return _OPEN_STORES[name]
+
+
+def open_scorer(path: str | os.PathLike[str]) -> CoherenceScorer:
+    """The process's one scorer over the store at `path`, see `open_store`."""
+    return scorer_of(open_store(path))
+
+
+def _warn_once(message: str) -> None:
+    with _LOCK:
+        is_new = message not in _SAID
+        _SAID.add(message)
+    if is_new:
+        logger.warning(message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +150,7 @@ def _settings_of(items: tuple[tuple[str, Any], ...]) -> _Settings:
     config = RewardConfig.from_kwargs({name: dict(value) if name == "weights" else value for name, value in items})
     weights = dict(config.weights)
     if weights.get("coherence") and config.embeddings is None:
-        logger.warning("no embeddings configured: the coherence reward is 0 and its weight does not count")
+        _warn_once("no embeddings configured: the coherence reward is 0 and its weight does not count")
     try:
         scorer = None if config.embeddings is None else open_scorer(config.embeddings)
     except FFRError as error:
@@ -144,16 +158,38 @@ def _settings_of(items: tuple[tuple[str, Any], ...]) -> _Settings:
     return _Settings(config, scorer, "mcc" in weights)
 
 
+class _Same:
+    """A key that is equal to another one of the same object only."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value
+
+
+@functools.lru_cache(maxsize=64)
+def _items_of_node(node: _Same) -> tuple[tuple[str, Any], ...]:
+    return tuple(node.value.items())
+
+
+def _hashable_weights(weights: Any) -> Any:
+    """The items of `weights`. verl hands a node of its config over, the same one on every call; reading that takes
+    longer than all rewards together, so it is read once."""
+    if type(weights) is dict:
+        return tuple(weights.items())
+    return _items_of_node(_Same(weights)) if isinstance(weights, Mapping) else weights
+
+
 def _resolve(kwargs: Mapping[str, Any]) -> _Settings:
+    hashable = {**kwargs, "weights": _hashable_weights(kwargs["weights"])} if "weights" in kwargs else kwargs
     try:
-        return _settings_of(
-            tuple(
-                [
-                    (name, tuple(value.items()) if name == "weights" and isinstance(value, Mapping) else value)
-                    for name, value in kwargs.items()
-                ]
-            )
-        )
+        return _settings_of(tuple(hashable.items()))
     except (TypeError, ValueError) as error:
         if isinstance(error, FFRError):
             raise

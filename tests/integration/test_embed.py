@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -209,6 +210,63 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert "is there already; choose another --output, or replace it with --force" in refused.stderr
 
 
+class Stopped(Exception):
+    """Stands for whatever ends a run."""
+
+
+def stop_after(items: int) -> Any:
+    def on_items(done: int, total: int) -> None:
+        if done >= items:
+            raise Stopped
+
+    return on_items
+
+
+@pytest.fixture
+def interrupted(tmp_path: Path, clip: EncoderSettings) -> tuple[Path, Path, Path]:
+    """A file of 1,100 texts, the output, and the folder that a run left which was stopped after its first part."""
+    texts = [f"line {number}" for number in range(1100)]
+    file = write_mldr(tmp_path, [texts[start : start + 25] for start in range(0, 1100, 25)])
+    output, partial = tmp_path / "store", tmp_path / ".store.partial"
+    with pytest.raises(Stopped):
+        embed([file], output, clip, on_items=stop_after(1))
+    assert [path.name for path in partial.glob("*.npy")] == ["text-000000000.npy"]
+    return file, output, partial
+
+
+@pytest.mark.parametrize("size", [0, 100, 5000])
+def test_a_damaged_part_is_made_again(interrupted: Any, clip: EncoderSettings, size: int) -> None:
+    """As a crash of the machine may leave it: the name is there, the data are not."""
+    file, output, partial = interrupted
+    os.truncate(partial / "text-000000000.npy", size)
+    said: list[str] = []
+    summary = embed([file], output, clip, say=said.append)
+    assert said == [f"{partial / 'text-000000000.npy'}: is damaged, its 1024 items are embedded again"]
+    assert summary.resumed_items == 0
+    assert EmbeddingStore.open(output, verify=True).manifest.vectors == 1100
+    assert not partial.exists()
+
+
+def test_parts_whose_record_is_lost_are_not_trusted(interrupted: Any, clip: EncoderSettings) -> None:
+    file, output, partial = interrupted
+    (partial / "work.json").write_text("")
+    with pytest.raises(FFRError, match=r"an interrupted run of other data, .* or forget it with --restart"):
+        embed([file], output, clip)
+    assert embed([file], output, clip, restart=True).resumed_items == 0
+    assert len(EmbeddingStore.open(output, verify=True)) == 1100
+
+
+def test_a_run_that_was_stopped_before_its_first_part_binds_nothing(tmp_path: Path, clip: EncoderSettings) -> None:
+    """Neither its settings nor a record that it had not finished."""
+    file, output = write_mldr(tmp_path, [["hello"]]), tmp_path / "store"
+    for _ in range(2):
+        with pytest.raises(Stopped):
+            embed([file], output, clip, on_items=stop_after(0))
+        (tmp_path / ".store.partial" / "work.json").write_text("")
+    embed([file], output, dataclasses.replace(clip, normalize=False))
+    assert not EmbeddingStore.open(output).manifest.normalized
+
+
 def test_shards_over_ray_give_the_same_store(parquet: Path, clip: EncoderSettings, tmp_path: Path) -> None:
     """A real Ray cluster of this machine, two encoders in it."""
     files = [parquet / "train.rl.parquet"]
@@ -233,9 +291,29 @@ def test_refusals(parquet: Path, tmp_path: Path) -> None:
         embed([tmp_path / "none.rl.parquet"], output, MINILM)
     with pytest.raises(FFRError, match="images root"):
         embed([file], output, MINILM, images_root=tmp_path / "empty")
-    with pytest.raises(FFRError, match=r"--ray 127\.0\.0\.1:9: nothing answers there"):
-        embed([file], output, MINILM, ray_address="127.0.0.1:9")
     assert not output.exists()
+
+
+def test_what_cannot_be_written_or_reached_is_refused_before_the_work_starts(parquet: Path, tmp_path: Path) -> None:
+    file, begun = parquet / "train.rl.parquet", []
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("x")
+    (tmp_path / "note").write_text("x")
+    for name, force, options, message in (
+        ("thesis", False, {}, "is there already"),
+        ("thesis", True, {}, "holds something that is no embedding store"),
+        ("note", False, {}, "note: is a file, but an embedding store is a folder"),
+        ("note", True, {}, "note: is a file, but an embedding store is a folder"),
+        ("note/store", False, {}, r"note/\.store\.partial: Not a directory; give another --output"),
+        ("store", False, {"ray_address": "127.0.0.1:9"}, r"--ray 127\.0\.0\.1:9: nothing answers there"),
+        ("store", False, {"ray_address": "ray://127.0.0.1:10001"}, "Ray Data does not run through a Ray client"),
+    ):
+        with pytest.raises(FFRError, match=message):
+            embed([file], tmp_path / name, MINILM, force=force, on_items=lambda *items: begun.append(items), **options)
+    assert not begun
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["note", "thesis"]
+    with pytest.raises(FFRError, match=r"--model .*: cannot be loaded on --device banana: "):
+        SentenceEncoder(dataclasses.replace(MINILM, device="banana"))
 
 
 def test_one_id_with_two_meanings_is_refused(tmp_path: Path, clip: EncoderSettings) -> None:

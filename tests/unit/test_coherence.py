@@ -239,6 +239,19 @@ def test_missing_keys_are_counted_and_logged_once(caplog: pytest.LogCaptureFixtu
     assert scorer.missing_in(None, SMALL) == 0
 
 
+def test_a_mapping_is_complained_of_once_too(caplog: pytest.LogCaptureFixture, monkeypatch: Any) -> None:
+    """Nothing is kept of a mapping between calls, as it may change; not even then is each answer worth a warning."""
+    monkeypatch.setattr("ffr_verl.rewards.coherence._MISSING_IN_MAPPINGS", set())
+    source = {"utt:d:0": np.ones(2), "utt:d:1": np.ones(2)}
+    gold = text([0, 1, 2], [])
+    for _ in range(3):
+        assert coherence_reward(gold, gold, extra_info=SMALL, store=source) == pytest.approx(1.0)
+    batch.coherence([gold] * 3, [gold] * 3, store=source, extra_info=[SMALL] * 3)
+    assert len(caplog.records) == 1
+    source["utt:d:2"] = -np.ones(2)
+    assert coherence_reward(gold, gold, extra_info=SMALL, store=source) == pytest.approx(0.0)
+
+
 def test_what_is_known_to_have_no_vector_is_not_missing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """An utterance without text, the images of a text-only encoder: left out, and nothing to complain of."""
     index = [("utt:d:0", 0), ("utt:d:1", 0), ("utt:d:2", -1), *((f"img:{name}.png", -1) for name in "abc")]
@@ -336,6 +349,28 @@ def test_batch_takes_the_dialogue_from_extra_info_or_from_mldr_columns(small_sto
     assert batch.mcc([gold], [gold], messages=[messages], dialogue_id=["d"], images=[SMALL["images"]]) == [1.0]
 
 
+def test_a_store_is_opened_once_a_process(small_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By whichever name and from whichever reward it is asked for, and only when it is."""
+    opened: list[str] = []
+    original = EmbeddingStore.open.__func__  # type: ignore[attr-defined]
+
+    def counting(cls: type[EmbeddingStore], path: Any, *, verify: bool = False) -> EmbeddingStore:
+        opened.append(str(path))
+        return original(cls, path, verify=verify)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(EmbeddingStore, "open", classmethod(counting))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(small_store)
+    gold = text([0, 1], [])
+    rewards = [batch.configure(batch.coherence, store=name) for name in (small_store, "store", Path("link"))]
+    assert opened == []
+    for reward in rewards:
+        assert reward([gold], [gold], extra_info=[SMALL]) == [pytest.approx(HALF)]
+    for mode in MODES:
+        compute_score("", gold, gold, SMALL, embeddings="link", coherence_mode=mode)
+    assert len(opened) == 1
+
+
 def test_batch_says_which_columns_it_needs() -> None:
     gold = text([1], [])
     with pytest.raises(FFRError, match="coherence needs an embedding store: configure"):
@@ -351,6 +386,8 @@ def test_batch_says_which_columns_it_needs() -> None:
     with pytest.raises(FFRError, match=r"column images: found Image, expected the image's path"):
         batch.coherence([gold], [gold], store=SQUARE, **decoded)
     assert batch.mcc([gold], [gold], **decoded) == [0.5], "only their number matters there"
+    weighing_mcc = batch.configure(batch.ffr, reward_kwargs={"weights": {"f1": 1.0, "mcc": 1.0}})
+    assert weighing_mcc([gold], [gold], **decoded) == [1.5]
     with pytest.raises(FFRError, match=r"coherence\.weights: unknown key"):
         batch.configure(batch.coherence, weights=1)
 

@@ -168,6 +168,14 @@ def test_a_key_must_name_a_row_that_exists(tmp_path: Path) -> None:
         write_arrays(tmp_path / "s", rows=[np.ones((1, 2))], index=[("a", 1)], dimension=2, model="toy")
 
 
+@pytest.mark.parametrize("rows", [[np.ones((1, 3))], [np.ones((2, 2)), np.ones((1, 3))], [np.ones(2)]])
+def test_rows_of_another_dimension_are_refused(tmp_path: Path, rows: Any) -> None:
+    """They would make a file of another size, which nothing could open."""
+    with pytest.raises(FFRError, match=r"s: found vectors of shape .* from row \d+ on, expected \(any, 2\)"):
+        write_arrays(tmp_path / "s", rows=rows, index=[("a", 0)], dimension=2, model="toy")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_that_is_there_is_kept(store: Path, tmp_path: Path) -> None:
     before = {file.name: file.read_bytes() for file in store.iterdir()}
     with pytest.raises(FFRError, match="is there already"):
@@ -181,6 +189,14 @@ def test_a_folder_that_is_there_is_kept(store: Path, tmp_path: Path) -> None:
     with pytest.raises(FFRError, match="holds something that is no embedding store"):
         write_store(tmp_path / "thesis", some(2).items(), model="other", overwrite=True)
     assert (tmp_path / "thesis" / "chapter.txt").is_file()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_in_its_place_is_kept(tmp_path: Path, overwrite: bool) -> None:
+    (tmp_path / "store").write_text("x")
+    with pytest.raises(FFRError, match="store: is a file, but an embedding store is a folder"):
+        write_store(tmp_path / "store", some(2).items(), model="toy", overwrite=overwrite)
+    assert (tmp_path / "store").read_text() == "x"
 
 
 def test_an_error_while_replacing_keeps_the_old_store(store: Path, tmp_path: Path) -> None:

@@ -86,9 +86,7 @@ def test_every_reward_is_what_its_definition_says(predicted: Ids, gold: Ids, sty
     found = mcc_reward(completion, solution, n_utterances=N_UTTERANCES, n_images=N_IMAGES, style=style)
     assert found == pytest.approx(mcc, abs=1e-6)
     weights = {"f1": 1.0, "format": 0.3, "exact_match": 2.0, "mcc": 0.5}
-    scores = compute_score(
-        "", completion, solution, INFO, weights=weights, answer_style=style, length_penalty=penalty
-    )
+    scores = compute_score("", completion, solution, INFO, weights=weights, answer_style=style, length_penalty=penalty)
     assert scores == pytest.approx(
         {
             "score": f1 + 0.3 * well_formed + 2.0 * exact + 0.5 * mcc,

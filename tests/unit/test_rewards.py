@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
@@ -124,6 +128,61 @@ def test_coherence_counts_only_with_embeddings() -> None:
     assert with_weight["coherence"] == 0.0
 
 
+def test_missing_embeddings_are_said_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even when the threads of a reward worker meet the settings for the first time together."""
+    monkeypatch.setattr("ffr_verl.rewards.ffr._SAID", set())
+    interval, barrier = sys.getswitchinterval(), threading.Barrier(8)
+
+    def first(penalty: float) -> float:
+        barrier.wait()
+        return compute_score("", text([1], []), text([1], []), length_penalty=penalty)["coherence"]
+
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            assert set(threads.map(first, [0.123] * 8)) == {0.0}
+    finally:
+        sys.setswitchinterval(interval)
+    for penalty in (0.5, 0.6):
+        compute_score("", "", "", length_penalty=penalty)
+    assert [record.getMessage() for record in caplog.records] == [
+        "no embeddings configured: the coherence reward is 0 and its weight does not count"
+    ]
+
+
+class Node(Mapping[str, float]):
+    """A mapping that is slow to read, as a node of verl's config is; it counts how often it was."""
+
+    def __init__(self, **values: float) -> None:
+        self.values_, self.reads = values, 0
+
+    def __getitem__(self, key: str) -> float:
+        self.reads += 1
+        return self.values_[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.values_)
+
+    def __len__(self) -> int:
+        return len(self.values_)
+
+
+def test_settings_are_read_once_and_told_apart() -> None:
+    """verl passes the same node of its config with every call."""
+    gold = text([1], [])
+    first, second = Node(f1=1.0), Node(f1=2.0)
+    for _ in range(50):
+        assert compute_score("", gold, gold, weights=first)["score"] == 1.0
+        assert compute_score("", gold, gold, weights=second)["score"] == 2.0
+    assert first.reads + second.reads <= 4
+    weights = {"f1": 1.0}
+    assert compute_score("", gold, gold, weights=weights)["score"] == 1.0
+    weights["f1"] = 3.0
+    assert compute_score("", gold, gold, weights=weights)["score"] == 3.0, "a dict is looked at each time"
+    with pytest.raises(FFRError, match=r"weights\.f2: unknown key"):
+        compute_score("", gold, gold, weights=Node(f2=1.0))
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
@@ -158,6 +217,25 @@ def test_batch_takes_texts_and_conversations() -> None:
     assert batch.exact_match(completions, solution=solutions) == good
     assert batch.format(completions, solution=solutions) == good
     assert batch.ffr(completions, solutions) == pytest.approx([1.3, 1.3, 1.3, 0.0, 0.0])
+
+
+def test_all_have_the_signature_of_trl_and_ms_swift() -> None:
+    """`f(completions, solution, **columns)`: golds by position or by name, foreign columns ignored."""
+    gold = text([1], [])
+    info = [{"utterance_ids": [0, 1, 2], "images": [], "dialogue_id": "d", "image_utterances": []}]
+    store = {"utt:d:1": [1.0, 0.0]}
+    expected = {"f1": 1.0, "format": 1.0, "exact_match": 1.0, "mcc": 1.0, "ffr": 1.3, "coherence": 0.5}
+    assert set(batch.__all__) == {*expected, "configure", "BatchReward"}
+    for name, value in expected.items():
+        reward = batch.configure(batch.coherence, store=store) if name == "coherence" else getattr(batch, name)
+        assert reward([gold], [gold], extra_info=info, trainer_state=object()) == [value], name
+        assert reward(completions=[gold], solution=[gold], extra_info=info, prompts=["p"]) == [value], name
+
+
+@pytest.mark.parametrize("weights", [None, 3, [1.0], {"f1": None}])
+def test_batch_ffr_names_settings_that_make_no_sense(weights: object) -> None:
+    with pytest.raises(FFRError, match=r"reward_kwargs\.weights"):
+        batch.ffr(["x"], ["x"], reward_kwargs={"weights": weights})
 
 
 def test_batch_refuses_columns_of_other_lengths() -> None:
