@@ -139,9 +139,11 @@ def test_coherence_and_missing_vectors(worker: Any, base_model: Path, tmp_path: 
     assert result["score"] == pytest.approx(1.3 + 0.5**0.5)
 
 
-def test_the_manager_alone_is_enough(composed: Any, base_model: Path) -> None:
-    """`reward.reward_manager.name=ffr` in a job that names no reward function."""
-    config = composed("main_ppo", "reward.reward_manager.name=ffr", f"actor_rollout_ref.model.path={base_model}")
+@pytest.mark.parametrize("model", ["base_model", "special_model"])
+def test_the_manager_alone_is_enough(composed: Any, model: str, request: pytest.FixtureRequest) -> None:
+    """`reward.reward_manager.name=ffr` in a job that names no reward function, on tags of both kinds."""
+    path = request.getfixturevalue(model)
+    config = composed("main_ppo", "reward.reward_manager.name=ffr", f"actor_rollout_ref.model.path={path}")
     assert score(RewardLoopWorker(config), GOLD)["reward_score"] == pytest.approx(1.3)
     with open_dict(config):
         config.reward.reward_kwargs = OmegaConf.create({"weights": {"f1": 2.0, "mcc": 1.0}})
