@@ -60,7 +60,6 @@ def test_two_steps_of_trl_with_the_docs_code(folder: Path, sft_model: Path, tmp_
     """What TRL logs as mean rewards is what our rewards give for the completions that it generated."""
     data = tmp_path / "data"
     data.mkdir()
-    (data / "images").symlink_to(folder)
     (data / "train.rl.parquet").symlink_to(folder / "train.rl.parquet")
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "sft").symlink_to(sft_model)

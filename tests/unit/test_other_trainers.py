@@ -1,4 +1,5 @@
-"""The page's ms-swift plugin, called as ms-swift 4.6 documents it: `orms[NAME](args)(completions, **columns)`.
+"""The page on other trainers: how long its snippets are, and its ms-swift plugin, called as ms-swift 4.6 documents it:
+`orms[NAME](args)(completions, **columns)`.
 
 ms-swift itself is not installed: its base class and registry are stood in for by what its documentation says of them.
 """
@@ -17,7 +18,14 @@ import pytest
 from ffr_verl import Fragment, format_fragment
 from ffr_verl.embeddings import write_store
 
-ROOT = Path(__file__).parents[2]
+PAGE = (Path(__file__).parents[2] / "docs" / "other_trainers.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("trainer", ["verl", "TRL", "ms-swift"])
+def test_ten_lines_are_enough(trainer: str) -> None:
+    block = re.search(rf"\n## {trainer}.*?```\w+\n(.*?)```", PAGE, re.DOTALL)
+    assert block is not None
+    assert 0 < len([line for line in block.group(1).splitlines() if line.strip()]) <= 10
 
 
 class ORM:
@@ -31,8 +39,7 @@ class ORM:
 
 
 def test_the_plugin_of_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (ROOT / "docs" / "other_trainers.md").read_text(encoding="utf-8")
-    found = re.search(r"```python\n(.*?)```", page[page.index("## ms-swift") :], re.DOTALL)
+    found = re.search(r"```python\n(.*?)```", PAGE[PAGE.index("## ms-swift") :], re.DOTALL)
     assert found is not None
     rewards = types.ModuleType("swift.rewards")
     orms: dict[str, type[ORM]] = {}
