@@ -70,6 +70,7 @@ _TEMPLATES = (
 _IMAGE_TEXTS = ("", "look at this", "here you are")
 _QUERY_TEMPLATES = ("the part about {a}", "where they talk about {a} and {b}", "about {a} and {b}")
 _OWN_WORDS = ("user1", "user2")
+_MOST_IMAGES = 8  # the recipes' rollout.limit_images; a dialogue that drew more is drawn anew
 
 
 def demo_vocabulary() -> tuple[str, ...]:
@@ -162,14 +163,18 @@ def demo_rows(
         pictures[topic.name] = [f"{images_dir.name}/{name}" for name in names]
 
     settings = ComposeSettings(negatives=empty_share)
-    for number in range(rows):
+    number = 0
+    while number < rows:
         topics = rng.sample(TOPICS, 4)
         turns = rng.randint(*turns_per_topic)
         *parts, absent = (
             _short_dialogue(topic, turns, pictures[topic.name], image_share, literal_share, rng) for topic in topics
         )
+        if sum(isinstance(turn["utterance"], list) for part in parts for turn in part.turns) > _MOST_IMAGES:
+            continue
         dialogue = compose(f"{prefix}_{number:05d}", parts, absent, settings, rng)
         yield from rows_of_raw_dialogue(dialogue, template=_TEMPLATE)
+        number += 1
 
 
 def write_demo_set(
