@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 __all__ = [
+    "PLAIN_ANSWER",
     "TAGS",
     "AnswerStyle",
     "Fragment",
@@ -32,7 +33,8 @@ TAGS = ("<|utt_ids_start|>", "<|utt_ids_end|>", "<|img_ids_start|>", "<|img_ids_
 _MOST_DIGITS, _MOST_IDS = 9, 4096
 _ID = rf"[0-9]{{1,{_MOST_DIGITS}}}\s*"
 _IDS = rf"\[\s*((?:{_ID}(?:,\s*{_ID}){{0,{_MOST_IDS - 1}}})?)\]"
-_PLAIN = re.compile(
+# The whole of an answer in the plain style; its groups are the two id lists, without brackets.
+PLAIN_ANSWER = re.compile(
     re.escape(TAGS[0]) + _IDS + re.escape(TAGS[1]) + ";" + re.escape(TAGS[2]) + _IDS + re.escape(TAGS[3])
 )
 _OPEN_THINK, _CLOSE_THINK, _OPEN_ANSWER, _CLOSE_ANSWER = "<think>", "</think>", "<answer>", "</answer>"
@@ -112,7 +114,7 @@ def parse_fragment(text: str, *, style: AnswerStyle = "plain") -> Fragment | Non
         text = inner
     elif style != "plain":
         raise ValueError(f"style: found {style!r}, expected one of {', '.join(get_args(AnswerStyle))}")
-    match = _PLAIN.fullmatch(text)
+    match = PLAIN_ANSWER.fullmatch(text)
     if match is None:
         return None
     utterances, images = match.groups()

@@ -2,6 +2,25 @@
 
 from __future__ import annotations
 
-from ffr_verl.evaluation.predictions import Prediction, read_predictions
+from ffr_verl.evaluation.bootstrap import BootstrapSettings
+from ffr_verl.evaluation.metrics import Confusion, Scores, confusion, f1, mcc, precision, recall
+from ffr_verl.evaluation.predictions import Prediction, read_predictions, read_verl_dump
+from ffr_verl.evaluation.result import EvaluationResult, Part, evaluate, evaluate_file
 
-__all__ = ["Prediction", "read_predictions"]
+__all__ = [
+    "BootstrapSettings",
+    "Confusion",
+    "EvaluationResult",
+    "Part",
+    "Prediction",
+    "Scores",
+    "confusion",
+    "evaluate",
+    "evaluate_file",
+    "f1",
+    "mcc",
+    "precision",
+    "read_predictions",
+    "read_verl_dump",
+    "recall",
+]

@@ -1,4 +1,4 @@
-"""The lines of a file, gzipped or not, of which none may fill the memory."""
+"""The lines of a file, gzipped or not, in blocks of which none fills the memory."""
 
 from __future__ import annotations
 
@@ -10,57 +10,56 @@ from typing import BinaryIO, cast
 
 from ffr_verl.errors import FFRError
 
-__all__ = ["LONGEST_LINE", "read_lines"]
+__all__ = ["LONGEST_LINE", "read_blocks"]
 
 LONGEST_LINE = 8 * 2**20
-_BLOCK = 2**18
+_BLOCK = 2**17  # fits into a core's cache with what is made of it, and is below malloc's threshold for fresh pages
 
 
-def read_lines(
+def read_blocks(
     path: Path,
     *,
     on_too_long: Callable[[int], None],
     on_position: Callable[[int], None] = lambda position: None,
-    longest: int = LONGEST_LINE,
-) -> Iterator[tuple[int, list[bytes]]]:
-    """Yield `(number of the first line, some lines)`, without their ends; numbers are from 1.
+) -> Iterator[tuple[int, bytes]]:
+    """Yield `(number of its first line, block)`; a block is some whole lines, without the end of the last one.
 
     Args:
         path: the file.
-        on_too_long: told the number of a line of more than `longest` bytes, which is left out (an empty line stands
-            in its place); raises to stop there.
+        on_too_long: told the number, from 1, of a line of more than `LONGEST_LINE` bytes; it may raise. Otherwise an
+            empty line stands in its place.
         on_position: told how many bytes of the file have been read.
-        longest: most bytes of a line.
 
     Raises:
         FFRError: for a file that cannot be read or a broken gzip file.
     """
     try:
-        with path.open("rb") as raw:
+        with path.open("rb", buffering=0) as raw:
             is_packed = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
             file = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if is_packed else raw
-            number, pieces, waiting = 1, list[bytes](), 0
+            number = 1
+            pieces: list[bytes] = []  # of a line whose end has not been read
+            waiting = 0  # its length; the pieces of one that is too long are dropped
             while block := file.read(_BLOCK):
                 on_position(raw.tell())
-                if b"\n" not in block:
+                end = block.rfind(b"\n")
+                if end < 0:
                     waiting += len(block)
-                    pieces = [] if waiting > longest else [*pieces, block]
+                    pieces = [] if waiting > LONGEST_LINE else [*pieces, block]
                     continue
-                head, _, block = block.partition(b"\n")
-                waiting += len(head)
-                if waiting > longest:
+                if waiting + block.find(b"\n") > LONGEST_LINE:
                     on_too_long(number)
-                    pieces, head = [], b""
-                body, _, rest = block.rpartition(b"\n")
-                lines = [b"".join([*pieces, head]), *(body.split(b"\n") if len(rest) < len(block) else ())]
-                yield number, lines
-                number += len(lines)
-                pieces, waiting = [rest], len(rest)
-            if waiting > longest:
+                    whole = block[block.find(b"\n") : end]
+                else:
+                    whole = b"".join([*pieces, block[:end]])
+                yield number, whole
+                number += block.count(b"\n")
+                pieces, waiting = [block[end + 1 :]], len(block) - end - 1
+            if waiting > LONGEST_LINE:
                 on_too_long(number)
             elif waiting:
-                yield number, [b"".join(pieces)]
+                yield number, b"".join(pieces)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise FFRError(f"{path}: broken gzip file ({error}); copy it again") from None
     except OSError as error:

@@ -2,23 +2,41 @@
 
 A row has `response`, `labels` (the gold answer), `messages`, `dialogue_id` and, where the dialogue has some, `images`;
 `logprobs: {"content": [{"logprob": …}, …]}` where they were asked for. So write `ffr-verl infer`, ms-swift and the
-published tools.
+published tools. The files that verl writes with `trainer.validation_data_dir` are read too.
 """
 
 from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
 
 from ffr_verl.errors import FFRError
-from ffr_verl.evaluation.lines import LONGEST_LINE, read_lines
+from ffr_verl.evaluation.lines import LONGEST_LINE, read_blocks
 from ffr_verl.rewards.f1 import parse_gold
 
-__all__ = ["Prediction", "read_predictions"]
+__all__ = [
+    "Answered",
+    "Prediction",
+    "PredictionFormat",
+    "UnusableLines",
+    "prediction_of",
+    "read_answered",
+    "read_predictions",
+    "read_verl_dump",
+    "user_prompt",
+]
+
+PredictionFormat = Literal["ffr", "verl"]
+
+# Line, response, labels, user's message and dialogue_id of a row: all that the metrics need. A plain tuple, and read
+# without the rest of the row, because these are most of the time that an evaluation takes.
+Answered = tuple[int, str, str, str, str]
 
 _FIELDS = ("response", "labels", "messages", "images", "dialogue_id", "logprobs")
 _REQUIRED = ("response", "labels", "messages", "dialogue_id")
@@ -49,6 +67,43 @@ class Prediction:
     extra: Mapping[str, Any]
 
 
+class UnusableLines:
+    """What becomes of lines that cannot be used: the first one is an error, or all are counted and left out.
+
+    Args:
+        path: of the file, for the message.
+        lenient: count them.
+        on_skipped: told the number of each line left out, from 1, and what is wrong with it.
+    """
+
+    def __init__(
+        self, path: Path, *, lenient: bool = False, on_skipped: Callable[[int, str], None] | None = None
+    ) -> None:
+        self.count = 0
+        self._path, self._lenient, self._on_skipped = path, lenient, on_skipped
+
+    def add(self, line: int, reason: str) -> None:
+        """Leave a line out.
+
+        Raises:
+            FFRError: when not lenient.
+        """
+        if not self._lenient:
+            raise FFRError(f"{self._path}: line {line}: {reason}; or leave such lines out with --lenient")
+        self.count += 1
+        if self._on_skipped is not None:
+            self._on_skipped(line, reason)
+
+    def add_too_long(self, line: int) -> None:
+        """Leave out a line that is too long to be read."""
+        self.add(line, f"longer than {LONGEST_LINE // 2**20} MiB; give one row a line")
+
+    def no_rows(self) -> FFRError:
+        """The error of a file in which nothing is left."""
+        left_out = f", {self.count} lines left out" if self.count else ""
+        return FFRError(f"{self._path}: no predictions{left_out}; give a JSONL file, one prediction a line")
+
+
 def read_predictions(
     path: Path, *, lenient: bool = False, on_skipped: Callable[[int, str], None] | None = None
 ) -> Iterator[Prediction]:
@@ -61,7 +116,7 @@ def read_predictions(
 
     Raises:
         FFRError: for a file that cannot be read or has no line that can be used; without `lenient` also for the first
-            line that is cut, no JSON, not UTF-8, longer than 8 MiB, or lacks a field or holds a malformed gold answer.
+            line that is cut, no JSON, not UTF-8, longer than 8 MiB, lacks a field or holds a malformed gold answer.
 
     Example:
         >>> import tempfile
@@ -75,67 +130,183 @@ def read_predictions(
         >>> prediction.line, prediction.response, prediction.images
         (1, 'none', ())
     """
+    yield from _predictions(path, UnusableLines(path, lenient=lenient, on_skipped=on_skipped), prediction_of)
 
-    def unusable(line: int, reason: str) -> None:
-        if not lenient:
-            raise FFRError(f"{path}: line {line}: {reason} (--lenient leaves such lines out)")
-        if on_skipped is not None:
-            on_skipped(line, reason)
 
-    def too_long(line: int) -> None:
-        unusable(line, f"longer than {LONGEST_LINE // 2**20} MiB; give one row a line")
+def read_verl_dump(
+    path: Path, *, lenient: bool = False, on_skipped: Callable[[int, str], None] | None = None
+) -> Iterator[Prediction]:
+    """Yield the answers of a file that verl wrote, as predictions; as `read_predictions` otherwise.
 
-    found = 0
-    for first, lines in read_lines(path, on_too_long=too_long):
-        for number, text in enumerate(lines, start=first):
-            line = text.removeprefix(codecs.BOM_UTF8) if number == 1 else text
-            if not line or line.isspace():
-                continue
-            try:
-                prediction = _prediction(number, _parsed(line))
-            except ValueError as error:
-                unusable(number, str(error))
-                continue
-            found += 1
+    verl writes `STEP.jsonl` into `trainer.validation_data_dir` and `trainer.rollout_data_dir`. A row has `input` (the
+    prompt), `output`, `gts` (the gold answer), `score`, `step` and what the reward function returned. It names no
+    dialogue and no images: `dialogue_id` is empty, and `messages` is one of the user's, the whole prompt.
+
+    Raises:
+        FFRError: as `read_predictions`; also for a row whose prompt has no utterance: verl drops special tokens there,
+            so the file is of no use where the model's tokenizer holds the answer tags as such.
+    """
+    yield from _predictions(path, UnusableLines(path, lenient=lenient, on_skipped=on_skipped), _prediction_of_verl)
+
+
+def read_answered(
+    path: Path,
+    unusable: UnusableLines,
+    *,
+    row_format: PredictionFormat = "ffr",
+    on_position: Callable[[int], None] = lambda position: None,
+) -> Iterator[Answered]:
+    """What the metrics need of each prediction; gold answers are not looked at.
+
+    Args:
+        path: the file.
+        unusable: told of lines that cannot be used.
+        row_format: `ffr` or `verl`, see `read_predictions` and `read_verl_dump`.
+        on_position: told how many bytes of the file have been read.
+
+    Raises:
+        FFRError: for a file that cannot be read.
+    """
+    for first, block in read_blocks(path, on_too_long=unusable.add_too_long, on_position=on_position):
+        rows = _typed_rows(block) if row_format == "ffr" else None
+        if rows is None:  # one of the lines is broken, or unusual: look at each
+            for one in _of_lines(
+                first, block, unusable, prediction_of if row_format == "ffr" else _prediction_of_verl
+            ):
+                yield one.line, one.response, one.labels, user_prompt(one.messages), one.dialogue_id
+            continue
+        for number, row in enumerate(rows, start=first):
+            messages = row.messages
+            if len(messages) > 1 and messages[1].role == "user" != messages[0].role:
+                prompt = messages[1].content
+            else:
+                found = [message.content for message in messages if message.role == "user"]
+                if not found:
+                    unusable.add(number, _NO_USER)
+                    continue
+                prompt = found[0]
+            yield number, row.response, row.labels, prompt, row.dialogue_id
+
+
+def user_prompt(messages: Sequence[Mapping[str, Any]]) -> str:
+    """The user's message, which holds dialogue and query."""
+    return next(str(message["content"]) for message in messages if message["role"] == "user")
+
+
+class _Message(msgspec.Struct, gc=False):
+    role: str
+    content: str
+
+
+class _Image(msgspec.Struct, gc=False):
+    path: str
+
+
+class _Token(msgspec.Struct, gc=False):
+    logprob: float
+
+
+class _Logprobs(msgspec.Struct, gc=False):
+    content: list[_Token] | None = None
+
+
+class _Row(msgspec.Struct, gc=False):
+    """What every usual row fits; `prediction_of` takes more, and says what is wrong."""
+
+    response: str
+    labels: str
+    messages: list[_Message]
+    dialogue_id: str
+    images: list[str | _Image] | None = None
+    logprobs: _Logprobs | None = None
+
+
+_decoder = msgspec.json.Decoder(_Row)
+
+
+def _typed_rows(block: bytes) -> list[_Row] | None:
+    """The rows of a block's lines, or `None` when it is not exactly one usual row in each line."""
+    # A line break between two objects that no comma parts can only stand between rows.
+    breaks = block.count(b"\n")
+    if breaks and block.count(b"}\n{") != breaks:
+        return None
+    try:
+        if not block.isascii():
+            block.decode("utf-8")  # the decoder does not look at texts that it leaves out
+        rows = _decoder.decode_lines(block)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return rows if len(rows) == breaks + 1 else None
+
+
+def _predictions(
+    path: Path, unusable: UnusableLines, convert: Callable[[int, Mapping[str, Any]], Prediction]
+) -> Iterator[Prediction]:
+    is_empty = True
+    for first, block in read_blocks(path, on_too_long=unusable.add_too_long):
+        for prediction in _of_lines(first, block, unusable, convert):
+            is_empty = False
             yield prediction
-    if not found:
-        raise FFRError(f"{path}: no row that can be used; give a JSONL file of predictions")
+    if is_empty:
+        raise unusable.no_rows()
+
+
+def _of_lines(
+    first: int, block: bytes, unusable: UnusableLines, convert: Callable[[int, Mapping[str, Any]], Prediction]
+) -> Iterator[Prediction]:
+    for number, text in enumerate(block.split(b"\n"), start=first):
+        line = text.removeprefix(codecs.BOM_UTF8) if number == 1 else text
+        if not line or line.isspace():
+            continue
+        try:
+            prediction = convert(number, _parsed(line))
+        except ValueError as error:
+            unusable.add(number, str(error))
+            continue
+        yield prediction
 
 
 def _parsed(line: bytes) -> dict[str, Any]:
     if b"\0" in line:
-        raise ValueError("holds NUL bytes, as after an interrupted write or copy; make it again")
+        raise ValueError("holds NUL bytes, as after an interrupted write or copy; make the file again")
     try:
         row = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at byte {error.start} of it; convert it, for example with iconv") from None
     except json.JSONDecodeError as error:
-        is_cut = not line.rstrip().endswith(b"}")
-        what = "cut off, or not JSON" if is_cut else "not JSON"
-        raise ValueError(f"{what} ({error.msg} at column {error.colno}); make it again") from None
+        what = "not JSON" if line.rstrip().endswith(b"}") else "cut off, or not JSON"
+        raise ValueError(f"{what} ({error.msg} at column {error.colno}); make the file again") from None
     except RecursionError:
         raise ValueError("not JSON (nested too deeply)") from None
     if not isinstance(row, dict):
-        raise ValueError(f"found {type(row).__name__}, expected an object: one row a line")
+        raise ValueError(f"found {_kind(row)}, expected an object: one prediction a line")
     return row
 
 
-def _prediction(number: int, row: Mapping[str, Any]) -> Prediction:
-    missing = [name for name in _REQUIRED if row.get(name) is None]
-    if missing:
-        raise ValueError(f"field {', '.join(missing)} is missing; found {', '.join(map(str, row)) or 'none'}")
-    for name in ("response", "labels"):
-        if not isinstance(row[name], str):
-            raise ValueError(f"field {name}: found {type(row[name]).__name__}, expected text")
-    if parse_gold(row["labels"]) is None:
-        raise ValueError(f"field labels: malformed gold answer {row['labels'][:100]!r}")
+def _kind(value: Any) -> str:
+    """What JSON calls it."""
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def prediction_of(number: int, row: Mapping[str, Any]) -> Prediction:
+    """A row as a prediction.
+
+    Args:
+        number: of its line, from 1.
+        row: see the module.
+
+    Raises:
+        ValueError: when it is none; the message names the field.
+    """
+    _refuse_missing(row, _REQUIRED)
     identifier = row["dialogue_id"]
     if isinstance(identifier, bool) or not isinstance(identifier, (str, int)):
-        raise ValueError(f"field dialogue_id: found {type(identifier).__name__}, expected text")
+        raise ValueError(f"field dialogue_id: found {_kind(identifier)}, expected text")
     return Prediction(
         number,
-        row["response"],
-        row["labels"],
+        _text(row, "response"),
+        _gold(row, "labels"),
         _messages(row["messages"]),
         _images(row.get("images")),
         str(identifier),
@@ -144,36 +315,89 @@ def _prediction(number: int, row: Mapping[str, Any]) -> Prediction:
     )
 
 
+def _prediction_of_verl(number: int, row: Mapping[str, Any]) -> Prediction:
+    _refuse_missing(row, ("input", "output", "gts"))
+    prompt, response, labels = _text(row, "input"), _text(row, "output"), _gold(row, "gts")
+    if "<|utt_id_start|>" not in prompt:
+        raise ValueError(
+            "field input: no <|utt_id_start|>; verl drops special tokens, so where the tags are such its files tell "
+            "nothing: evaluate answers of `ffr-verl infer`"
+        )
+    extra = {name: value for name, value in row.items() if name not in ("input", "output", "gts")}
+    return Prediction(number, response, labels, ({"role": "user", "content": prompt},), (), "", (), extra)
+
+
+def _refuse_missing(row: Mapping[str, Any], names: Sequence[str]) -> None:
+    missing = [name for name in names if row.get(name) is None]
+    if not missing:
+        return
+    found = ", ".join(map(str, row)) or "none"
+    hint = ""
+    if "input" in row and "gts" in row:
+        hint = "; verl wrote it? give --format verl"
+    elif "solution" in row and "response" not in row:
+        hint = "; rows of a data set are no predictions, make some with `ffr-verl infer`"
+    elif "response" in row and "messages" in row and "input" in names:
+        hint = "; leave --format verl out"
+    raise ValueError(f"field {', '.join(missing)} is missing, found {found}{hint}")
+
+
+def _text(row: Mapping[str, Any], name: str) -> str:
+    value = row[name]
+    if not isinstance(value, str):
+        raise ValueError(f"field {name}: found {_kind(value)}, expected text")
+    return value
+
+
+def _gold(row: Mapping[str, Any], name: str) -> str:
+    gold = _text(row, name)
+    if parse_gold(gold) is None:
+        raise ValueError(malformed_gold(gold, name))
+    return gold
+
+
+def malformed_gold(gold: str, name: str = "labels") -> str:
+    """What is said of a gold answer that cannot be read."""
+    return f"field {name}: malformed gold answer {gold[:100]!r}, expected the wire format (docs/data.md)"
+
+
+_NO_USER = "field messages: no message of role 'user'"
+
+
 def _messages(messages: Any) -> tuple[Mapping[str, Any], ...]:
-    if not isinstance(messages, list):
-        raise ValueError(f"field messages: found {type(messages).__name__}, expected a list")
+    if not isinstance(messages, (list, tuple)):
+        raise ValueError(f"field messages: found {_kind(messages)}, expected a list")
     for position, message in enumerate(messages):
-        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
-            raise ValueError(f'field messages[{position}]: expected {{"role": text, "content": text}}')
+        if not isinstance(message, Mapping):
+            raise ValueError(f"field messages[{position}]: found {_kind(message)}, expected an object")
+        for name in ("role", "content"):
+            if not isinstance(message.get(name), str):
+                found = _kind(message[name]) if name in message else "nothing"
+                raise ValueError(f"field messages[{position}].{name}: found {found}, expected text")
     if not any(message["role"] == "user" for message in messages):
-        raise ValueError("field messages: no message of role 'user'")
+        raise ValueError(_NO_USER)
     return tuple(messages)
 
 
 def _images(images: Any) -> tuple[str, ...]:
     if images is None:
         return ()
-    if not isinstance(images, list):
-        raise ValueError(f"field images: found {type(images).__name__}, expected a list")
-    paths: list[Any] = [image.get("path") if isinstance(image, dict) else image for image in images]
+    if not isinstance(images, (list, tuple)):
+        raise ValueError(f"field images: found {_kind(images)}, expected a list")
+    paths: list[Any] = [image.get("path") if isinstance(image, Mapping) else image for image in images]
     for position, path in enumerate(paths):
         if not isinstance(path, str):
-            raise ValueError(f'field images[{position}]: expected a path, or {{"path": …}}')
+            raise ValueError(f'field images[{position}]: found {_kind(path)}, expected a path, or {{"path": …}}')
     return tuple(paths)
 
 
 def _logprobs(logprobs: Any) -> tuple[float, ...]:
     if logprobs is None:
         return ()
-    content = logprobs.get("content") if isinstance(logprobs, dict) else logprobs
-    if content is None:
+    content = logprobs.get("content", ()) if isinstance(logprobs, Mapping) else None
+    if isinstance(logprobs, Mapping) and content is None:
         return ()
-    try:
-        return tuple([float(token["logprob"]) for token in content])
-    except (TypeError, KeyError, ValueError):
-        raise ValueError('field logprobs: expected {"content": [{"logprob": number}, …]}') from None
+    numbers = [token.get("logprob") if isinstance(token, Mapping) else None for token in content or ()]
+    if content is None or not all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in numbers):
+        raise ValueError('field logprobs: expected {"content": [{"logprob": number}, …]}')
+    return tuple([float(one) for one in numbers if one is not None])

@@ -1,0 +1,84 @@
+"""Resamples of rows, for intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ffr_verl.errors import FFRError
+from ffr_verl.evaluation.counts import RowCounts
+from ffr_verl.evaluation.row_statistics import STATISTICS, chunks, metrics_of_sums, row_statistics
+
+__all__ = ["BootstrapSettings", "interval", "resampled_metrics"]
+
+_AT_A_TIME = 128
+
+
+@dataclass(frozen=True, slots=True)
+class BootstrapSettings:
+    """How intervals are made.
+
+    Attributes:
+        resamples: how often the rows are drawn anew; 0 for no intervals.
+        seed: of the drawing; equal seeds give equal intervals.
+        level: share of the resamples inside an interval.
+    """
+
+    resamples: int = 1000
+    seed: int = 0
+    level: float = 0.95
+
+    def __post_init__(self) -> None:
+        if self.resamples < 0 or self.seed < 0 or not 0.0 < self.level < 1.0:
+            raise FFRError(
+                f"bootstrap: found {self.resamples} resamples, seed {self.seed}, level {self.level}; expected numbers of "
+                "at least 0 and a level between 0 and 1"
+            )
+
+
+def resampled_metrics(
+    tables: Sequence[RowCounts], settings: BootstrapSettings, *, on_rows: Callable[[int], None] = lambda rows: None
+) -> list[np.ndarray]:
+    """The metrics of resamples: rows drawn with replacement, as many as there are.
+
+    Args:
+        tables: the counts of the same rows, in the same order, under one or several models; they are drawn together.
+        settings: number of resamples and seed.
+        on_rows: told how many rows are done.
+
+    Returns:
+        For each table, shape `(resamples, len(METRICS))`.
+    """
+    rows, resamples = len(tables[0]), settings.resamples
+    generator = np.random.default_rng(settings.seed)
+    parts = list(chunks(rows))
+    # Rows are drawn part by part, so that the statistics of one part only are held: first how many of each resample
+    # fall into each part, then which.
+    shares = [(part.stop - part.start) / rows for part in parts]
+    drawn = generator.multinomial(rows, shares, size=resamples)
+    sums = [np.zeros((resamples, STATISTICS)) for _ in tables]
+    for number, part in enumerate(parts):
+        statistics = [row_statistics(table.of(part)) for table in tables]
+        size = part.stop - part.start
+        for first in range(0, resamples, _AT_A_TIME):
+            counts = drawn[first : first + _AT_A_TIME, number]
+            times = np.empty((len(counts), size))
+            for place, count in enumerate(counts):
+                times[place] = np.bincount(generator.integers(0, size, count, dtype=np.uint16), minlength=size)
+            for total, one in zip(sums, statistics, strict=True):
+                total[first : first + _AT_A_TIME] += times @ one
+        on_rows(part.stop)
+    return [metrics_of_sums(total, np.full(resamples, rows)) for total in sums]
+
+
+def interval(values: np.ndarray, *, level: float) -> np.ndarray:
+    """The middle `level` of resampled values; shape `(resamples, metrics)` becomes `(metrics, 2)`.
+
+    Example:
+        >>> interval(np.arange(101.0)[:, None], level=0.9).tolist()
+        [[5.0, 95.0]]
+    """
+    outside = 50 * (1 - level)
+    return np.percentile(values, [outside, 100 - outside], axis=0).T

@@ -1,0 +1,307 @@
+"""`evaluate`: how good answers are, and the result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ffr_verl.errors import FFRError
+from ffr_verl.evaluation.bootstrap import BootstrapSettings, interval, resampled_metrics
+from ffr_verl.evaluation.breakdowns import BREAKDOWNS, part_names, parts_of
+from ffr_verl.evaluation.counts import FAULTS, RowCounter, RowCounts
+from ffr_verl.evaluation.predictions import (
+    Prediction,
+    PredictionFormat,
+    UnusableLines,
+    prediction_of,
+    read_answered,
+    user_prompt,
+)
+from ffr_verl.evaluation.row_statistics import (
+    MALFORMED,
+    MODALITIES,
+    STATISTICS,
+    chunks,
+    metrics_of_sums,
+    nested,
+    row_statistics,
+)
+from ffr_verl.fragments import AnswerStyle
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = ["EvaluationResult", "Part", "count_file", "count_records", "evaluate", "evaluate_file", "result_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The rows of a part of a break-down.
+
+    Attributes:
+        name: of the part.
+        samples: rows in it.
+        malformed: answers with a fault.
+        micro: as in `EvaluationResult`.
+        macro: as in `EvaluationResult`.
+        rewards: as in `EvaluationResult`.
+    """
+
+    name: str
+    samples: int
+    malformed: int
+    micro: Mapping[str, Mapping[str, float]]
+    macro: Mapping[str, Mapping[str, float]]
+    rewards: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationResult:
+    """How good answers are. docs/evaluation.md defines every number.
+
+    Attributes:
+        samples: rows that were evaluated.
+        skipped: lines left out (`lenient`).
+        micro: `utterance`, `image` and `joint`, each with `precision`, `recall`, `f1` and `mcc`, of counts summed over
+            the rows.
+        macro: the same, means over rows.
+        rewards: means of the rewards `f1`, `f1_utterances`, `f1_images`, `format` and `exact_match`, as verl's
+            validation reports them.
+        malformed: answers by their first fault, and `any`.
+        ids_outside: predicted ids that the dialogue does not have, of each modality, and `answers` that have such.
+        breakdowns: of each break-down, the parts that have rows.
+        intervals: `micro`, `macro` and `rewards` with `(low, high)` in place of each number, and what they were made
+            with; `None` when no resamples were asked for.
+    """
+
+    samples: int
+    skipped: int
+    micro: Mapping[str, Mapping[str, float]]
+    macro: Mapping[str, Mapping[str, float]]
+    rewards: Mapping[str, float]
+    malformed: Mapping[str, int]
+    ids_outside: Mapping[str, int]
+    breakdowns: Mapping[str, tuple[Part, ...]]
+    intervals: Mapping[str, Any] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in the file of `ffr-verl evaluate --json`: plain dicts, lists, numbers and texts."""
+        return {
+            "micro": self.micro,
+            "macro": self.macro,
+            "rewards": self.rewards,
+            "samples": self.samples,
+            "skipped": self.skipped,
+            "malformed": self.malformed,
+            "ids_outside": self.ids_outside,
+            "breakdowns": {
+                name: [{field: getattr(part, field) for field in Part.__dataclass_fields__} for part in parts]
+                for name, parts in self.breakdowns.items()
+            },
+            "intervals": self.intervals,
+        }
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """A line for all rows and each part of a break-down, each average and each modality.
+
+        The columns are `breakdown`, `part`, `samples`, `average`, `modality`, the four metrics and, of all rows, their
+        intervals as `…_low` and `…_high` (`None` elsewhere).
+        """
+        lines = []
+        everything = Part("all", self.samples, self.malformed["any"], self.micro, self.macro, self.rewards)
+        for breakdown, parts in {"all": (everything,), **self.breakdowns}.items():
+            for part in parts:
+                for average, modalities in (("micro", part.micro), ("macro", part.macro)):
+                    for modality, values in modalities.items():
+                        line = {"breakdown": breakdown, "part": part.name, "samples": part.samples}
+                        line |= {"average": average, "modality": modality, **values}
+                        bounds = None
+                        if part is everything and self.intervals is not None:
+                            bounds = self.intervals[average][modality]
+                        for name in values:
+                            low, high = bounds[name] if bounds else (None, None)
+                            line |= {f"{name}_low": low, f"{name}_high": high}
+                        lines.append(line)
+        return lines
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """The lines of `to_rows` as a frame.
+
+        Raises:
+            FFRError: when pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise FFRError("pandas is not installed: pip install pandas, or use to_rows()") from None
+        return pandas.DataFrame(self.to_rows())
+
+
+def evaluate(
+    records: Iterable[Prediction | Mapping[str, Any]],
+    *,
+    style: AnswerStyle = "plain",
+    bootstrap: BootstrapSettings | None = None,
+) -> EvaluationResult:
+    """How good answers are.
+
+    Args:
+        records: predictions, or rows with `response`, `labels` (the gold answer), `messages` and `dialogue_id`; each is
+            looked at once and not kept.
+        style: of the answers, `plain` or `reasoning`.
+        bootstrap: how intervals are made; by default 1,000 resamples, seed 0.
+
+    Raises:
+        FFRError: for a record that is no prediction or has a malformed gold answer, and when there are none.
+
+    Source: micro as published; the rest is ours.
+
+    Example:
+        >>> gold = "<|utt_ids_start|>[0, 1]<|utt_ids_end|>;<|img_ids_start|>[0]<|img_ids_end|>"
+        >>> answer = "<|utt_ids_start|>[1]<|utt_ids_end|>;<|img_ids_start|>[0]<|img_ids_end|>"
+        >>> turns = "".join(f"<|utt_id_start|>{turn}<|utt_id_end|> a: …" for turn in range(4))
+        >>> prompt = turns + "<|img_id_start|>0<|img_id_end|><image>"
+        >>> row = {"response": answer, "labels": gold, "dialogue_id": "d"}
+        >>> result = evaluate([{**row, "messages": [{"role": "user", "content": prompt}]}])
+        >>> result.micro["utterance"]["precision"], result.micro["utterance"]["recall"]
+        (1.0, 0.5)
+        >>> result.to_dict()["malformed"]["any"]
+        0
+    """
+    return result_of(count_records(records, style=style), bootstrap=bootstrap)
+
+
+def evaluate_file(
+    path: Path,
+    *,
+    row_format: PredictionFormat = "ffr",
+    style: AnswerStyle = "plain",
+    lenient: bool = False,
+    bootstrap: BootstrapSettings | None = None,
+    on_skipped: Callable[[int, str], None] | None = None,
+    on_position: Callable[[int], None] = lambda position: None,
+) -> EvaluationResult:
+    """`evaluate` of a file, quicker than through `read_predictions`.
+
+    Args:
+        path: a JSONL file, see `read_predictions`.
+        row_format: `ffr`, or `verl` for a file that verl wrote, see `read_verl_dump`.
+        style: of the answers.
+        lenient: leave out lines that cannot be used.
+        bootstrap: how intervals are made.
+        on_skipped: told the number of each line left out, from 1, and what is wrong with it.
+        on_position: told how many bytes of the file have been read.
+
+    Raises:
+        FFRError: as `read_predictions`.
+    """
+    unusable = UnusableLines(path, lenient=lenient, on_skipped=on_skipped)
+    counts = count_file(path, unusable, row_format=row_format, style=style, on_position=on_position)
+    return result_of(counts, skipped=unusable.count, bootstrap=bootstrap)
+
+
+def count_records(
+    records: Iterable[Prediction | Mapping[str, Any]], *, style: AnswerStyle = "plain", with_keys: bool = False
+) -> RowCounts:
+    """The counts of records, see `evaluate`."""
+    counter = RowCounter(style=style, with_keys=with_keys)
+    for number, record in enumerate(records):
+        try:
+            one = record if isinstance(record, Prediction) else prediction_of(number, record)
+            counter.add(one.response, one.labels, user_prompt(one.messages), one.dialogue_id)
+        except ValueError as error:
+            raise FFRError(f"record {number}: {error}") from None
+    if not counter.rows:
+        raise FFRError("no records to evaluate")
+    return counter.counts()
+
+
+def count_file(
+    path: Path,
+    unusable: UnusableLines,
+    *,
+    row_format: PredictionFormat = "ffr",
+    style: AnswerStyle = "plain",
+    with_keys: bool = False,
+    on_position: Callable[[int], None] = lambda position: None,
+) -> RowCounts:
+    """The counts of a file's rows, see `evaluate_file`."""
+    counter = RowCounter(style=style, with_keys=with_keys)
+    rows = read_answered(path, unusable, row_format=row_format, on_position=on_position)
+    for line, response, labels, prompt, dialogue_id in rows:
+        try:
+            counter.add(response, labels, prompt, dialogue_id)
+        except ValueError as error:
+            unusable.add(line, str(error))
+    if not counter.rows:
+        raise unusable.no_rows()
+    return counter.counts()
+
+
+def result_of(
+    counts: RowCounts,
+    *,
+    skipped: int = 0,
+    bootstrap: BootstrapSettings | None = None,
+    on_rows: Callable[[int], None] = lambda rows: None,
+) -> EvaluationResult:
+    """The result of counted rows.
+
+    Args:
+        counts: at least one row.
+        skipped: lines that were left out.
+        bootstrap: how intervals are made.
+        on_rows: told how many rows the resamples have seen.
+    """
+    total, parts = _sums(counts)
+    settings = bootstrap or BootstrapSettings()
+    intervals = None
+    if settings.resamples:
+        [resampled] = resampled_metrics([counts], settings, on_rows=on_rows)
+        bounds = interval(resampled, level=settings.level).tolist()
+        intervals = {"level": settings.level, "resamples": settings.resamples, "seed": settings.seed, **nested(bounds)}
+    fault = np.bincount(counts.column("fault"), minlength=len(FAULTS) + 1).tolist()
+    outside = {modality: counts.column(f"{modality}_outside") for modality in MODALITIES[:2]}
+    return EvaluationResult(
+        samples=len(counts),
+        skipped=skipped,
+        **nested(metrics_of_sums(total, len(counts)).tolist()),
+        malformed={"any": sum(fault[1:]), **{one.value: fault[place] for place, one in enumerate(FAULTS, start=1)}},
+        ids_outside={
+            **{modality: int(column.sum(dtype=np.int64)) for modality, column in outside.items()},
+            "answers": int(((outside["utterance"] > 0) | (outside["image"] > 0)).sum()),
+        },
+        breakdowns=parts,
+        intervals=intervals,
+    )
+
+
+def _sums(counts: RowCounts) -> tuple[np.ndarray, dict[str, tuple[Part, ...]]]:
+    """The statistics summed over all rows, and the parts of the break-downs."""
+    total = np.zeros(STATISTICS)
+    sums = {name: np.zeros((len(part_names(name)), STATISTICS)) for name in BREAKDOWNS}
+    samples = {name: np.zeros(len(part_names(name)), dtype=np.int64) for name in BREAKDOWNS}
+    for chunk in chunks(len(counts)):
+        some = counts.of(chunk)
+        statistics = row_statistics(some)
+        total += statistics.sum(axis=0)
+        for name in BREAKDOWNS:
+            parts = parts_of(some, name)
+            for part in np.unique(parts):
+                sums[name][part] += statistics[parts == part].sum(axis=0)
+            samples[name] += np.bincount(parts, minlength=len(samples[name]))
+    found = {}
+    for name in BREAKDOWNS:
+        lines = zip(part_names(name), samples[name].tolist(), sums[name], strict=True)
+        found[name] = tuple(
+            [
+                Part(part, rows, int(values[MALFORMED]), **nested(metrics_of_sums(values, rows).tolist()))
+                for part, rows, values in lines
+                if rows
+            ]
+        )
+    return total, found

@@ -1,0 +1,107 @@
+"""The numbers of rows whose sums give every metric, and the metrics of such sums.
+
+All metrics of a result, of a break-down's part and of a resample are functions of these sums, so each is written once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ffr_verl.evaluation.counts import RowCounts
+from ffr_verl.evaluation.metrics import Confusion, Scores, joint_scores, row_scores, scores
+
+__all__ = [
+    "AVERAGES",
+    "MALFORMED",
+    "METRICS",
+    "MODALITIES",
+    "REWARDS",
+    "STATISTICS",
+    "chunks",
+    "metrics_of_sums",
+    "nested",
+    "row_statistics",
+]
+
+MODALITIES = ("utterance", "image", "joint")
+AVERAGES = ("micro", "macro")
+REWARDS = ("f1", "f1_utterances", "f1_images", "format", "exact_match")
+
+# Names of the metrics, in the order of `metrics_of_sums`; where each stands in a result.
+METRICS: tuple[tuple[str, ...], ...] = (
+    *[(average, modality, name) for average in AVERAGES for modality in MODALITIES for name in Scores._fields],
+    *[("rewards", name) for name in REWARDS],
+)
+
+_CONFUSIONS, _ROW_SCORES = 2 * len(Confusion._fields), len(MODALITIES) * len(Scores._fields)
+# The last statistic of a row is whether its answer has a fault.
+MALFORMED = _CONFUSIONS + _ROW_SCORES + len(REWARDS)
+STATISTICS = MALFORMED + 1
+
+_LENGTH_PENALTY = 0.95
+_CHUNK = 8192
+
+
+def chunks(rows: int) -> Iterator[slice]:
+    """Rows in parts that are small beside the memory of a machine."""
+    return (slice(start, min(start + _CHUNK, rows)) for start in range(0, rows, _CHUNK))
+
+
+def row_statistics(counts: RowCounts) -> np.ndarray:
+    """Of each row; shape `(rows, STATISTICS)`, float64."""
+    confusions = [_confusion(counts, modality) for modality in MODALITIES[:2]]
+    of_rows = [row_scores(one) for one in confusions]
+    of_rows.append(joint_scores(*of_rows))
+    rewards = [_f1_reward(counts, modality) for modality in MODALITIES[:2]]
+    rewards = [(rewards[0] + rewards[1]) / 2, *rewards, counts.is_well_formed, counts.column("is_exact")]
+    columns = [*[count for one in confusions for count in one], *[value for one in of_rows for value in one]]
+    return np.stack([*columns, *rewards, counts.column("fault") > 0], axis=1, dtype=np.float64, casting="unsafe")
+
+
+def metrics_of_sums(sums: np.ndarray, samples: Any) -> np.ndarray:
+    """The metrics of rows whose statistics were summed.
+
+    Args:
+        sums: shape `(…, STATISTICS)`.
+        samples: number of rows in each sum.
+
+    Returns:
+        Shape `(…, len(METRICS))`.
+    """
+    counts = np.moveaxis(sums[..., :_CONFUSIONS], -1, 0)
+    modalities = [scores(Confusion(*counts[:4])), scores(Confusion(*counts[4:]))]
+    modalities.append(joint_scores(*modalities))
+    micro = np.stack([np.asarray(value) for one in modalities for value in one], axis=-1)
+    means = sums[..., _CONFUSIONS:MALFORMED] / np.asarray(samples)[..., None]
+    return np.concatenate([micro, means], axis=-1)
+
+
+def nested(values: Any) -> dict[str, Any]:
+    """Values in the order of `METRICS`, under their names: `{"micro": {"utterance": {"precision": …`"""
+    result: dict[str, Any] = {}
+    for path, value in zip(METRICS, values, strict=True):
+        inner = result
+        for name in path[:-1]:
+            inner = inner.setdefault(name, {})
+        inner[path[-1]] = value
+    return result
+
+
+def _confusion(counts: RowCounts, modality: str) -> Confusion:
+    hits, predicted, gold, rest = (
+        counts.column(f"{modality}_{name}") for name in ("hits", "predicted", "gold", "rest")
+    )
+    return Confusion(hits, predicted - hits, gold - hits, rest)
+
+
+def _f1_reward(counts: RowCounts, modality: str) -> np.ndarray:
+    """`f1_of_ids` of `ffr_verl.rewards`, of many rows."""
+    hits, listed, gold = (counts.column(f"{modality}_{name}") for name in ("strict_hits", "listed", "gold_listed"))
+    both = listed + gold
+    # With precision hits/listed and recall hits/gold their harmonic mean is 2 hits / (listed + gold).
+    value = np.divide(2.0 * hits, both, out=np.ones(len(hits)), where=both > 0)
+    value *= _LENGTH_PENALTY ** np.abs(listed - gold)
+    return np.where(counts.is_readable, value, 0.0)
