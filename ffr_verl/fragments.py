@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 __all__ = [
-    "PLAIN_ANSWER",
     "TAGS",
     "AnswerStyle",
     "Fragment",
@@ -33,8 +32,7 @@ TAGS = ("<|utt_ids_start|>", "<|utt_ids_end|>", "<|img_ids_start|>", "<|img_ids_
 _MOST_DIGITS, _MOST_IDS = 9, 4096
 _ID = rf"[0-9]{{1,{_MOST_DIGITS}}}\s*"
 _IDS = rf"\[\s*((?:{_ID}(?:,\s*{_ID}){{0,{_MOST_IDS - 1}}})?)\]"
-# The whole of an answer in the plain style; its groups are the two id lists, without brackets.
-PLAIN_ANSWER = re.compile(
+_PLAIN = re.compile(
     re.escape(TAGS[0]) + _IDS + re.escape(TAGS[1]) + ";" + re.escape(TAGS[2]) + _IDS + re.escape(TAGS[3])
 )
 _OPEN_THINK, _CLOSE_THINK, _OPEN_ANSWER, _CLOSE_ANSWER = "<think>", "</think>", "<answer>", "</answer>"
@@ -114,7 +112,7 @@ def parse_fragment(text: str, *, style: AnswerStyle = "plain") -> Fragment | Non
         text = inner
     elif style != "plain":
         raise ValueError(f"style: found {style!r}, expected one of {', '.join(get_args(AnswerStyle))}")
-    match = PLAIN_ANSWER.fullmatch(text)
+    match = _PLAIN.fullmatch(text)
     if match is None:
         return None
     utterances, images = match.groups()

@@ -33,8 +33,8 @@ class BootstrapSettings:
     def __post_init__(self) -> None:
         if self.resamples < 0 or self.seed < 0 or not 0.0 < self.level < 1.0:
             raise FFRError(
-                f"bootstrap: found {self.resamples} resamples, seed {self.seed}, level {self.level}; expected numbers of "
-                "at least 0 and a level between 0 and 1"
+                f"bootstrap: found {self.resamples} resamples, seed {self.seed}, level {self.level}; expected numbers "
+                "of at least 0 and a level between 0 and 1"
             )
 
 
@@ -77,7 +77,7 @@ def interval(values: np.ndarray, *, level: float) -> np.ndarray:
     """The middle `level` of resampled values; shape `(resamples, metrics)` becomes `(metrics, 2)`.
 
     Example:
-        >>> interval(np.arange(101.0)[:, None], level=0.9).tolist()
+        >>> interval(np.arange(101.0)[:, None], level=0.9).round(6).tolist()
         [[5.0, 95.0]]
     """
     outside = 50 * (1 - level)

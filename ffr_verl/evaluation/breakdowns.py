@@ -1,4 +1,4 @@
-"""Parts of the rows whose metrics tell where a model fails: by dialogue length, fragment size, dispersion, empty gold."""
+"""Parts of the rows, whose metrics tell where a model fails: by dialogue length, fragment size, dispersion, gold."""
 
 from __future__ import annotations
 

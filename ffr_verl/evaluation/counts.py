@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import re
+import struct
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-import msgspec
 import numpy as np
 
-from ffr_verl.evaluation.dialogue_ids import DialogueIdsReader, Ids
-from ffr_verl.evaluation.predictions import malformed_gold
+from ffr_verl.evaluation.answers import plain_masks
+from ffr_verl.evaluation.dialogue_ids import DialogueIds, DialogueIdsReader, Ids
+from ffr_verl.evaluation.metrics import confusion
+from ffr_verl.evaluation.predictions import Answered, malformed_gold
 from ffr_verl.fragments import (
-    PLAIN_ANSWER,
     AnswerStyle,
+    Fragment,
     MalformedReason,
     malformed_reason,
     parse_fragment,
     parse_leniently,
 )
 from ffr_verl.rewards.f1 import parse_gold
+from ffr_verl.rewards.format import has_no_repeats
 
 __all__ = ["FAULTS", "RowCounter", "RowCounts"]
 
@@ -29,8 +32,9 @@ FAULTS = tuple(MalformedReason)
 _REPEATED = FAULTS.index(MalformedReason.REPEATED_ID) + 1
 _OUTSIDE = FAULTS.index(MalformedReason.ID_OUTSIDE_DIALOGUE) + 1
 
-# Of each modality, `hits`, `predicted`, `gold` and `rest` (in neither) count sets of leniently read ids; `strict_hits`,
-# `listed` and `gold_listed` the ids as a reward sees them: 0 in a malformed answer, repeats counted in the lengths.
+# Of each modality, `hits`, `predicted`, `gold` and `rest` (in neither) count sets of leniently read ids, and `outside`
+# those that the dialogue does not have; `strict_hits`, `listed` and `gold_listed` are what a reward sees: 0 in a
+# malformed answer, repeats counted in the lengths.
 _OF_MODALITY = ("hits", "predicted", "gold", "rest", "strict_hits", "listed", "gold_listed", "outside")
 _COLUMNS = (
     *[f"utterance_{name}" for name in _OF_MODALITY],
@@ -40,10 +44,11 @@ _COLUMNS = (
     "turns",
     "gold_span",
 )
+_ROW = struct.Struct(f"{len(_COLUMNS)}i")
+_pack = _ROW.pack
 _PLACE = {name: place for place, name in enumerate(_COLUMNS)}
+_DEFAULT_UNIVERSE = Ids(0, 0).universe
 _QUERY = re.compile(r"<\|query_start\|>(.*?)<\|query_end\|>", re.DOTALL)
-
-_decode_lists = msgspec.json.Decoder(list[list[int]]).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,57 +95,46 @@ class RowCounter:
     """
 
     def __init__(self, *, style: AnswerStyle = "plain", with_keys: bool = False) -> None:
-        self.rows = 0
-        self._values, self._keys = array("i"), array("q")
+        self._values, self._keys = bytearray(), array("q")
         self._style = style
         self._row_key = _row_key() if with_keys else None
         self._dialogues = DialogueIdsReader()
 
-    def add(self, response: str, labels: str, prompt: str, dialogue_id: str) -> None:
-        """Count a row.
+    def add_all(self, rows: Iterable[Answered], on_malformed_gold: Callable[[int, str], None]) -> None:
+        """Count rows.
 
-        Raises:
-            ValueError: for a malformed gold answer.
+        Args:
+            rows: see `Answered`.
+            on_malformed_gold: told the line of a row whose gold answer is malformed, which is not counted, and what is
+                wrong with it.
         """
-        gold = _quick_lists(labels)
-        is_quick = gold is not None and self._style == "plain"
-        if gold is None:
-            fragment = parse_gold(labels)
-            if fragment is None:
-                raise ValueError(malformed_gold(labels))
-            gold = (fragment.utterance_ids, fragment.image_ids)
-        predicted: Sequence[Sequence[int]] | None
-        if is_quick and response == labels:
-            predicted = lenient = gold
-        else:
-            predicted = _quick_lists(response) if self._style == "plain" else None
-            if predicted is not None:
-                lenient = predicted
+        read_ids, is_plain = self._dialogues.read, self._style == "plain"
+        for line, response, labels, prompt, dialogue_id in rows:
+            gold = plain_masks(labels)
+            answer = gold if response == labels else plain_masks(response)
+            ids = read_ids(prompt)
+            if gold is not None and answer is not None and is_plain and ids.is_counting:
+                utterances = _quick_counts(answer[0], gold[0], ids.utterances.end)
+                images = _quick_counts(answer[1], gold[1], ids.images.end)
+                named = gold[0]
+                span = named.bit_length() - (named & -named).bit_length() + 1 if named else 0
+                fault = _OUTSIDE if utterances[-1] or images[-1] else 0
+                self._values += _pack(*utterances, *images, fault, response == labels, ids.turns, span)
             else:
-                read, answer = parse_leniently(response), parse_fragment(response, style=self._style)
-                lenient = (read.utterance_ids, read.image_ids)
-                predicted = None if answer is None else (answer.utterance_ids, answer.image_ids)
-        ids = self._dialogues.read(prompt)
-        utterances = _counts(lenient[0], gold[0], predicted and predicted[0], ids.utterances)
-        images = _counts(lenient[1], gold[1], predicted and predicted[1], ids.images)
-        span = max(gold[0]) - min(gold[0]) + 1 if gold[0] else 0
-        fault = 0
-        if predicted is None:
-            reason = malformed_reason(response, style=self._style)
-            fault = 0 if reason is None else FAULTS.index(reason) + 1
-        elif len(set(predicted[0])) < len(predicted[0]) or len(set(predicted[1])) < len(predicted[1]):
-            fault = _REPEATED
-        elif utterances[-1] or images[-1]:
-            fault = _OUTSIDE
-        exact = predicted is not None and list(predicted[0]) == list(gold[0]) and list(predicted[1]) == list(gold[1])
-        self._values.extend((*utterances, *images, fault, exact, ids.turns, span))
-        if self._row_key is not None:
-            query = _QUERY.search(prompt)
-            self._keys.append(self._row_key(dialogue_id, query.group(1) if query else "", labels))
-        self.rows += 1
+                fragment = parse_gold(labels)
+                if fragment is None:
+                    on_malformed_gold(line, malformed_gold(labels))
+                    continue
+                self._values += _pack(*_row_counts(response, fragment, ids, self._style))
+            if self._row_key is not None:
+                query = _QUERY.search(prompt)
+                self._keys.append(self._row_key(dialogue_id, query.group(1) if query else "", labels))
+
+    def __len__(self) -> int:
+        return len(self._values) // _ROW.size
 
     def counts(self) -> RowCounts:
-        """Of the rows so far; no row can be added while it is in use."""
+        """Of the rows so far; no row can be added while they are in use."""
         values = np.frombuffer(self._values, dtype=np.int32).reshape(-1, len(_COLUMNS))
         return RowCounts(values, None if self._row_key is None else np.frombuffer(self._keys, dtype=np.int64))
 
@@ -151,28 +145,39 @@ def _row_key() -> Callable[[str, str, str], int]:
     return row_key
 
 
-def _quick_lists(text: str) -> Sequence[Sequence[int]] | None:
-    """The two id lists of a plain answer on which the strict and the lenient reading agree; `None` for any other."""
-    match = PLAIN_ANSWER.fullmatch(text)
-    if match is None:
-        return None
-    try:
-        return _decode_lists("[[%s],[%s]]" % match.groups())
-    except msgspec.DecodeError:  # a leading zero, or white space that JSON does not know
-        return None
+def _quick_counts(predicted: int, gold: int, end: int) -> tuple[int, ...]:
+    """Of one modality, of masks and a dialogue with the ids from 0 to `end - 1`."""
+    hits, listed, wanted, universe = (
+        (predicted & gold).bit_count(),
+        predicted.bit_count(),
+        gold.bit_count(),
+        end or _DEFAULT_UNIVERSE,
+    )
+    either = predicted | gold
+    rest = universe - either.bit_count() + (either >> universe).bit_count()
+    return hits, listed, wanted, rest, hits, listed, wanted, (predicted >> end).bit_count()
 
 
-def _counts(
-    lenient: Sequence[int], gold: Sequence[int], strict: Sequence[int] | None, ids: Ids
-) -> tuple[int, int, int, int, int, int, int, int]:
+def _row_counts(response: str, gold: Fragment, ids: DialogueIds, style: AnswerStyle) -> tuple[int, ...]:
+    """Of any row, in the order of `_COLUMNS`."""
+    lenient, strict = parse_leniently(response), parse_fragment(response, style=style)
+    read = strict or Fragment((), ())
+    utterances = _counts(lenient.utterance_ids, read.utterance_ids, gold.utterance_ids, ids.utterances)
+    images = _counts(lenient.image_ids, read.image_ids, gold.image_ids, ids.images)
+    reason: MalformedReason | None
+    if strict is None:
+        reason = malformed_reason(response, style=style)
+    elif not has_no_repeats(strict):
+        reason = MalformedReason.REPEATED_ID
+    else:
+        reason = MalformedReason.ID_OUTSIDE_DIALOGUE if utterances[-1] or images[-1] else None
+    fault = 0 if reason is None else FAULTS.index(reason) + 1
+    span = max(gold.utterance_ids) - min(gold.utterance_ids) + 1 if gold.utterance_ids else 0
+    return (*utterances, *images, fault, strict == gold, ids.turns, span)
+
+
+def _counts(lenient: Sequence[int], strict: Sequence[int], gold: Sequence[int], ids: Ids) -> tuple[int, ...]:
     """Of one modality, in the order of `_OF_MODALITY`."""
     guess, truth = set(lenient), set(gold)
-    hits, universe = len(guess & truth), ids.universe
-    rest = universe - len(guess) - len(truth) + hits
-    outside = 0
-    if lenient and (ids.first or ids.others is not None or max(guess) >= ids.end):
-        outside = ids.outside(guess)
-    if (lenient and max(guess) >= universe) or (gold and max(truth) >= universe):
-        rest += sum([one >= universe for one in guess | truth])
-    strict_hits = hits if strict is lenient else len(truth.intersection(strict or ()))
-    return hits, len(guess), len(truth), rest, strict_hits, len(strict or ()), len(gold), outside
+    tp, fp, fn, tn = confusion(guess, truth, universe=ids.universe)
+    return tp, tp + fp, tp + fn, tn, len(truth.intersection(strict)), len(strict), len(gold), ids.outside(guess)

@@ -46,20 +46,29 @@ class Ids(NamedTuple):
 
 
 class DialogueIds(NamedTuple):
-    """The ids of a dialogue's utterances and images, and how many turns it has."""
+    """The ids of a dialogue.
+
+    Attributes:
+        utterances: ids of its utterances.
+        images: ids of its images.
+        turns: number of its utterances.
+        is_counting: whether both are `0, 1, 2, …`, as a prompt of this package has them.
+    """
 
     utterances: Ids
     images: Ids
     turns: int
+    is_counting: bool
 
 
 _COUNTING = [str(number) for number in range(1024)]
+_COUNTED = [Ids(0, end) for end in range(len(_COUNTING) + 1)]
 
 
 def _ids(found: list[str]) -> Ids:
     count = len(found)
-    if found == _COUNTING[:count]:  # 0, 1, 2, …, as a prompt of this package has them
-        return Ids(0, count)
+    if found == _COUNTING[:count]:
+        return _COUNTED[count]
     numbers = {int(one) for one in found}
     first, end = min(numbers), max(numbers) + 1
     return Ids(first, end, None if len(numbers) == end - first else frozenset(numbers))
@@ -70,20 +79,25 @@ class DialogueIdsReader:
 
     Example:
         >>> prompt = "<|utt_id_start|>0<|utt_id_end|> a: <|img_id_start|>0<|img_id_end|><image>"
-        >>> DialogueIdsReader().read(prompt)
-        DialogueIds(utterances=Ids(first=0, end=1, others=None), images=Ids(first=0, end=1, others=None), turns=1)
+        >>> DialogueIdsReader().read(prompt).images
+        Ids(first=0, end=1, others=None)
     """
 
     def __init__(self) -> None:
         self._dialogue = ""
-        self._ids = DialogueIds(Ids(0, 0), Ids(0, 0), 0)
+        self._ids = DialogueIds(Ids(0, 0), Ids(0, 0), 0, True)
 
     def read(self, prompt: str) -> DialogueIds:
         """The ids of the dialogue in a user's message."""
         start = prompt.find("<|utt_id_start|>")
-        dialogue = prompt[start:] if start >= 0 and "<|img_id_start|>" not in prompt[:start] else prompt
-        if dialogue != self._dialogue:
-            turns = _UTTERANCE.findall(dialogue)
-            self._ids = DialogueIds(_ids(turns), _ids(_IMAGE.findall(dialogue)), len(turns))
-            self._dialogue = dialogue
+        if start < 0 or prompt.find("<|img_id_start|>", 0, start) >= 0:
+            start = 0
+        is_known = len(prompt) - start == len(self._dialogue) and prompt.endswith(self._dialogue)
+        if not is_known:
+            turns = _UTTERANCE.findall(prompt, start)
+            utterances, images = _ids(turns), _ids(_IMAGE.findall(prompt, start))
+            is_counting = not utterances.first and utterances.others is None
+            is_counting = is_counting and not images.first and images.others is None
+            self._ids = DialogueIds(utterances, images, len(turns), is_counting)
+            self._dialogue = prompt[start:]
         return self._ids

@@ -1,8 +1,9 @@
-"""The lines of a file, gzipped or not, in blocks of which none fills the memory."""
+"""The lines of a file, gzipped or not; none of them fills the memory."""
 
 from __future__ import annotations
 
 import gzip
+import io
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,23 +11,23 @@ from typing import BinaryIO, cast
 
 from ffr_verl.errors import FFRError
 
-__all__ = ["LONGEST_LINE", "read_blocks"]
+__all__ = ["LONGEST_LINE", "read_lines"]
 
 LONGEST_LINE = 8 * 2**20
-_BLOCK = 2**17  # fits into a core's cache with what is made of it, and is below malloc's threshold for fresh pages
+_BLOCK = 2**16  # stays in a core's cache with what is made of it; larger ones cost fresh pages each time
 
 
-def read_blocks(
+def read_lines(
     path: Path,
     *,
     on_too_long: Callable[[int], None],
     on_position: Callable[[int], None] = lambda position: None,
-) -> Iterator[tuple[int, bytes]]:
-    """Yield `(number of its first line, block)`; a block is some whole lines, without the end of the last one.
+) -> Iterator[tuple[int, list[bytes]]]:
+    """Yield some lines at a time, as `(number of the first one, lines with their ends)`; numbers are from 1.
 
     Args:
         path: the file.
-        on_too_long: told the number, from 1, of a line of more than `LONGEST_LINE` bytes; it may raise. Otherwise an
+        on_too_long: told the number of a line of more than `LONGEST_LINE` bytes; it may raise. Otherwise an
             empty line stands in its place.
         on_position: told how many bytes of the file have been read.
 
@@ -50,16 +51,17 @@ def read_blocks(
                     continue
                 if waiting + block.find(b"\n") > LONGEST_LINE:
                     on_too_long(number)
-                    whole = block[block.find(b"\n") : end]
+                    whole = block[block.find(b"\n") : end + 1]
                 else:
-                    whole = b"".join([*pieces, block[:end]])
-                yield number, whole
-                number += block.count(b"\n")
+                    whole = b"".join([*pieces, block[: end + 1]])
+                lines = io.BytesIO(whole).readlines()  # several times as quick as bytes.split
+                yield number, lines
+                number += len(lines)
                 pieces, waiting = [block[end + 1 :]], len(block) - end - 1
             if waiting > LONGEST_LINE:
                 on_too_long(number)
             elif waiting:
-                yield number, b"".join(pieces)
+                yield number, [b"".join(pieces)]
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise FFRError(f"{path}: broken gzip file ({error}); copy it again") from None
     except OSError as error:

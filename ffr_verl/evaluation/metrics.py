@@ -122,8 +122,8 @@ def scores(counts: Confusion) -> Scores:
     """All four metrics.
 
     Example:
-        >>> scores(Confusion(tp=1, fp=1, fn=0, tn=1))
-        Scores(precision=0.5, recall=1.0, f1=0.6666666666666666, mcc=0.5)
+        >>> scores(Confusion(tp=1, fp=1, fn=0, tn=0))
+        Scores(precision=0.5, recall=1.0, f1=0.6666666666666666, mcc=0.0)
     """
     return Scores(precision(counts), recall(counts), f1(counts), mcc(counts))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from typing import Any, Literal
 import msgspec
 
 from ffr_verl.errors import FFRError
-from ffr_verl.evaluation.lines import LONGEST_LINE, read_blocks
+from ffr_verl.evaluation.lines import LONGEST_LINE, read_lines
 from ffr_verl.rewards.f1 import parse_gold
 
 __all__ = [
@@ -167,12 +167,11 @@ def read_answered(
     Raises:
         FFRError: for a file that cannot be read.
     """
-    for first, block in read_blocks(path, on_too_long=unusable.add_too_long, on_position=on_position):
-        rows = _typed_rows(block) if row_format == "ffr" else None
+    convert = prediction_of if row_format == "ffr" else _prediction_of_verl
+    for first, lines in read_lines(path, on_too_long=unusable.add_too_long, on_position=on_position):
+        rows = _typed_rows(lines) if row_format == "ffr" else None
         if rows is None:  # one of the lines is broken, or unusual: look at each
-            for one in _of_lines(
-                first, block, unusable, prediction_of if row_format == "ffr" else _prediction_of_verl
-            ):
+            for one in _of_lines(first, lines, unusable, convert):
                 yield one.line, one.response, one.labels, user_prompt(one.messages), one.dialogue_id
             continue
         for number, row in enumerate(rows, start=first):
@@ -221,30 +220,26 @@ class _Row(msgspec.Struct, gc=False):
     logprobs: _Logprobs | None = None
 
 
-_decoder = msgspec.json.Decoder(_Row)
+_decode_row = msgspec.json.Decoder(_Row).decode
 
 
-def _typed_rows(block: bytes) -> list[_Row] | None:
-    """The rows of a block's lines, or `None` when it is not exactly one usual row in each line."""
-    # A line break between two objects that no comma parts can only stand between rows.
-    breaks = block.count(b"\n")
-    if breaks and block.count(b"}\n{") != breaks:
-        return None
+def _typed_rows(lines: list[bytes]) -> list[_Row] | None:
+    """The rows of some lines, or `None` when one of them is no usual row."""
     try:
-        if not block.isascii():
-            block.decode("utf-8")  # the decoder does not look at texts that it leaves out
-        rows = _decoder.decode_lines(block)
+        for line in lines:
+            if not line.isascii():
+                line.decode("utf-8")  # the decoder does not look into texts that it leaves out
+        return list(map(_decode_row, lines))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    return rows if len(rows) == breaks + 1 else None
 
 
 def _predictions(
     path: Path, unusable: UnusableLines, convert: Callable[[int, Mapping[str, Any]], Prediction]
 ) -> Iterator[Prediction]:
     is_empty = True
-    for first, block in read_blocks(path, on_too_long=unusable.add_too_long):
-        for prediction in _of_lines(first, block, unusable, convert):
+    for first, lines in read_lines(path, on_too_long=unusable.add_too_long):
+        for prediction in _of_lines(first, lines, unusable, convert):
             is_empty = False
             yield prediction
     if is_empty:
@@ -252,9 +247,12 @@ def _predictions(
 
 
 def _of_lines(
-    first: int, block: bytes, unusable: UnusableLines, convert: Callable[[int, Mapping[str, Any]], Prediction]
+    first: int,
+    lines: Iterable[bytes],
+    unusable: UnusableLines,
+    convert: Callable[[int, Mapping[str, Any]], Prediction],
 ) -> Iterator[Prediction]:
-    for number, text in enumerate(block.split(b"\n"), start=first):
+    for number, text in enumerate(lines, start=first):
         line = text.removeprefix(codecs.BOM_UTF8) if number == 1 else text
         if not line or line.isspace():
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from ffr_verl.evaluation.bootstrap import BootstrapSettings, interval, resampled
 from ffr_verl.evaluation.breakdowns import BREAKDOWNS, part_names, parts_of
 from ffr_verl.evaluation.counts import FAULTS, RowCounter, RowCounts
 from ffr_verl.evaluation.predictions import (
+    Answered,
     Prediction,
     PredictionFormat,
     UnusableLines,
@@ -150,8 +151,8 @@ def evaluate(
     """How good answers are.
 
     Args:
-        records: predictions, or rows with `response`, `labels` (the gold answer), `messages` and `dialogue_id`; each is
-            looked at once and not kept.
+        records: predictions, or rows with `response`, `labels` (the gold answer), `messages` and `dialogue_id`; each
+            is looked at once and not kept.
         style: of the answers, `plain` or `reasoning`.
         bootstrap: how intervals are made; by default 1,000 resamples, seed 0.
 
@@ -209,13 +210,20 @@ def count_records(
 ) -> RowCounts:
     """The counts of records, see `evaluate`."""
     counter = RowCounter(style=style, with_keys=with_keys)
-    for number, record in enumerate(records):
-        try:
-            one = record if isinstance(record, Prediction) else prediction_of(number, record)
-            counter.add(one.response, one.labels, user_prompt(one.messages), one.dialogue_id)
-        except ValueError as error:
-            raise FFRError(f"record {number}: {error}") from None
-    if not counter.rows:
+
+    def rows() -> Iterator[Answered]:
+        for number, record in enumerate(records):
+            try:
+                one = record if isinstance(record, Prediction) else prediction_of(number, record)
+                yield number, one.response, one.labels, user_prompt(one.messages), one.dialogue_id
+            except ValueError as error:
+                raise FFRError(f"record {number}: {error}") from None
+
+    def refuse(number: int, reason: str) -> None:
+        raise FFRError(f"record {number}: {reason}")
+
+    counter.add_all(rows(), refuse)
+    if not len(counter):
         raise FFRError("no records to evaluate")
     return counter.counts()
 
@@ -232,12 +240,8 @@ def count_file(
     """The counts of a file's rows, see `evaluate_file`."""
     counter = RowCounter(style=style, with_keys=with_keys)
     rows = read_answered(path, unusable, row_format=row_format, on_position=on_position)
-    for line, response, labels, prompt, dialogue_id in rows:
-        try:
-            counter.add(response, labels, prompt, dialogue_id)
-        except ValueError as error:
-            unusable.add(line, str(error))
-    if not counter.rows:
+    counter.add_all(rows, unusable.add)
+    if not len(counter):
         raise unusable.no_rows()
     return counter.counts()
 
@@ -290,10 +294,9 @@ def _sums(counts: RowCounts) -> tuple[np.ndarray, dict[str, tuple[Part, ...]]]:
         statistics = row_statistics(some)
         total += statistics.sum(axis=0)
         for name in BREAKDOWNS:
-            parts = parts_of(some, name)
-            for part in np.unique(parts):
-                sums[name][part] += statistics[parts == part].sum(axis=0)
-            samples[name] += np.bincount(parts, minlength=len(samples[name]))
+            is_in = parts_of(some, name) == np.arange(len(samples[name]))[:, None]
+            sums[name] += is_in.astype(np.float64) @ statistics
+            samples[name] += is_in.sum(axis=1)
     found = {}
     for name in BREAKDOWNS:
         lines = zip(part_names(name), samples[name].tolist(), sums[name], strict=True)
