@@ -15,6 +15,7 @@ import random
 import re
 import resource
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -27,8 +28,8 @@ from ffr_verl.evaluation import BootstrapSettings, evaluate_file
 ROWS, QUERIES, REPEATS = 20_000, 3, 5
 _WORDS = re.findall(
     "[a-z]+",
-    "the a we you they it is was have had will would go went see saw think thought like liked want wanted house garden "
-    "dog cat train ticket friend summer winter picture camera dinner morning evening tomorrow yesterday really maybe "
+    "the a we you they it is was have had will would go went see saw think thought like liked want wanted house "
+    "garden dog cat train ticket friend summer winter picture camera dinner morning evening tomorrow yesterday really maybe "
     "never always where when who what nice good bad small large old new and but or with from about of to in on at",
 )
 _INSTRUCTION = (
@@ -213,7 +214,9 @@ def main() -> None:
                     lambda path=path: straightforward(path),  # type: ignore[misc]
                 ]
             )
-            print(f"{rows} rows, {path.stat().st_size / 1e6:.0f} MB, {queries} of each dialogue one after another")
+            sys.stdout.write(
+                f"{rows} rows, {path.stat().st_size / 1e6:.0f} MB, {queries} of each dialogue one after another\n"
+            )
             for label, value, digits in (
                 ("evaluate_file, no intervals (rows/s)", rows / bare, 0),
                 ("evaluate_file, 1,000 resamples (rows/s)", rows / whole, 0),
@@ -222,7 +225,7 @@ def main() -> None:
                 ("ratio, 1,000 resamples", plain / whole, 2),
                 ("peak memory of a process that evaluates (MB)", peak_bytes(path) / 1e6, 0),
             ):
-                print(f"  {label:52} {value:>12,.{digits}f}")
+                sys.stdout.write(f"  {label:52} {value:>12,.{digits}f}\n")
 
 
 if __name__ == "__main__":

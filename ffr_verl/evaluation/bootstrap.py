@@ -66,7 +66,7 @@ def resampled_metrics(
             counts = drawn[first : first + _AT_A_TIME, number]
             times = np.empty((len(counts), size))
             for place, count in enumerate(counts):
-                times[place] = np.bincount(generator.integers(0, size, count, dtype=np.uint16), minlength=size)
+                times[place] = np.bincount(generator.integers(0, size, count), minlength=size)
             for total, one in zip(sums, statistics, strict=True):
                 total[first : first + _AT_A_TIME] += times @ one
         on_rows(part.stop)

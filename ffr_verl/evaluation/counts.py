@@ -114,18 +114,13 @@ class RowCounter:
             answer = gold if response == labels else plain_masks(response)
             ids = read_ids(prompt)
             if gold is not None and answer is not None and is_plain and ids.is_counting:
-                utterances = _quick_counts(answer[0], gold[0], ids.utterances.end)
-                images = _quick_counts(answer[1], gold[1], ids.images.end)
-                named = gold[0]
-                span = named.bit_length() - (named & -named).bit_length() + 1 if named else 0
-                fault = _OUTSIDE if utterances[-1] or images[-1] else 0
-                self._values += _pack(*utterances, *images, fault, response == labels, ids.turns, span)
+                self._values += _quick_row(answer, gold, ids, response == labels)
             else:
                 fragment = parse_gold(labels)
                 if fragment is None:
                     on_malformed_gold(line, malformed_gold(labels))
                     continue
-                self._values += _pack(*_row_counts(response, fragment, ids, self._style))
+                self._values += _row(response, fragment, ids, self._style)
             if self._row_key is not None:
                 query = _QUERY.search(prompt)
                 self._keys.append(self._row_key(dialogue_id, query.group(1) if query else "", labels))
@@ -145,21 +140,31 @@ def _row_key() -> Callable[[str, str, str], int]:
     return row_key
 
 
-def _quick_counts(predicted: int, gold: int, end: int) -> tuple[int, ...]:
-    """Of one modality, of masks and a dialogue with the ids from 0 to `end - 1`."""
-    hits, listed, wanted, universe = (
-        (predicted & gold).bit_count(),
-        predicted.bit_count(),
-        gold.bit_count(),
-        end or _DEFAULT_UNIVERSE,
-    )
-    either = predicted | gold
+def _quick_row(answer: tuple[int, int], gold: tuple[int, int], ids: DialogueIds, is_exact: bool) -> bytes:
+    """`_row` of masks, where ids count from 0; written out, because most rows are such."""
+    (said, shown), (named, drawn) = answer, gold
+    end, image_end = ids.utterances.end, ids.images.end
+    universe, image_universe = end or _DEFAULT_UNIVERSE, image_end or _DEFAULT_UNIVERSE
+    hits, listed, wanted, either = (said & named).bit_count(), said.bit_count(), named.bit_count(), said | named
     rest = universe - either.bit_count() + (either >> universe).bit_count()
-    return hits, listed, wanted, rest, hits, listed, wanted, (predicted >> end).bit_count()
+    outside = (said >> end).bit_count()
+    image_hits, images_listed, images_wanted = (shown & drawn).bit_count(), shown.bit_count(), drawn.bit_count()
+    either = shown | drawn
+    image_rest = image_universe - either.bit_count() + (either >> image_universe).bit_count()
+    images_outside = (shown >> image_end).bit_count()
+    fault = _OUTSIDE if outside or images_outside else 0
+    span = named.bit_length() - (named & -named).bit_length() + 1 if named else 0
+    # fmt: off
+    return _pack(
+        hits, listed, wanted, rest, hits, listed, wanted, outside,
+        image_hits, images_listed, images_wanted, image_rest, image_hits, images_listed, images_wanted, images_outside,
+        fault, is_exact, ids.turns, span,
+    )
+    # fmt: on
 
 
-def _row_counts(response: str, gold: Fragment, ids: DialogueIds, style: AnswerStyle) -> tuple[int, ...]:
-    """Of any row, in the order of `_COLUMNS`."""
+def _row(response: str, gold: Fragment, ids: DialogueIds, style: AnswerStyle) -> bytes:
+    """The counts of any row, in the order of `_COLUMNS`."""
     lenient, strict = parse_leniently(response), parse_fragment(response, style=style)
     read = strict or Fragment((), ())
     utterances = _counts(lenient.utterance_ids, read.utterance_ids, gold.utterance_ids, ids.utterances)
@@ -173,7 +178,7 @@ def _row_counts(response: str, gold: Fragment, ids: DialogueIds, style: AnswerSt
         reason = MalformedReason.ID_OUTSIDE_DIALOGUE if utterances[-1] or images[-1] else None
     fault = 0 if reason is None else FAULTS.index(reason) + 1
     span = max(gold.utterance_ids) - min(gold.utterance_ids) + 1 if gold.utterance_ids else 0
-    return (*utterances, *images, fault, strict == gold, ids.turns, span)
+    return _pack(*utterances, *images, fault, strict == gold, ids.turns, span)
 
 
 def _counts(lenient: Sequence[int], strict: Sequence[int], gold: Sequence[int], ids: Ids) -> tuple[int, ...]:

@@ -1,0 +1,147 @@
+"""`ffr-verl evaluate`: files in, tables and files out."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from ffr_verl.data.parquet_writer import whole_or_nothing
+from ffr_verl.errors import FFRError
+from ffr_verl.evaluation.bootstrap import BootstrapSettings
+from ffr_verl.evaluation.comparison import compare as compare_counts
+from ffr_verl.evaluation.counts import RowCounts
+from ffr_verl.evaluation.predictions import PredictionFormat, UnusableLines
+from ffr_verl.evaluation.result import count_file, result_of
+from ffr_verl.evaluation.tables import comparison_tables, result_tables
+from ffr_verl.fragments import AnswerStyle
+
+__all__ = ["evaluate_command"]
+
+_LINES_SHOWN = 5
+
+
+def evaluate_command(
+    predictions: Path,
+    *,
+    console: Console,
+    compare: Path | None = None,
+    json_file: Path | None = None,
+    csv_file: Path | None = None,
+    lenient: bool = False,
+    resamples: int = 1000,
+    seed: int = 0,
+    row_format: PredictionFormat = "ffr",
+    style: AnswerStyle = "plain",
+) -> None:
+    """Evaluate a file of predictions, show tables and write the files asked for.
+
+    Args:
+        predictions: the file.
+        console: where tables and progress are shown.
+        compare: another model's predictions.
+        json_file: gets every number.
+        csv_file: gets the metrics and those of the break-downs.
+        lenient: leave out lines that cannot be used.
+        resamples: for the intervals; 0 for none.
+        seed: of the resamples.
+        row_format: of both files.
+        style: of the answers in both files.
+
+    Raises:
+        FFRError: for a file that cannot be read or written, and as `read_predictions`.
+    """
+    _refuse_to_overwrite([predictions, compare], [json_file, csv_file])
+    settings = BootstrapSettings(resamples=resamples, seed=seed)
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+
+        def task(description: str, total: int) -> Callable[[int], None]:
+            number = progress.add_task(description, total=max(total, 1))
+            return lambda done: progress.update(number, completed=done)
+
+        def counts_of(path: Path) -> tuple[RowCounts, UnusableLines]:
+            skipped: list[str] = []
+
+            def note(line: int, reason: str) -> None:
+                if len(skipped) < _LINES_SHOWN:
+                    skipped.append(f"{path}: line {line} left out: {reason}")
+
+            unusable = UnusableLines(path, lenient=lenient, on_skipped=note)
+            counts = count_file(
+                path,
+                unusable,
+                row_format=row_format,
+                style=style,
+                with_keys=compare is not None,
+                on_position=task(f"reading {path.name}", path.stat().st_size if path.is_file() else 0),
+            )
+            for line in skipped:
+                console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+            if unusable.count > len(skipped):
+                more = f"{path}: {unusable.count - len(skipped):,} more lines left out"
+                console.print(more, style="yellow", markup=False, highlight=False, soft_wrap=True)
+            return counts, unusable
+
+        counts, unusable = counts_of(predictions)
+        result = result_of(counts, skipped=unusable.count, bootstrap=settings, on_rows=task("resampling", len(counts)))
+        comparison = None
+        if compare is not None:
+            others, _ = counts_of(compare)
+            comparison = compare_counts(
+                counts, others, bootstrap=settings, on_rows=task("comparing", min(len(counts), len(others)))
+            )
+    for table in result_tables(result, title=predictions.name):
+        console.print(table)
+    if result.skipped:
+        console.print(f"{result.skipped:,} lines left out", style="yellow", highlight=False)
+    found: dict[str, Any] = result.to_dict()
+    if comparison is not None:
+        for table in comparison_tables(comparison, title=f"{predictions.name} less {compare and compare.name}"):
+            console.print(table)
+        console.print(
+            f"{comparison.matched:,} rows are in both files, {comparison.only_first:,} in {predictions.name} only, "
+            f"{comparison.only_second:,} in {compare and compare.name} only",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+        found["comparison"] = {"other": str(compare), **comparison.to_dict()}
+    if json_file is not None:
+        _write(json_file, lambda file: file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8"))
+        console.print(f"wrote {json_file}", markup=False, highlight=False, soft_wrap=True)
+    if csv_file is not None:
+        _write(csv_file, lambda file: _write_csv(file, result.to_rows()))
+        console.print(f"wrote {csv_file}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _refuse_to_overwrite(sources: Sequence[Path | None], outputs: Sequence[Path | None]) -> None:
+    read = {source.expanduser().resolve() for source in sources if source is not None}
+    for output in outputs:
+        if output is not None and output.expanduser().resolve() in read:
+            raise FFRError(f"{output}: holds the predictions; choose another name for the result")
+        if output is not None and output.is_dir():
+            raise FFRError(f"{output}: a folder; give the name of a file")
+    if outputs[0] is not None and outputs[0] == outputs[1]:
+        raise FFRError(f"{outputs[0]}: given for --json and for --csv; choose two names")
+
+
+def _write(path: Path, write: Callable[[Path], Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_or_nothing([path]) as (temporary,):
+            write(temporary)
+    except OSError as error:
+        raise FFRError(f"{path}: {error.strerror or error}") from None
+
+
+def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)

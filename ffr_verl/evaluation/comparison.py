@@ -1,0 +1,110 @@
+"""Two models on the same rows: the difference of their metrics, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ffr_verl.errors import FFRError
+from ffr_verl.evaluation.bootstrap import BootstrapSettings, interval, resampled_metrics
+from ffr_verl.evaluation.counts import RowCounts
+from ffr_verl.evaluation.row_statistics import chunks, metrics_of_sums, nested, row_statistics
+
+__all__ = ["Comparison", "compare"]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two models on the rows that both answered.
+
+    Attributes:
+        matched: rows that both answered: `dialogue_id`, query and gold answer are the same. Of rows that are there
+            several times the first is matched with the first, and so on.
+        only_first: rows of the first that the second lacks.
+        only_second: rows of the second that the first lacks.
+        first: `micro`, `macro` and `rewards` of the first on the matched rows.
+        second: of the second.
+        difference: the first less the second.
+        intervals: of the difference, `(low, high)` for each number, from resamples in which both models are asked the
+            same rows; `None` when no resamples were asked for.
+    """
+
+    matched: int
+    only_first: int
+    only_second: int
+    first: Mapping[str, Any]
+    second: Mapping[str, Any]
+    difference: Mapping[str, Any]
+    intervals: Mapping[str, Any] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in the file of `ffr-verl evaluate --compare --json`, under `comparison`."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+def compare(
+    first: RowCounts,
+    second: RowCounts,
+    *,
+    bootstrap: BootstrapSettings | None = None,
+    on_rows: Callable[[int], None] = lambda rows: None,
+) -> Comparison:
+    """Compare two models.
+
+    Args:
+        first: counts of one model's answers, with keys.
+        second: of the other's.
+        bootstrap: how intervals are made.
+        on_rows: told how many rows the resamples have seen.
+
+    Raises:
+        FFRError: when no row is in both.
+
+    Source: ours, a paired bootstrap of rows.
+    """
+    _, places, others = np.intersect1d(_numbered(first), _numbered(second), assume_unique=True, return_indices=True)
+    if not len(places):
+        raise FFRError(
+            f"none of {len(first)} and {len(second)} rows is in both: dialogue_id, query and gold answer (labels) must "
+            "be the same; compare answers to the same data"
+        )
+    order = np.argsort(places)
+    tables = [first.of(places[order]), second.of(others[order])]
+    settings = bootstrap or BootstrapSettings()
+    ours, theirs = (_metrics(table) for table in tables)
+    intervals = None
+    if settings.resamples:
+        one, other = resampled_metrics(tables, settings, on_rows=on_rows)
+        bounds = interval(one - other, level=settings.level).tolist()
+        intervals = {"level": settings.level, "resamples": settings.resamples, "seed": settings.seed, **nested(bounds)}
+    return Comparison(
+        matched=len(places),
+        only_first=len(first) - len(places),
+        only_second=len(second) - len(places),
+        first=nested(ours.tolist()),
+        second=nested(theirs.tolist()),
+        difference=nested((ours - theirs).tolist()),
+        intervals=intervals,
+    )
+
+
+def _metrics(counts: RowCounts) -> np.ndarray:
+    total = sum([row_statistics(counts.of(chunk)).sum(axis=0) for chunk in chunks(len(counts))])
+    return metrics_of_sums(np.asarray(total), len(counts))
+
+
+def _numbered(counts: RowCounts) -> np.ndarray:
+    """The keys, made different where one stands several times: with its how-manieth it is mixed in."""
+    keys = counts.keys
+    if keys is None:
+        raise ValueError("counts without keys; count with with_keys=True")
+    order = np.argsort(keys, kind="stable")
+    ranked = keys[order]
+    is_first = np.concatenate([[True], ranked[1:] != ranked[:-1]])
+    starts = np.maximum.accumulate(np.where(is_first, np.arange(len(ranked)), 0))
+    repeat = np.empty(len(keys), dtype=np.uint64)
+    repeat[order] = (np.arange(len(ranked)) - starts).astype(np.uint64)
+    return keys.view(np.uint64) ^ (repeat * np.uint64(0x9E3779B97F4A7C15))

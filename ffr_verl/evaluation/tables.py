@@ -1,0 +1,108 @@
+"""A result as tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.table import Table
+
+from ffr_verl.evaluation.comparison import Comparison
+from ffr_verl.evaluation.metrics import Scores
+from ffr_verl.evaluation.result import EvaluationResult
+from ffr_verl.evaluation.row_statistics import AVERAGES, MODALITIES, REWARDS
+
+__all__ = ["comparison_tables", "result_tables"]
+
+
+def result_tables(result: EvaluationResult, *, title: str) -> Iterator[Table]:
+    """Metrics, rewards, faults and break-downs."""
+    intervals = result.intervals
+    level = f", with {intervals['level']:.0%} intervals" if intervals else ""
+    averages = {"micro": result.micro, "macro": result.macro}
+    yield _metrics_table(averages, intervals, title=f"{title}: {result.samples:,} answers{level}")
+    yield _rewards_table(result.rewards, intervals)
+    yield _faults_table(result)
+    yield _breakdowns_table(result)
+
+
+def comparison_tables(comparison: Comparison, *, title: str) -> Iterator[Table]:
+    """Differences of the metrics and of the rewards."""
+    found = comparison.intervals
+    level = f", with {found['level']:.0%} intervals" if found else ""
+    heading = f"{title}: difference on {comparison.matched:,} answers to the same rows{level}"
+    yield _metrics_table(comparison.difference, found, title=heading, sign="+")
+    yield _rewards_table(comparison.difference["rewards"], found, sign="+")
+
+
+def _metrics_table(averages: Mapping[str, Any], intervals: Any, *, title: str, sign: str = "") -> Table:
+    table = Table(title=title)
+    table.add_column("")
+    table.add_column("")
+    for name in Scores._fields:
+        table.add_column(name, justify="right")
+    for average in AVERAGES:
+        for modality in MODALITIES:
+            values = averages[average][modality]
+            bounds = intervals[average][modality] if intervals else {}
+            cells = [_cell(values[name], bounds.get(name), sign=sign) for name in Scores._fields]
+            table.add_row(average if modality == MODALITIES[0] else "", modality, *cells)
+        table.add_section()
+    return table
+
+
+def _rewards_table(rewards: Mapping[str, float], intervals: Any, *, sign: str = "") -> Table:
+    table = Table(title="mean rewards, as verl's validation reports them")
+    for name in REWARDS:
+        table.add_column(name, justify="right")
+    bounds = intervals["rewards"] if intervals else {}
+    table.add_row(*[_cell(rewards[name], bounds.get(name), sign=sign) for name in REWARDS])
+    return table
+
+
+def _breakdowns_table(result: EvaluationResult) -> Table:
+    table = Table(title="where they fail")
+    table.add_column("rows by", no_wrap=True)
+    table.add_column("")
+    for column in ("answers", "micro\nf1", "macro\nf1", "utter-\nances", "images", "exact", "faults"):
+        table.add_column(column, justify="right")
+    for name, parts in result.breakdowns.items():
+        for place, part in enumerate(parts):
+            table.add_row(
+                "" if place else name.replace("_", " "),
+                part.name,
+                f"{part.samples:,}",
+                # Without a gold id there is no recall, and the micro f1 says nothing.
+                "-" if part.name in ("none", "empty") else f"{part.micro['joint']['f1']:.3f}",
+                f"{part.macro['joint']['f1']:.3f}",
+                f"{part.macro['utterance']['f1']:.3f}",
+                f"{part.macro['image']['f1']:.3f}",
+                f"{part.rewards['exact_match']:.1%}",
+                f"{part.malformed / part.samples:.1%}",
+            )
+        table.add_section()
+    return table
+
+
+def _faults_table(result: EvaluationResult) -> Table:
+    table = Table(title="faults of answers, the first of each")
+    table.add_column("fault")
+    table.add_column("answers", justify="right")
+    table.add_column("", justify="right")
+    for name, count in result.malformed.items():
+        if count or name == "any":
+            table.add_row(name, f"{count:,}", f"{count / result.samples:.1%}")
+    outside = result.ids_outside
+    if outside["answers"]:
+        table.caption = (
+            f"{outside['utterance']:,} utterance and {outside['image']:,} image ids in {outside['answers']:,} answers "
+            "are not of the dialogue"
+        )
+    return table
+
+
+def _cell(value: float, bounds: Any, *, sign: str) -> str:
+    if bounds is None:
+        return f"{value:{sign}.3f}"
+    low, high = bounds
+    return f"{value:{sign}.3f}\n[dim]{low:{sign}.3f} {high:{sign}.3f}[/dim]"
