@@ -7,15 +7,24 @@ in every window (`published`, as the published tools have it).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from ffr_verl.dialogues import utterance_spans
 from ffr_verl.errors import FFRError
-from ffr_verl.fragments import Fragment
+from ffr_verl.fragments import Fragment, format_fragment, parse_leniently
 
-__all__ = ["Window", "WindowIds", "WindowSettings", "cut_prompt", "whole_fragment", "window_id", "windows_of"]
+__all__ = [
+    "Window",
+    "WindowIds",
+    "WindowSettings",
+    "cut_prompt",
+    "cut_row",
+    "whole_fragment",
+    "window_id",
+    "windows_of",
+]
 
 WindowIds = Literal["global", "published"]
 
@@ -165,6 +174,47 @@ def cut_prompt(content: str, window: Window) -> str:
     if shift:
         kept = _IMAGE_TAG.sub(lambda tag: f"<|img_id_start|>{int(tag.group(1)) + shift}<|img_id_end|>", kept)
     return content[: spans[0][0]] + kept
+
+
+def cut_row(row: Mapping[str, Any], settings: WindowSettings) -> list[dict[str, Any]]:
+    """The windows of a row of an RL file, as `ffr-verl prepare --window` writes them; the row itself when it fits.
+
+    Args:
+        row: with `prompt`, `reward_model` and `extra_info`; `images` are cut where they are there.
+        settings: how to cut.
+
+    Raises:
+        FFRError: when the row is a window already.
+    """
+    info = row["extra_info"]
+    if info.get("window") is not None:
+        raise FFRError(f"{info['dialogue_id']}: is a window already; give the file of whole dialogues with --window")
+    windows = windows_of(info["dialogue_id"], info["image_utterances"], len(info["utterance_ids"]), settings)
+    return [_part_of_row(row, window) for window in windows] or [dict(row)]
+
+
+def _part_of_row(row: Mapping[str, Any], window: Window) -> dict[str, Any]:
+    info, images = row["extra_info"], slice(*window.images)
+    prompt = [
+        {**message, "content": cut_prompt(message["content"], window)} if message["role"] == "user" else message
+        for message in row["prompt"]
+    ]
+    gold = window.part_of(parse_leniently(row["reward_model"]["ground_truth"]))
+    return {
+        **row,
+        "prompt": prompt,
+        **({"images": row["images"][images]} if "images" in row else {}),
+        "reward_model": {**row["reward_model"], "ground_truth": format_fragment(gold)},
+        "extra_info": {
+            **info,
+            "dialogue_id": window.dialogue_id,
+            "utterance_ids": info["utterance_ids"][slice(*window.utterances)],
+            "image_ids": list(range(window.first_image_id, window.first_image_id + len(info["images"][images]))),
+            "image_utterances": info["image_utterances"][images],
+            "images": info["images"][images],
+            "window": window.to_dict(),
+        },
+    }
 
 
 def whole_fragment(parts: Iterator[tuple[Window, Fragment]] | Sequence[tuple[Window, Fragment]]) -> Fragment:

@@ -1,10 +1,12 @@
-"""Greedy answers with log-probabilities, by vLLM's engine in batches."""
+"""Answers of a model by vLLM's engine, in batches; greedy ones unless a temperature is given."""
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,15 @@ from ffr_verl.data.config import DEFAULT_MAX_PIXELS
 from ffr_verl.data.images import resolve_image
 from ffr_verl.dialogues import with_image_parts
 from ffr_verl.errors import FFRError
+from ffr_verl.inference.journal import AnswerJournal
+from ffr_verl.model_folders import folder_revision
 
-__all__ = ["Answer", "Generator", "GeneratorSettings"]
+__all__ = ["Answer", "Generator", "GeneratorSettings", "generate_answers"]
+
+_BATCH_ROWS = 64
+_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # vLLM takes no others
+# What changes no answer may differ when a run goes on, such as after running out of memory.
+_FREE = ("images_root", "tensor_parallel_size", "gpu_memory_utilization", "trust_remote_code")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +39,12 @@ class GeneratorSettings:
         samples: answers drawn at temperature 1 beside the greedy one, for a pass rate; 0 for none.
         tensor_parallel_size: GPUs that share the model.
         gpu_memory_utilization: share of a GPU's memory that vLLM takes.
-        seed: of the drawn answers.
+        seed: of drawn answers; a row's answer does not depend on the rows beside it.
         trust_remote_code: run code that the model's repository brings.
+        temperature: 0 for greedy answers.
+        top_p: share of the probability that tokens are drawn from.
+        logprobs: whether answers come with log-probabilities.
+        lora: folder of a LoRA adapter for the model.
     """
 
     model: str
@@ -45,6 +58,19 @@ class GeneratorSettings:
     gpu_memory_utilization: float = 0.9
     seed: int = 0
     trust_remote_code: bool = False
+    temperature: float = 0.0
+    top_p: float = 1.0
+    logprobs: bool = True
+    lora: Path | None = None
+
+    def work(self) -> dict[str, Any]:
+        """What answers depend on, for an `AnswerJournal`."""
+        values = {name: value for name, value in asdict(self).items() if name not in _FREE}
+        for name in ("model", "lora"):
+            folder = Path(values[name] or "").expanduser()
+            values[name] = None if values[name] is None else str(values[name])
+            values[f"revision of {name}"] = folder_revision(folder) if values[name] and folder.is_dir() else ""
+        return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,21 +78,34 @@ class Answer:
     """The answer to a row.
 
     Attributes:
-        response: its text, special tokens kept.
+        response: its text, special tokens kept; empty where there is none.
         logprobs: natural logarithms of the chosen tokens' probabilities.
         samples: further answers, drawn.
+        is_cut_off: whether it ended at the most tokens of an answer.
+        error: why there is no answer.
     """
 
     response: str
-    logprobs: tuple[float, ...]
+    logprobs: tuple[float, ...] = ()
     samples: tuple[str, ...] = ()
+    is_cut_off: bool = False
+    error: str | None = None
+
+    def to_record(self) -> dict[str, Any]:
+        """As an `AnswerJournal` keeps it, without further answers."""
+        record: dict[str, Any] = {"response": self.response, "logprobs": list(self.logprobs)}
+        if self.is_cut_off:
+            record["is_cut_off"] = True
+        if self.error is not None:
+            record["error"] = self.error
+        return record
 
 
 class Generator:
     """A model loaded into vLLM, in this process and those that vLLM starts.
 
     Raises:
-        FFRError: when vLLM is missing, or the model cannot be loaded or has no chat template.
+        FFRError: when vLLM is missing, or the model or its adapter cannot be loaded or has no chat template.
     """
 
     def __init__(self, settings: GeneratorSettings) -> None:
@@ -74,10 +113,12 @@ class Generator:
         looks_local = settings.model.startswith((".", "/", "~")) or settings.model.count("/") > 1
         if looks_local and not (folder / "config.json").is_file():
             raise FFRError(f"--model {settings.model}: no Hugging Face model folder; `ffr-verl merge` makes one")
+        lora_rank = None if settings.lora is None else _lora_rank(settings.lora)
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         try:
             import vllm
             from transformers import AutoProcessor
+            from vllm.lora.request import LoRARequest
         except ImportError as error:
             raise FFRError(
                 f"vllm is not installed ({error}): `make install`, or pip install 'ffr-verl[gpu]'"
@@ -94,6 +135,7 @@ class Generator:
                 "AutoProcessor.from_pretrained(BASE).save_pretrained(...)"
             )
         try:
+            lora: dict[str, Any] = {} if lora_rank is None else {"enable_lora": True, "max_lora_rank": lora_rank}
             self._llm = vllm.LLM(
                 model=settings.model,
                 max_model_len=settings.max_model_len,
@@ -102,22 +144,52 @@ class Generator:
                 trust_remote_code=settings.trust_remote_code,
                 seed=settings.seed,
                 **_engine_options(settings),
+                **lora,
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise FFRError(f"--model {settings.model}: vLLM cannot load it: {str(error).splitlines()[0]}") from None
+        self._lora = None
+        if settings.lora is not None:
+            self._lora = LoRARequest("adapter", 1, str(settings.lora.expanduser().resolve()))
+            try:
+                self._llm.llm_engine.add_lora(self._lora)
+            except Exception as error:  # noqa: BLE001  # what fails in the engine's process arrives as plain Exception
+                raise FFRError(
+                    f"--lora {settings.lora}: vLLM cannot load it over {settings.model}: {_first_line(error)}"
+                ) from None
         common: dict[str, Any] = {"max_tokens": settings.max_new_tokens, "skip_special_tokens": False}
-        self._greedy = vllm.SamplingParams(temperature=0.0, logprobs=0, **common)
+        self._first = vllm.SamplingParams(
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            seed=settings.seed if settings.temperature else None,
+            logprobs=0 if settings.logprobs else None,
+            **common,
+        )
         self._drawn = vllm.SamplingParams(temperature=1.0, n=max(1, settings.samples), seed=settings.seed, **common)
         self._settings = settings
 
     def answers(self, rows: Sequence[Mapping[str, Any]]) -> list[Answer]:
-        """Answers to rows of an RL file, in their order."""
-        prompts: list[Any] = [self._prompt(row) for row in rows]
-        greedy = self._llm.generate(prompts, self._greedy, use_tqdm=False)
+        """Answers to rows of an RL file, in their order; where vLLM refuses one, as for its length, an error."""
+        prompts = [self._prompt_or_error(row) for row in rows]
+        good = [prompt for prompt in prompts if not isinstance(prompt, Answer)]
+        try:
+            found = iter(self._answers(good))
+        except ValueError:  # vLLM refuses a prompt and does not say which; it has dropped the others too
+            found = iter([self._answer_or_error(prompt) for prompt in good])
+        return [prompt if isinstance(prompt, Answer) else next(found) for prompt in prompts]
+
+    def _answers(self, prompts: Sequence[Any]) -> list[Answer]:
+        first = self._llm.generate(prompts, self._first, use_tqdm=False, lora_request=self._lora)
         drawn: Sequence[Any] = [None] * len(prompts)
         if self._settings.samples:
-            drawn = self._llm.generate(prompts, self._drawn, use_tqdm=False)
-        return [self._answer(one.outputs[0], more) for one, more in zip(greedy, drawn, strict=True)]
+            drawn = self._llm.generate(prompts, self._drawn, use_tqdm=False, lora_request=self._lora)
+        return [self._answer(one.outputs[0], more) for one, more in zip(first, drawn, strict=True)]
+
+    def _answer_or_error(self, prompt: Any) -> Answer:
+        try:
+            return self._answers([prompt])[0]
+        except ValueError as error:
+            return Answer("", error=_first_line(error))
 
     def _answer(self, output: Any, drawn: Any) -> Answer:
         chosen = [
@@ -125,12 +197,18 @@ class Generator:
             for token, candidates in zip(output.token_ids, output.logprobs or (), strict=False)
         ]
         samples = () if drawn is None else tuple([self._text(one) for one in drawn.outputs])
-        return Answer(self._text(output), tuple(chosen), samples)
+        return Answer(self._text(output), tuple(chosen), samples, output.finish_reason == "length")
 
     def _text(self, output: Any) -> str:
         """The answer without the token that ends it."""
         ending = self._processor.tokenizer.eos_token or ""
         return str(output.text).removesuffix(ending) if ending else str(output.text)
+
+    def _prompt_or_error(self, row: Mapping[str, Any]) -> dict[str, Any] | Answer:
+        try:
+            return self._prompt(row)
+        except OSError as error:  # damage that shows only when the whole picture is decoded
+            return Answer("", error=f"an image cannot be read: {error}")
 
     def _prompt(self, row: Mapping[str, Any]) -> dict[str, Any]:
         text = self._processor.apply_chat_template(
@@ -154,6 +232,52 @@ class Generator:
             yield fetch_image({"image": picture, "max_pixels": self._settings.max_pixels})
 
 
+def generate_answers(
+    rows: Iterable[Mapping[str, Any]],
+    journal: AnswerJournal,
+    settings: GeneratorSettings,
+    *,
+    record: Callable[[Answer, Mapping[str, Any]], Mapping[str, Any]] = lambda answer, row: answer.to_record(),
+    on_rows: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Answer the rows that have no answer yet, and keep each batch in the journal.
+
+    Args:
+        rows: of RL files, as many as the journal has.
+        journal: gets the answers.
+        settings: of the model; it is loaded only when there is something left to answer.
+        record: makes of an answer and its row what the journal keeps.
+        on_rows: told how many rows of how many have their answer; first when the model is loaded.
+
+    Raises:
+        FFRError: for a model that cannot be used, or a disk that is full.
+    """
+    if journal.answered == journal.rows:
+        return
+    generator = Generator(settings)
+    on_rows(journal.answered, journal.rows)
+    missing = ((number, row) for number, row in enumerate(rows) if number not in journal)
+    while batch := list(itertools.islice(missing, _BATCH_ROWS)):
+        answers = generator.answers([row for _, row in batch])
+        journal.append([(number, record(answer, row)) for (number, row), answer in zip(batch, answers, strict=True)])
+        on_rows(journal.answered, journal.rows)
+
+
+def _lora_rank(adapter: Path) -> int:
+    """The rank to make room for: the adapter's, or the next one that vLLM has."""
+    file = adapter.expanduser() / "adapter_config.json"
+    try:
+        rank = int(json.loads(file.read_text(encoding="utf-8"))["r"])
+        return next(possible for possible in _LORA_RANKS if possible >= rank)
+    except OSError:
+        raise FFRError(
+            f"--lora {adapter}: no adapter_config.json in it; give the folder of a peft adapter, such as "
+            "global_step_N/actor/lora_adapter of a verl checkpoint"
+        ) from None
+    except (ValueError, KeyError, TypeError, StopIteration):
+        raise FFRError(f"{file}: no rank r from 1 to {_LORA_RANKS[-1]}; save the adapter again with peft") from None
+
+
 def _engine_options(settings: GeneratorSettings) -> dict[str, Any]:
     """What differs between a GPU and the CPU build."""
     from vllm.platforms import current_platform
@@ -162,3 +286,7 @@ def _engine_options(settings: GeneratorSettings) -> dict[str, Any]:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         return {"dtype": "float32", "enforce_eager": True}
     return {"gpu_memory_utilization": settings.gpu_memory_utilization}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,33 +1,28 @@
 """`ffr-verl score`: how hard each training row is for a model, by its own answers.
 
-Rows are answered in chunks. A finished chunk is a file in `.NAME.answers` beside the output, so a run that was killed
-goes on where it stopped; the difficulty file itself appears whole, at the end.
+A run that was killed goes on where it stopped, see `ffr_verl.inference.journal`; the difficulty file itself appears
+whole, at the end.
 """
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import json
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from ffr_verl.data.config import DataConfig
 from ffr_verl.data.json_rows import read_rows
-from ffr_verl.data.parquet_files import check_columns, check_images, images_root
-from ffr_verl.data.parquet_writer import whole_or_nothing
+from ffr_verl.data.parquet_files import check_columns, check_images
 from ffr_verl.dialogues import parse_dialogue
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import parse_leniently
-from ffr_verl.inference.generate import Answer, Generator, GeneratorSettings
-from ffr_verl.model_folders import folder_revision
+from ffr_verl.inference.generate import Answer, GeneratorSettings, generate_answers
+from ffr_verl.inference.journal import AnswerJournal, check_output, journal_folder
+from ffr_verl.inference.rows import AskedRows
 from ffr_verl.samplers.difficulty import LEVELS, difficulty_f1
 from ffr_verl.samplers.difficulty_file import (
     difficulty_table,
@@ -38,8 +33,6 @@ from ffr_verl.samplers.difficulty_file import (
 )
 
 __all__ = ["ScoreSummary", "answers_of_predictions", "score"]
-
-_CHUNK_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,104 +115,48 @@ def score(
     started = time.monotonic()
     if (settings is None) == (predictions is None):
         raise FFRError("give --model DIR, or --predictions FILE")
-    if output.is_dir():
-        raise FFRError(
-            f"--output {output}: a folder; give the name of a file, such as {output / 'difficulty.parquet'}"
-        )
-    if output.exists() and not force:
-        raise FFRError(f"{output}: is there already; choose another --output, or replace it with --force")
+    check_output(output, force=force, example="difficulty.parquet")
     names = [str(file) for file in files]
     check_columns(names, "rl")
-    keys = row_keys(files)
-    if not len(keys):
-        raise FFRError(f"{', '.join(names)}: no rows")
-    resumed = 0
-    partial = output.parent / f".{output.name}.answers"
+
+    def write(found: Iterable[Mapping[str, Any]], source: str) -> pa.Table:
+        table = difficulty_table(rows_of_files(files), found, model=source)
+        write_difficulty(table, output)
+        return table
+
     if predictions is not None:
-        found: Iterable[Mapping[str, Any]] = answers_of_predictions(predictions, files)
-        source = str(predictions)
-    else:
-        assert settings is not None
-        check_images(names, settings.images_root, sample=False)
-        found, resumed = _generated(files, keys, partial, settings, restart=restart, say=say, on_rows=on_rows)
-        source = settings.model
-    table = difficulty_table(rows_of_files(files), found, model=source)
-    write_difficulty(table, output)
-    shutil.rmtree(partial, ignore_errors=True)
+        if not len(row_keys(files)):
+            raise FFRError(f"{', '.join(names)}: no rows")
+        table = write(answers_of_predictions(predictions, files), str(predictions))
+        return ScoreSummary(table, 0, time.monotonic() - started)
+    assert settings is not None
+    rows = AskedRows(files)
+    count, digest = rows.survey(max_images=settings.max_images)
+    check_images(names, settings.images_root, sample=False)
+    work = {**settings.work(), "rows": digest}
+    with AnswerJournal(journal_folder(output), work, rows=count, restart=restart) as journal:
+        resumed = journal.answered
+        if resumed:
+            say(f"going on: {resumed} of {count} rows have their answer from an interrupted run")
+        generate_answers(rows, journal, settings, record=_record, on_rows=on_rows)
+        table = write((record for record in journal.records() if record is not None), settings.model)
+        journal.remove()
     return ScoreSummary(table, resumed, time.monotonic() - started)
 
 
-def images_root_of(files: Sequence[Path], given: Path | None) -> Path:
-    """The folder of the images: the given one, or the one recorded in the files."""
-    return images_root([str(file) for file in files], DataConfig(images_root=None if given is None else str(given)))
-
-
-def _generated(
-    files: Sequence[Path],
-    keys: np.ndarray,
-    partial: Path,
-    settings: GeneratorSettings,
-    *,
-    restart: bool,
-    say: Callable[[str], None],
-    on_rows: Callable[[int, int], None],
-) -> tuple[list[Mapping[str, Any]], int]:
-    """An answer to each row; and how many an earlier run had."""
-    folder = Path(settings.model).expanduser()
-    revision = folder_revision(folder) if folder.is_dir() else settings.model
-    values = {**asdict(settings), "images_root": "", "revision": revision, "rows": keys.tobytes().hex()}
-    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-    _open_partial(partial, digest, restart=restart)
-    count = len(keys)
-    chunks = [partial / f"{start:09}.jsonl" for start in range(0, count, _CHUNK_ROWS)]
-    answered = sum(min(_CHUNK_ROWS, count - int(chunk.stem)) for chunk in chunks if chunk.exists())
-    resumed = answered
-    if resumed:
-        say(f"going on: {resumed} of {count} rows have their answer from an interrupted run")
-    on_rows(answered, count)
-    if resumed < count:
-        generator = Generator(settings)
-        rows = rows_of_files(files)
-        for chunk in chunks:
-            batch = list(itertools.islice(rows, _CHUNK_ROWS))
-            if chunk.exists():
-                continue
-            _save(chunk, [_record(answer, row) for answer, row in zip(generator.answers(batch), batch, strict=True)])
-            answered += len(batch)
-            on_rows(answered, count)
-    return [json.loads(line) for chunk in chunks for line in chunk.read_text(encoding="utf-8").splitlines()], resumed
-
-
-def _open_partial(partial: Path, digest: str, *, restart: bool) -> None:
-    record = partial / "work.json"
-    if partial.exists() and restart:
-        shutil.rmtree(partial)
-    if record.is_file():
-        if json.loads(record.read_text(encoding="utf-8")).get("digest") != digest:
-            raise FFRError(
-                f"{partial}: an interrupted run of other rows, another model or other settings; finish that one, or "
-                "forget it with --restart"
-            )
-        return
-    partial.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps({"digest": digest}), encoding="utf-8")
-
-
 def _record(answer: Answer, row: Mapping[str, Any]) -> dict[str, Any]:
-    record: dict[str, Any] = {"response": answer.response, "logprobs": list(answer.logprobs)}
+    if answer.error is not None:
+        info = row["extra_info"]
+        raise FFRError(
+            f"row {info['index']} ({info['dialogue_id']}) has no answer: {answer.error}; raise --max-model-len, or "
+            "cut long dialogues with ffr-verl prepare --window"
+        )
+    record = answer.to_record()
     if answer.samples:
         gold = parse_leniently(row["reward_model"]["ground_truth"])
         right = [difficulty_f1(parse_leniently(sample), gold) == 1.0 for sample in answer.samples]
         record["pass_rate"] = sum(right) / len(right)
     return record
-
-
-def _save(file: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    try:
-        with whole_or_nothing([file]) as (temporary,):
-            temporary.write_text("".join([json.dumps(record) + "\n" for record in records]), encoding="utf-8")
-    except OSError as error:
-        raise FFRError(f"{file}: {error.strerror or error}; run the same command again when that is mended") from None
 
 
 def answers_of_predictions(path: Path, files: Sequence[Path]) -> Iterator[dict[str, Any]]:

@@ -176,8 +176,8 @@ class DifficultyFile:
         return RowDifficulty(rows.f1[chosen], rows.entropy[chosen], rows.levels[chosen], rows.is_negative[chosen])
 
 
-def rows_of_files(files: Sequence[str | Path]) -> Iterator[dict[str, Any]]:
-    """The rows of RL files, one after another."""
+def rows_of_files(files: Sequence[str | Path], *, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of RL files, one after another; all of their columns, or some."""
     for file in files:
-        for batch in pq.ParquetFile(file).iter_batches(batch_size=256):
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=256, columns=columns and list(columns)):
             yield from batch.to_pylist()

@@ -1,0 +1,174 @@
+"""Answers of a run in progress: a run that was killed goes on where it stopped.
+
+They lie in the folder `.NAME.answers` beside the output: `work.json` says of what work, `answers.jsonl` has a line for
+each answered row, in the order in which the answers came.
+"""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ffr_verl.data.parquet_writer import whole_or_nothing
+from ffr_verl.errors import FFRError
+
+__all__ = ["AnswerJournal", "check_output", "journal_folder"]
+
+_NONE = -1
+
+
+def journal_folder(output: Path) -> Path:
+    """Where the answers of a run that writes `output` lie until it is whole.
+
+    Example:
+        >>> journal_folder(Path("out/pred.jsonl")).as_posix()
+        'out/.pred.jsonl.answers'
+    """
+    return output.parent / f".{output.name}.answers"
+
+
+def check_output(output: Path, *, force: bool, example: str) -> None:
+    """Refuse an output that is a folder, or that is there and shall not be replaced.
+
+    Args:
+        output: the file to write.
+        force: replace it.
+        example: name of such a file, for the message.
+
+    Raises:
+        FFRError: see above.
+    """
+    if output.is_dir():
+        raise FFRError(f"--output {output}: a folder; give the name of a file, such as {output / example}")
+    if output.exists() and not force:
+        raise FFRError(f"{output}: is there already; choose another --output, or replace it with --force")
+
+
+class AnswerJournal:
+    """The answers that there are, by row; an appended one is on the disk.
+
+    Args:
+        folder: made when it is missing, see `journal_folder`.
+        work: what the answers depend on: rows, model, settings; values that JSON has. Never a secret: it is written.
+        rows: how many there are.
+        restart: forget what an interrupted run left.
+
+    Raises:
+        FFRError: when the folder belongs to an interrupted run of other work or to a run that is alive, or cannot be
+            made or read.
+    """
+
+    def __init__(self, folder: Path, work: Mapping[str, Any], *, rows: int, restart: bool = False) -> None:
+        self.folder, self.rows = folder, rows
+        self.answered = 0
+        self._offsets = array.array("q", [_NONE]) * rows
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (folder / "lock").open("ab")
+            self._lock_or_refuse()
+            if restart:
+                (folder / "answers.jsonl").unlink(missing_ok=True)
+                (folder / "work.json").unlink(missing_ok=True)
+            self._check_work(json.loads(json.dumps(dict(work))))
+            # Unbuffered: what could not be written must not be tried again when the file is closed.
+            self._sink = (folder / "answers.jsonl").open("ab", buffering=0)
+            self._source = (folder / "answers.jsonl").open("rb")
+            self._read()
+        except OSError as error:
+            raise FFRError(
+                f"{error.filename or folder}: {error.strerror or error}; give --output in a folder that can be written"
+            ) from None
+
+    def __enter__(self) -> AnswerJournal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for file in (self._sink, self._source, self._lock):
+            file.close()
+
+    def __contains__(self, row: int) -> bool:
+        return self._offsets[row] != _NONE
+
+    def append(self, records: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
+        """Keep the answers to some rows; they are on the disk when this returns.
+
+        Raises:
+            FFRError: when the disk does not take them.
+        """
+        lines = [(row, json.dumps({"row": row, **record}).encode() + b"\n") for row, record in records]
+        end = self._sink.seek(0, os.SEEK_END)
+        waiting = memoryview(b"".join([line for _, line in lines]))
+        try:
+            while waiting:
+                waiting = waiting[self._sink.write(waiting) :]
+            os.fsync(self._sink.fileno())
+        except OSError as error:
+            raise FFRError(
+                f"{self.folder}: {error.strerror or error}; run the same command again when that is mended"
+            ) from None
+        for row, line in lines:
+            self._offsets[row] = end
+            end += len(line)
+            self.answered += 1
+
+    def records(self) -> Iterator[dict[str, Any] | None]:
+        """The answer to each row, in the order of the rows; `None` where there is none."""
+        for offset in self._offsets:
+            if offset == _NONE:
+                yield None
+                continue
+            self._source.seek(offset)
+            yield json.loads(self._source.readline())
+
+    def remove(self) -> None:
+        """Forget the answers, once they stand where they belong."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _lock_or_refuse(self) -> None:
+        # A lock of this kind ends with the process and is not inherited by those that vLLM forks.
+        try:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise FFRError(f"{self.folder}: another run is writing it; wait for its end, or end it") from None
+
+    def _check_work(self, work: dict[str, Any]) -> None:
+        record = self.folder / "work.json"
+        if not record.is_file():
+            with whole_or_nothing([record]) as (temporary,):
+                temporary.write_text(json.dumps(work), encoding="utf-8")
+            return
+        try:
+            there = json.loads(record.read_text(encoding="utf-8"))
+        except ValueError:
+            there = {}
+        if there != work:
+            names = [name for name in work if there.get(name) != work[name]] or sorted(set(there) - set(work))
+            raise FFRError(
+                f"{self.folder}: an interrupted run of other rows, another model or other settings (different: "
+                f"{', '.join(names)}); finish that one, or forget it with --restart"
+            )
+
+    def _read(self) -> None:
+        end = 0
+        for number, line in enumerate(self._source, start=1):
+            if not line.endswith(b"\n"):  # the kill came in the middle of it
+                self._sink.truncate(end)
+                break
+            try:
+                row = json.loads(line)["row"]
+                self.answered += row not in self
+                self._offsets[row] = end
+            except (ValueError, KeyError, TypeError, IndexError):
+                raise FFRError(
+                    f"{self.folder / 'answers.jsonl'}: line {number} is damaged; begin anew with --restart"
+                ) from None
+            end += len(line)

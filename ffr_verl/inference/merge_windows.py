@@ -1,0 +1,183 @@
+"""From the answers to the windows of a long dialogue to an answer to the dialogue.
+
+Utterance ids are united as they are. An image id is read as a place among the images that the window shows, which has
+a place among those of the whole dialogue; so it does not matter whether images count from 0 in every window
+(`published`) or go on (`global`). Ids are sorted, each is there once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ffr_verl.data.windows import Window, WindowIds, whole_fragment, window_id
+from ffr_verl.dialogues import Dialogue, parse_dialogue
+from ffr_verl.errors import FFRError
+from ffr_verl.fragments import Fragment, format_fragment, parse_fragment, parse_leniently
+from ffr_verl.inference.predictions import prediction_row
+from ffr_verl.samplers.difficulty_file import rows_of_files
+
+__all__ = ["WindowAnswer", "merge_windows", "merged_prediction"]
+
+
+@dataclass(frozen=True, slots=True)
+class WindowAnswer:
+    """What of a prediction is needed to unite it with others.
+
+    Attributes:
+        dialogue_id: `ID_split_k`, or that of a dialogue that was not cut.
+        query: what was asked.
+        response: the answer.
+        utterance_ids: that the window shows.
+        image_ids: that the window shows, as it calls them.
+        texts: digest of each utterance but the last, behind which the prompt may go on.
+        logprobs: of the answer's tokens.
+        error: why there is no answer.
+    """
+
+    dialogue_id: str
+    query: str
+    response: str
+    utterance_ids: tuple[int, ...]
+    image_ids: tuple[int, ...]
+    texts: bytes
+    logprobs: tuple[float, ...]
+    error: str | None
+
+    @classmethod
+    def of(cls, prediction: Mapping[str, Any]) -> WindowAnswer:
+        """Read a prediction.
+
+        Raises:
+            ValueError: when a field is missing, or there is no dialogue in its messages.
+        """
+        missing = [name for name in ("response", "messages", "dialogue_id") if prediction.get(name) is None]
+        if missing or not isinstance(prediction["response"], str):
+            raise ValueError(f"no {', '.join(missing) or 'text in response'}")
+        identifier = str(prediction["dialogue_id"])
+        dialogue = parse_dialogue(prediction["messages"], identifier)
+        tokens = (prediction.get("logprobs") or {}).get("content") or ()
+        return cls(
+            identifier,
+            dialogue.query,
+            prediction["response"],
+            tuple([utterance.id for utterance in dialogue.utterances]),
+            dialogue.image_ids,
+            _texts(dialogue),
+            tuple([float(token["logprob"]) for token in tokens]),
+            prediction.get("error"),
+        )
+
+    def to_record(self) -> dict[str, Any]:
+        """As `prediction_row` takes it."""
+        record: dict[str, Any] = {"response": self.response, "logprobs": self.logprobs}
+        return record if self.error is None else {**record, "error": self.error}
+
+
+def merged_prediction(row: Mapping[str, Any], answers: Sequence[WindowAnswer], *, logprobs: bool) -> dict[str, Any]:
+    """The answers to a dialogue's windows united.
+
+    Answers are read as evaluation reads them: a malformed one counts as empty, or as what can be read of it. An image
+    id that the window does not show stands for no image and is left out.
+
+    Args:
+        row: of the whole dialogue, of an RL file.
+        answers: to its windows, in any order; or to the dialogue itself, which is kept as it is.
+        logprobs: whether to keep log-probabilities; united answers have none.
+
+    Returns:
+        A `prediction_row`, of united answers with `windows` (how many), `malformed_windows` (those whose answer is
+        not in the format) and, when windows have no answer, `error`. The response is empty when no window has an
+        answer in the format, and nothing could be read of them.
+
+    Raises:
+        ValueError: when the answers are not to windows of this dialogue, or turns are in none of them.
+    """
+    identifier = str(row["extra_info"]["dialogue_id"])
+    if len(answers) == 1 and answers[0].dialogue_id == identifier:
+        return prediction_row(row, answers[0].to_record(), logprobs=logprobs)
+    dialogue = parse_dialogue(row["prompt"], identifier)
+    parts = [_part(dialogue, answer) for answer in answers]
+    seen = {utterance for window, _ in parts for utterance in range(*window.utterances)}
+    lost = [utterance.id for utterance in dialogue.utterances if utterance.id not in seen]
+    if lost:
+        raise ValueError(f"no answer to a window with utterance {lost[0]} ({len(lost)} utterances are in none)")
+    united = whole_fragment(parts)
+    malformed = sum(parse_fragment(answer.response) is None for answer in answers)
+    nothing = malformed == len(answers) and united == Fragment((), ())
+    record: dict[str, Any] = {"response": "" if nothing else format_fragment(united), "logprobs": []}
+    errors = [answer.error for answer in answers if answer.error is not None]
+    if errors:
+        record["error"] = f"{len(errors)} of {len(answers)} windows have no answer: {errors[0]}"
+    merged = prediction_row(row, record, logprobs=False)
+    return {**merged, "windows": len(answers), "malformed_windows": malformed}
+
+
+def merge_windows(
+    predictions: Iterable[tuple[int, Mapping[str, Any]]], files: Sequence[Path], *, name: str, logprobs: bool = True
+) -> Iterator[dict[str, Any]]:
+    """An answer to each row of the files, out of predictions of rows `ID_split_k`.
+
+    Args:
+        predictions: row numbers and rows, as `read_rows` gives them, in any order: `response`, `messages` and
+            `dialogue_id` are read; rows of dialogues that were not cut are among them as they are.
+        files: RL files of the whole dialogues.
+        name: of the predictions, for messages.
+        logprobs: whether to keep the log-probabilities of dialogues that were not cut.
+
+    Raises:
+        FFRError: when a prediction cannot be read, or a row of the files has no answers or not to all of its windows.
+    """
+    windows: dict[tuple[str, str], list[WindowAnswer]] = {}
+    uncut: dict[tuple[str, str], WindowAnswer] = {}
+    for number, prediction in predictions:
+        try:
+            answer = WindowAnswer.of(prediction)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise FFRError(f"{name}: row {number}: {error}; docs/inference.md says what a row has") from None
+        uncut[answer.dialogue_id, answer.query] = answer
+        split = window_id(answer.dialogue_id)
+        if split is not None:
+            windows.setdefault((split[0], answer.query), []).append(answer)
+    for number, row in enumerate(rows_of_files(files, columns=("prompt", "reward_model", "extra_info"))):
+        key = (str(row["extra_info"]["dialogue_id"]), row["extra_info"]["query"])
+        answers = [uncut[key]] if key in uncut else windows.get(key, [])
+        try:
+            if not answers:
+                raise ValueError("no answer to it or its windows")
+            yield merged_prediction(row, answers, logprobs=logprobs)
+        except ValueError as error:
+            raise FFRError(
+                f"{name}: to row {number} of {', '.join(map(str, files))} ({key[0]}, {key[1]!r}): {error}"
+            ) from None
+
+
+def _part(whole: Dialogue, answer: WindowAnswer) -> tuple[Window, Fragment]:
+    """The window of an answer, and what it answers in the window's ids."""
+    split = window_id(answer.dialogue_id)
+    if split is None:
+        raise ValueError(f"{answer.dialogue_id} is no window ID_split_K")
+    first, end = answer.utterance_ids[0], answer.utterance_ids[-1] + 1
+    shown = Dialogue(split[0], whole.utterances[first:end], whole.query)
+    if answer.utterance_ids != tuple([one.id for one in shown.utterances]) or answer.texts != _texts(shown):
+        raise ValueError(f"{answer.dialogue_id} is not a window of it; the data were prepared otherwise")
+    before = sum(utterance < first for utterance in whole.image_utterances)
+    count = len(shown.image_ids)
+    if answer.image_ids == tuple(range(before, before + count)):
+        ids: WindowIds = "global"
+    elif answer.image_ids == tuple(range(count)):
+        ids = "published"
+    else:
+        raise ValueError(f"{answer.dialogue_id} has the image ids {list(answer.image_ids)}, not {count} in order")
+    fragment = parse_leniently(answer.response)
+    images = tuple([identifier for identifier in fragment.image_ids if identifier in answer.image_ids])
+    window = Window(split[0], split[1], (first, end), (before, before + count), ids)
+    return window, Fragment(fragment.utterance_ids, images)
+
+
+def _texts(dialogue: Dialogue) -> bytes:
+    spoken = [(utterance.id, utterance.speaker, utterance.text) for utterance in dialogue.utterances[:-1]]
+    return hashlib.blake2b(repr(spoken).encode("utf-8", "surrogatepass"), digest_size=8).digest()

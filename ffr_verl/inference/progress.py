@@ -1,0 +1,77 @@
+"""How far a run is, on the console: rows done, rate, remaining time."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+__all__ = ["RowProgress", "describe"]
+
+_LINE_SECONDS = 30.0
+
+
+def describe(done: int, total: int, *, first: int, seconds: float) -> str:
+    """Rate and remaining time.
+
+    Args:
+        done: rows done.
+        total: rows in all.
+        first: rows that were done before the clock started.
+        seconds: since then.
+
+    Example:
+        >>> describe(50, 100, first=20, seconds=10.0)
+        '3.0 rows/s, 0:00:17 left'
+        >>> describe(20, 100, first=20, seconds=0.0)
+        ''
+    """
+    if done <= first or seconds <= 0:
+        return ""
+    rate = (done - first) / seconds
+    left = round((total - done) / rate)
+    return f"{rate:.1f} rows/s, {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
+
+
+class RowProgress:
+    """A bar on a terminal; a line now and then elsewhere, such as in the log of a cluster's job.
+
+    Args:
+        verb: what is done to the rows.
+        console: where it is shown.
+    """
+
+    def __init__(self, verb: str, console: Console) -> None:
+        self._verb, self._console = verb, console
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+        )
+        self._bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+        self._task = self._bar.add_task(verb, total=None, rate="")
+        self._start: tuple[float, int] | None = None
+        self._last_line = time.monotonic()
+
+    def __enter__(self) -> RowProgress:
+        self._bar.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.__exit__(kind, error, trace)
+
+    def update(self, done: int, total: int) -> None:
+        """Show it; the clock starts with the first call, when the model is ready."""
+        now = time.monotonic()
+        self._start = self._start or (now, done)
+        started, first = self._start
+        rate = describe(done, total, first=first, seconds=now - started)
+        self._bar.update(self._task, completed=done, total=total, rate=rate)
+        if not self._console.is_terminal and (now - self._last_line > _LINE_SECONDS or done == total):
+            self._last_line = now
+            self._console.print(f"{self._verb}: {done:,} of {total:,} rows {rate}", highlight=False, soft_wrap=True)

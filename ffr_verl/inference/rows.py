@@ -1,0 +1,87 @@
+"""What is known of rows before a model is asked: how many, what tells them from others, whether they can be asked."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ffr_verl.data.config import DataConfig
+from ffr_verl.data.parquet_files import images_root
+from ffr_verl.data.windows import WindowSettings, cut_row
+from ffr_verl.errors import FFRError
+from ffr_verl.samplers.difficulty_file import rows_of_files
+
+__all__ = ["AskedRows", "images_root_of"]
+
+_WITHOUT_IMAGES = ("prompt", "reward_model", "extra_info")
+
+
+@dataclass(frozen=True, slots=True)
+class AskedRows:
+    """The rows of RL files that a model is asked for.
+
+    Attributes:
+        files: `NAME.rl.parquet` of `ffr-verl prepare`.
+        limit: the first so many only.
+        window: cut long dialogues; rows are then those of the windows.
+    """
+
+    files: Sequence[Path]
+    limit: int | None = None
+    window: WindowSettings | None = None
+
+    def whole(self, *, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+        """The rows as they stand in the files."""
+        return itertools.islice(rows_of_files(self.files, columns=columns), self.limit)
+
+    def parts(self, row: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The windows of a row, or the row itself."""
+        return [dict(row)] if self.window is None else cut_row(row, self.window)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for row in self.whole():
+            yield from self.parts(row)
+
+    def survey(
+        self, *, max_images: int, on_row: Callable[[Mapping[str, Any]], None] = lambda row: None
+    ) -> tuple[int, str]:
+        """Look at every row before anything is loaded or asked.
+
+        Args:
+            max_images: most images of a prompt.
+            on_row: given each row, without its images.
+
+        Returns:
+            How many rows there are, and a digest of them.
+
+        Raises:
+            FFRError: for a row with too many images, or no rows.
+        """
+        digest, count = hashlib.sha256(), 0
+        for row in itertools.chain.from_iterable(map(self.parts, self.whole(columns=_WITHOUT_IMAGES))):
+            info = row["extra_info"]
+            if len(info["images"]) > max_images:
+                raise FFRError(
+                    f"{self._names()}: row {info['index']} ({info['dialogue_id']}): {len(info['images'])} images, at "
+                    f"most {max_images}; raise --max-images, or cut long dialogues into windows"
+                )
+            named = (info["dialogue_id"], row["reward_model"]["ground_truth"], row["prompt"], info["images"])
+            digest.update(json.dumps(named).encode())
+            on_row(row)
+            count += 1
+        if not count:
+            raise FFRError(f"{self._names()}: no rows")
+        return count, digest.hexdigest()
+
+    def _names(self) -> str:
+        return ", ".join(map(str, self.files))
+
+
+def images_root_of(files: Sequence[Path], given: Path | None) -> Path:
+    """The folder of the images: the given one, or the one recorded in the files."""
+    return images_root([str(file) for file in files], DataConfig(images_root=None if given is None else str(given)))
