@@ -15,6 +15,7 @@ from ffr_verl.data.images import resolve_image
 from ffr_verl.dialogues import with_image_parts
 from ffr_verl.errors import FFRError
 from ffr_verl.inference.journal import AnswerJournal
+from ffr_verl.inference.orphans import ends_with_us
 from ffr_verl.model_folders import folder_revision
 
 __all__ = ["Answer", "Generator", "GeneratorSettings", "generate_answers"]
@@ -136,16 +137,17 @@ class Generator:
             )
         try:
             lora: dict[str, Any] = {} if lora_rank is None else {"enable_lora": True, "max_lora_rank": lora_rank}
-            self._llm = vllm.LLM(
-                model=settings.model,
-                max_model_len=settings.max_model_len,
-                limit_mm_per_prompt={"image": settings.max_images},
-                tensor_parallel_size=settings.tensor_parallel_size,
-                trust_remote_code=settings.trust_remote_code,
-                seed=settings.seed,
-                **_engine_options(settings),
-                **lora,
-            )
+            with ends_with_us():
+                self._llm = vllm.LLM(
+                    model=settings.model,
+                    max_model_len=settings.max_model_len,
+                    limit_mm_per_prompt={"image": settings.max_images},
+                    tensor_parallel_size=settings.tensor_parallel_size,
+                    trust_remote_code=settings.trust_remote_code,
+                    seed=settings.seed,
+                    **_engine_options(settings),
+                    **lora,
+                )
         except (OSError, ValueError, RuntimeError) as error:
             raise FFRError(f"--model {settings.model}: vLLM cannot load it: {str(error).splitlines()[0]}") from None
         self._lora = None

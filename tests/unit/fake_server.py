@@ -1,0 +1,115 @@
+"""A server that answers chat completions as a test says: for retries, timeouts and errors, which no real one makes
+on request."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+__all__ = ["FakeServer", "completion", "failure", "fake_server"]
+
+Reply = tuple[int, dict[str, Any], dict[str, str]]
+
+
+def completion(text: str | None, *, finish_reason: str = "stop", logprobs: list[float] | None = None) -> Reply:
+    """An answer."""
+    choice: dict[str, Any] = {
+        "index": 0,
+        "finish_reason": finish_reason,
+        "message": {"role": "assistant", "content": text},
+    }
+    if logprobs is not None:
+        choice["logprobs"] = {"content": [{"token": "x", "logprob": value, "top_logprobs": []} for value in logprobs]}
+    return 200, {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}, {}
+
+
+def failure(status: int, message: str, *, code: str | None = None, retry_ms: int = 1) -> Reply:
+    """An error in OpenAI's form."""
+    return status, {"error": {"message": message, "code": code}}, {"retry-after-ms": str(retry_ms)}
+
+
+class FakeServer:
+    """What was asked, and what is answered.
+
+    Attributes:
+        reply: makes the answer to a request: its body, and how many requests came before it.
+        bodies: of the requests.
+        authorizations: of the requests.
+        most_at_once: most requests that were open together.
+        url: for `--endpoint`.
+    """
+
+    def __init__(self) -> None:
+        self.reply: Callable[[dict[str, Any], int], Reply] = lambda body, number: completion("yes")
+        self.bodies: list[dict[str, Any]] = []
+        self.authorizations: list[str | None] = []
+        self.most_at_once = self._open = 0
+        self._lock = threading.Lock()
+        self.url = ""
+
+    def handle(self, body: dict[str, Any], authorization: str | None) -> Reply:
+        with self._lock:
+            number = len(self.bodies)
+            self.bodies.append(body)
+            self.authorizations.append(authorization)
+            self._open += 1
+            self.most_at_once = max(self.most_at_once, self._open)
+        try:
+            return self.reply(body, number)
+        finally:
+            with self._lock:
+                self._open -= 1
+
+    def texts(self) -> list[str]:
+        """The user's text in each request."""
+        return [user_text(body) for body in self.bodies]
+
+
+def user_text(body: dict[str, Any]) -> str:
+    """The text of a request's user message, without its images."""
+    content = body["messages"][-1]["content"]
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+
+
+@contextmanager
+def fake_server() -> Iterator[FakeServer]:
+    """A server on a free port of this machine."""
+    fake = FakeServer()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            if self.path != "/v1/chat/completions":
+                status, content, headers = failure(404, f"no route {self.path}")
+            else:
+                status, content, headers = fake.handle(body, self.headers["authorization"])
+            data = json.dumps(content).encode()
+            try:
+                self.send_response(status)
+                for name, value in {"content-type": "application/json", **headers}.items():
+                    self.send_header(name, value)
+                self.send_header("content-length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+            except (BrokenPipeError, ConnectionResetError):  # the other side has gone
+                self.close_connection = True
+
+        def log_message(self, format: str, *args: Any) -> None:
+            return None
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    fake.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    try:
+        yield fake
+    finally:
+        server.shutdown()
+        server.server_close()

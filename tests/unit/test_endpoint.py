@@ -1,0 +1,406 @@
+"""Asking a server: what is sent, what is retried, what stops the run, what is kept; the key is written nowhere."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from fake_server import FakeServer, completion, failure, fake_server, user_text
+from PIL import Image
+
+from ffr_verl.data.images import resized
+from ffr_verl.data.prepare import prepare
+from ffr_verl.errors import FFRError
+from ffr_verl.inference.endpoint import EndpointSettings, data_uri, read_body, request_body
+from ffr_verl.inference.infer import InferSummary, infer
+from ffr_verl.inference.journal import journal_folder
+from ffr_verl.inference.score import answers_of_predictions
+
+KEY = "sk-secret-0123456789"
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    with fake_server() as fake:
+        yield fake
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FFR_TEST_KEY", KEY)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-somebody-else")
+
+
+@pytest.fixture
+def data(parquet: Path) -> Path:
+    """16 rows, some without images."""
+    return parquet / "heldout.rl.parquet"
+
+
+def settings(server: FakeServer, data: Path, **options: Any) -> EndpointSettings:
+    options = {"api_key_env": "FFR_TEST_KEY", "concurrency": 4, "retries": 3, **options}
+    return EndpointSettings(url=server.url, model="m", images_root=data.parents[1].resolve(), **options)
+
+
+def ask(server: FakeServer, data: Path, output: Path, **options: Any) -> InferSummary:
+    of_infer = {name: options.pop(name) for name in ("limit", "allow_errors", "force", "restart") if name in options}
+    return infer([data], output, settings(server, data, **options), **of_infer)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def rows_of(data: Path) -> list[dict[str, Any]]:
+    return pq.read_table(data).to_pylist()
+
+
+def position(body: dict[str, Any], data: Path) -> int:
+    """The row that a request asks for."""
+    texts = [row["prompt"][-1]["content"].replace("<image>", "") for row in rows_of(data)]
+    return texts.index(user_text(body))
+
+
+def test_what_is_sent_and_what_is_written(server: FakeServer, data: Path, tmp_path: Path) -> None:
+    server.reply = lambda body, number: completion(f"answer {position(body, data)}", logprobs=[-0.25, -0.5])
+    summary = ask(server, data, tmp_path / "new" / "pred.jsonl", logprobs=True, max_new_tokens=64)
+    rows = rows_of(data)
+    assert (summary.rows, summary.asked, summary.resumed, summary.errors) == (16, 16, 0, ())
+    assert not journal_folder(tmp_path / "new" / "pred.jsonl").exists()
+    for number, (row, line) in enumerate(zip(rows, lines(tmp_path / "new" / "pred.jsonl"), strict=True)):
+        assert line == {
+            "response": f"answer {number}",
+            "labels": row["reward_model"]["ground_truth"],
+            "logprobs": {"content": [{"logprob": -0.25}, {"logprob": -0.5}]},
+            "messages": [*row["prompt"], {"role": "assistant", "content": f"answer {number}"}],
+            "images": row["images"],
+            "dialogue_id": row["extra_info"]["dialogue_id"],
+        }
+    found = list(answers_of_predictions(tmp_path / "new" / "pred.jsonl", [data]))
+    assert [one["response"] for one in found] == [f"answer {number}" for number in range(16)]
+    assert found[0]["logprobs"] == [-0.25, -0.5]
+    assert set(server.authorizations) == {f"Bearer {KEY}"}
+    for body in server.bodies:
+        row = rows[position(body, data)]
+        sent = {name: body[name] for name in body if name != "messages"}
+        assert sent == {"model": "m", "max_tokens": 64, "temperature": 0.0, "logprobs": True}
+        assert body["messages"][0] == row["prompt"][0]
+        content = body["messages"][1]["content"]
+        if not row["images"]:
+            assert content == row["prompt"][1]["content"]
+            continue
+        pieces = [part["text"] if part["type"] == "text" else "<image>" for part in content]
+        assert "".join(pieces) == row["prompt"][1]["content"], "images stand where the prompt has them"
+        for name, part in zip(row["images"], [part for part in content if part["type"] == "image_url"], strict=True):
+            kind, encoded = part["image_url"]["url"].split(",", 1)
+            assert kind == "data:image/png;base64"
+            assert base64.b64decode(encoded) == (data.parents[1] / name).read_bytes()
+
+
+def test_sampling_and_further_fields(server: FakeServer, data: Path) -> None:
+    body = read_body('{"max_tokens": null, "max_completion_tokens": 9, "temperature": null, "reasoning": {"a": 1}}')
+    row = {"prompt": [{"role": "user", "content": "hello"}], "images": None}
+    made = request_body(row, settings(server, data, temperature=0.7, top_p=0.9, seed=5, body=body))
+    messages = [{"role": "user", "content": "hello"}]
+    assert made == {
+        "model": "m",
+        "messages": messages,
+        "top_p": 0.9,
+        "seed": 5,
+        "max_completion_tokens": 9,
+        "reasoning": {"a": 1},
+    }
+    for text in ("{", "[]", '"x"'):
+        with pytest.raises(FFRError, match="--body: found"):
+            read_body(text)
+
+
+def test_images_that_servers_do_not_take_are_made_jpeg(tmp_path: Path) -> None:
+    def sent(path: Path | bytes, **options: Any) -> tuple[str, bytes]:
+        kind, encoded = data_uri(path, max_pixels=10_000, **options).split(";base64,")
+        return kind, base64.b64decode(encoded)
+
+    Image.new("RGB", (400, 200), "red").save(tmp_path / "large.png")
+    Image.new("RGB", (40, 20), "red").save(tmp_path / "small.bmp")
+    Image.new("RGBA", (400, 200), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    Image.new("L", (40, 20)).save(tmp_path / "small.webp")
+    kind, content = sent(tmp_path / "large.png")
+    with Image.open(io.BytesIO(content)) as picture:
+        assert (kind, picture.format) == ("data:image/jpeg", "JPEG")
+        assert picture.size == resized(400, 200, max_pixels=10_000)
+    with Image.open(io.BytesIO(sent(tmp_path / "small.bmp")[1])) as picture:
+        assert (picture.format, picture.size) == ("JPEG", (40, 20))
+    with Image.open(io.BytesIO(sent(tmp_path / "clear.png")[1])) as picture:
+        assert picture.getpixel((5, 5)) == (255, 255, 255), "what is transparent shows white, as in Qwen's code"
+    whole = (tmp_path / "small.webp").read_bytes()
+    assert sent(tmp_path / "small.webp") == sent(whole) == ("data:image/webp", whole)
+
+
+def test_images_in_the_file_are_sent_and_named(server: FakeServer, demo_set: Path, tmp_path: Path) -> None:
+    prepare(
+        demo_set / "heldout.json", images_root=demo_set, output=tmp_path / "data", split="heldout", embed_images=True
+    )
+    data = tmp_path / "data" / "heldout.rl.parquet"
+    ask(server, data, tmp_path / "pred.jsonl")
+    rows = rows_of(data)
+    assert [line["images"] for line in lines(tmp_path / "pred.jsonl")] == [row["extra_info"]["images"] for row in rows]
+    bodies = [body for body in server.bodies if not isinstance(body["messages"][1]["content"], str)]
+    assert bodies
+    for body in bodies:
+        urls = [part["image_url"]["url"] for part in body["messages"][1]["content"] if part["type"] == "image_url"]
+        pictures = [image["bytes"] for image in rows[position(body, data)]["images"]]
+        assert [base64.b64decode(url.split(",")[1]) for url in urls] == pictures
+
+
+def test_failures_for_the_moment_are_tried_again(server: FakeServer, data: Path, tmp_path: Path) -> None:
+    """429, 503 and a timeout, one after another for the same row."""
+    seen: dict[str, int] = {}
+
+    def reply(body: dict[str, Any], number: int) -> Any:
+        text = user_text(body)
+        seen[text] = seen.get(text, 0) + 1
+        if position(body, data) == 5 and seen[text] < 4:
+            if seen[text] == 3:
+                time.sleep(1.5)
+            return failure(429 if seen[text] == 1 else 503, "wait")
+        return completion("yes")
+
+    server.reply = reply
+    summary = ask(server, data, tmp_path / "pred.jsonl", timeout=1.0)
+    assert summary.errors == ()
+    assert sorted(seen.values()) == [1] * 15 + [4]
+    assert {line["response"] for line in lines(tmp_path / "pred.jsonl")} == {"yes"}
+
+
+def test_the_wait_is_the_servers(server: FakeServer, data: Path, tmp_path: Path) -> None:
+    times: list[float] = []
+
+    def reply(body: dict[str, Any], number: int) -> Any:
+        times.append(time.monotonic())
+        return failure(429, "slow down", retry_ms=300) if number == 1 else completion("yes")
+
+    server.reply = reply
+    ask(server, data, tmp_path / "pred.jsonl", concurrency=1, limit=2)
+    assert len(times) == 3
+    assert times[2] - times[1] >= 0.3
+
+
+def test_requests_in_flight_are_bounded(server: FakeServer, data: Path, tmp_path: Path) -> None:
+    gate = threading.Barrier(3)
+
+    def reply(body: dict[str, Any], number: int) -> Any:
+        if 0 < number <= 15:
+            gate.wait(timeout=20)  # passes only when three are open together
+        return completion("yes")
+
+    server.reply = reply
+    ask(server, data, tmp_path / "pred.jsonl", concurrency=3)
+    assert server.most_at_once == 3
+
+
+def test_a_refused_row_is_kept_with_its_reason(server: FakeServer, data: Path, tmp_path: Path) -> None:
+    def reply(body: dict[str, Any], number: int) -> Any:
+        return {
+            3: failure(400, f"content policy; your key {KEY} is known", code="content_filter"),
+            4: completion("half an ans", finish_reason="content_filter"),
+            5: (200, {"choices": []}, {}),
+            6: completion(None),
+            7: completion("too lo", finish_reason="length"),
+            8: failure(403, "flagged by moderation"),
+        }.get(position(body, data), completion("yes"))
+
+    server.reply = reply
+    summary = ask(server, data, tmp_path / "pred.jsonl")
+    found = lines(tmp_path / "pred.jsonl")
+    errors = {number: line["error"] for number, line in enumerate(found) if "error" in line}
+    assert errors[3] == "400: content policy; your key *** is known"
+    assert errors[4] == "content_filter: stopped by the server"
+    assert errors[5].startswith("no choices in what came back")
+    assert errors[8] == "403: flagged by moderation"
+    assert sorted(errors) == [3, 4, 5, 8]
+    assert [found[number]["response"] for number in (3, 4, 5, 6, 7, 8)] == ["", "", "", "", "too lo", ""]
+    assert all(found[number]["response"] == "yes" for number in (0, 1, 2, *range(9, 16)))
+    assert (sum(count for _, count in summary.errors), summary.cut_off) == (4, 1)
+
+
+@pytest.mark.parametrize(
+    ("reply", "message", "asked"),
+    [
+        (
+            failure(401, f"bad key {KEY}"),
+            r"refuses the key \(401: bad key \*\*\*\); look at the key in FFR_TEST_KEY",
+            1,
+        ),
+        (failure(403, "not yours"), r"refuses the key \(403: not yours\)", 1),
+        (failure(404, "no model m"), r"404: no model m; most addresses end in /v1, and --model must be a name", 1),
+        (failure(402, "no credit"), r"402: no credit; 0 of 16 rows have their answer and are kept", 1),
+        (
+            failure(429, "quota", code="insufficient_quota"),
+            "429: quota; 0 of 16 rows .* when the account is in order",
+            6,
+        ),
+        (failure(400, "unknown field"), r"each of the first 1\d rows is refused, such as: 400: unknown field", 16),
+        (failure(500, "out of order"), r"the last 4 requests failed, each tried 4 times \(500: out of order\)", 26),
+    ],
+)
+def test_what_stops_the_run(
+    server: FakeServer, data: Path, tmp_path: Path, reply: Any, message: str, asked: int
+) -> None:
+    server.reply = lambda body, number: reply
+    with pytest.raises(FFRError, match=message):
+        ask(server, data, tmp_path / "pred.jsonl")
+    assert len(server.bodies) <= asked
+    assert not (tmp_path / "pred.jsonl").exists()
+
+
+def test_a_key_that_is_refused_in_the_middle(server: FakeServer, data: Path, tmp_path: Path) -> None:
+    server.reply = lambda body, number: failure(401, "revoked") if number == 6 else completion("yes")
+    with pytest.raises(FFRError, match="refuses the key"):
+        ask(server, data, tmp_path / "pred.jsonl", concurrency=2)
+    first = len(server.bodies)
+    server.reply = lambda body, number: completion("yes")
+    summary = ask(server, data, tmp_path / "pred.jsonl", concurrency=8, retries=1, timeout=20.0)
+    assert summary.resumed >= 5, "concurrency, retries and timeout may differ when a run goes on"
+    assert len(server.bodies) == first + 16 - summary.resumed
+
+
+def test_rows_without_an_answer_for_now(server: FakeServer, data: Path, tmp_path: Path) -> None:
+    """They are asked again by the same command; the output waits for them, unless told otherwise."""
+    server.reply = lambda body, number: failure(500, "odd") if position(body, data) in (2, 9) else completion("yes")
+    with pytest.raises(FFRError, match=r"2 of 16 rows have no answer \(500: odd\).*run the same command again"):
+        ask(server, data, tmp_path / "pred.jsonl")
+    assert not (tmp_path / "pred.jsonl").exists()
+    server.bodies.clear()
+    summary = ask(server, data, tmp_path / "pred.jsonl", allow_errors=True)
+    assert {position(body, data) for body in server.bodies} == {2, 9}
+    assert summary.errors == (("no answer after all retries", 2),)
+    found = lines(tmp_path / "pred.jsonl")
+    assert [number for number, line in enumerate(found) if line.get("error") == "no answer"] == [2, 9]
+    server.reply = lambda body, number: completion("later")
+    ask(server, data, tmp_path / "pred.jsonl", force=True)
+    assert {line["response"] for line in lines(tmp_path / "pred.jsonl")} == {"later"}
+
+
+def test_no_row_has_an_answer(server: FakeServer, data: Path, tmp_path: Path) -> None:
+    server.reply = lambda body, number: failure(400, "too long")
+    for _ in range(2):
+        with pytest.raises(FFRError, match=r"no row has an answer, such as: 400: too long.*--restart"):
+            ask(server, data, tmp_path / "pred.jsonl", limit=3)
+    server.reply = lambda body, number: completion("yes")
+    assert ask(server, data, tmp_path / "pred.jsonl", limit=3, restart=True).errors == ()
+
+
+def test_other_settings_do_not_go_on(server: FakeServer, data: Path, tmp_path: Path) -> None:
+    server.reply = lambda body, number: failure(401, "no") if number == 3 else completion("yes")
+    with pytest.raises(FFRError, match="refuses the key"):
+        ask(server, data, tmp_path / "pred.jsonl", concurrency=1)
+    for change, name in (
+        ({"max_new_tokens": 5}, "max_new_tokens"),
+        ({"limit": 4}, "rows"),
+        ({"body": {"n": 1}}, "body"),
+    ):
+        with pytest.raises(FFRError, match=rf"different: {name}\); finish that one, or forget it with --restart"):
+            ask(server, data, tmp_path / "pred.jsonl", **change)
+    assert ask(server, data, tmp_path / "pred.jsonl", max_new_tokens=5, restart=True).resumed == 0
+
+
+def test_nobody_listens(data: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    asked = EndpointSettings(url=url, model="m", images_root=data.parents[1].resolve(), retries=0)
+    with pytest.raises(FFRError, match=r"cannot be reached \(Connection error\..*\); is the address right\?"):
+        infer([data], tmp_path / "pred.jsonl", asked)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"url": "localhost:8000/v1"}, "give an address such as http://localhost:8000/v1"),
+        ({"url": "http://me:secret@host/v1"}, "carries a user, a password or a query"),
+        ({"url": "https://host/v1?key=secret"}, "carries a user, a password or a query"),
+        ({"url": "https://host/v1", "api_key_env": "FFR_NOT_SET"}, "--api-key-env FFR_NOT_SET: no such environment"),
+    ],
+)
+def test_addresses_and_keys_that_are_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(FFRError, match=message) as caught:
+        EndpointSettings(**options, model="m", images_root=tmp_path)
+    assert "secret" not in str(caught.value)
+
+
+def command(server: FakeServer, data: Path, output: Path, *more: str) -> list[str]:
+    options = {"data": data, "output": output, "model": "m", "endpoint": server.url, "api-key-env": "FFR_TEST_KEY"}
+    given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    return [sys.executable, "-m", "ffr_verl", "infer", *given, *more]
+
+
+def run(*arguments: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_a_kill_costs_only_the_requests_in_flight(server: FakeServer, data: Path, tmp_path: Path) -> None:
+    """As a user sees it: kill -9 in the middle, the same command again; the key is in no file and on no screen."""
+    hang = threading.Event()
+
+    def reply(body: dict[str, Any], number: int) -> Any:
+        if number >= 9:
+            hang.wait(30)
+        return completion(f"answer {position(body, data)}")
+
+    server.reply = reply
+    output = tmp_path / "pred.jsonl"
+    log = tmp_path / "first.log"
+    with log.open("wb") as sink:
+        process = subprocess.Popen(command(server, data, output, "--concurrency", "3"), stdout=sink, stderr=sink)
+        for _ in range(300):
+            if len(server.bodies) == 12:
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert len(server.bodies) == 12
+    assert not output.exists()
+    work = journal_folder(output)
+    assert KEY not in "".join(file.read_text() for file in work.iterdir()) + log.read_text()
+    hang.set()
+    server.bodies.clear()
+    server.reply = lambda body, number: completion(f"answer {position(body, data)}")
+    finished = run(server, data, output, "--concurrency", "3")
+    assert finished.returncode == 0, finished.stderr
+    assert "going on: 9 of 16 rows have their answer from an interrupted run" in finished.stdout
+    assert len(server.bodies) == 7, "the three in flight, and the four that had not been asked"
+    assert [line["response"] for line in lines(output)] == [f"answer {number}" for number in range(16)]
+    assert KEY not in finished.stdout + finished.stderr + output.read_text()
+    assert {file.name for file in tmp_path.iterdir()} == {"pred.jsonl", "first.log"}
+
+
+def test_the_command_tells_what_failed(server: FakeServer, data: Path, tmp_path: Path) -> None:
+    server.reply = lambda body, number: failure(400, "too long") if number in (3, 7) else completion("yes")
+    finished = run(server, data, tmp_path / "pred.jsonl")
+    assert finished.returncode == 0, finished.stderr
+    assert "2 without an answer: 400: too long" in finished.stdout
+    assert "answering: 16 of 16 rows" in finished.stdout
+    server.reply = lambda body, number: failure(401, f"{KEY} is wrong")
+    finished = run(server, data, tmp_path / "other.jsonl")
+    assert (finished.returncode, finished.stderr.count("\n")) == (2, 1)
+    assert "the server refuses the key (401: *** is wrong)" in finished.stderr
+
+
+def test_without_a_key_none_is_sent(server: FakeServer, data: Path, tmp_path: Path) -> None:
+    """Not that of the variable which the openai package reads by itself, either."""
+    assert os.environ["OPENAI_API_KEY"]
+    ask(server, data, tmp_path / "pred.jsonl", api_key_env=None, limit=2)
+    assert set(server.authorizations) == {"Bearer none"}
