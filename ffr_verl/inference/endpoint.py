@@ -348,10 +348,10 @@ class _Asking:
         body = getattr(error, "body", None)
         message = body.get("message") if isinstance(body, Mapping) else None
         status = getattr(error, "status_code", None)
-        cause = (
-            f": {error.__cause__}" if isinstance(error, self._openai.APIConnectionError) and error.__cause__ else ""
-        )
-        text = " ".join(f"{message or error}{cause}".split())
+        text = str(message or error)
+        if isinstance(error, self._openai.APIConnectionError) and error.__cause__:
+            text = f"{text.rstrip('.')}: {error.__cause__}"
+        text = " ".join(text.split())
         text = text.replace(self._settings.key(), "***") if self._settings.api_key_env else text
         told = text if status is None or text.startswith("Error code") else f"{status}: {text}"
         return told[:_LONGEST_MESSAGE]

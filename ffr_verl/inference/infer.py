@@ -166,7 +166,7 @@ def _check_merge(asked: AskedRows, whole: Sequence[Path]) -> None:
     """Unite the gold answers first: what cannot be merged is found before a model is asked."""
     rows = asked.whole(columns=("prompt", "reward_model", "extra_info"))
     gold = (prediction_row(row, {"response": row["reward_model"]["ground_truth"]}, logprobs=False) for row in rows)
-    for _ in merge_windows(enumerate(gold), whole, name=", ".join(map(str, asked.files)), logprobs=False):
+    for _ in merge_windows(enumerate(gold), whole, name=", ".join(map(str, asked.files))):
         pass
 
 
@@ -206,7 +206,7 @@ def _predictions(
         for row, record in zip(asked, records, strict=True):
             write_prediction(file, prediction_row(row, record, logprobs=logprobs))
         file.flush()
-        yield from merge_windows(read_rows(Path(file.name)), whole, name=file.name, logprobs=logprobs)
+        yield from merge_windows(read_rows(Path(file.name)), whole, name=file.name)
         return
     for row in asked.whole():
         answers = []
@@ -214,7 +214,7 @@ def _predictions(
             prediction = prediction_row(part, next(records), logprobs=logprobs)
             write_prediction(file, prediction)
             answers.append(WindowAnswer.of(prediction))
-        yield merged_prediction(row, answers, logprobs=logprobs)
+        yield merged_prediction(row, answers)
 
 
 @contextlib.contextmanager

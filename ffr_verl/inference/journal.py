@@ -141,8 +141,9 @@ class AnswerJournal:
             raise FFRError(f"{self.folder}: another run is writing it; wait for its end, or end it") from None
 
     def _check_work(self, work: dict[str, Any]) -> None:
-        record = self.folder / "work.json"
-        if not record.is_file():
+        record, answers = self.folder / "work.json", self.folder / "answers.jsonl"
+        # A run that ended before its first answer, such as for a wrong address, has left nothing to lose.
+        if not record.is_file() or not answers.is_file() or not answers.stat().st_size:
             with whole_or_nothing([record]) as (temporary,):
                 temporary.write_text(json.dumps(work), encoding="utf-8")
             return

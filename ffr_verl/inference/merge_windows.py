@@ -34,7 +34,7 @@ class WindowAnswer:
         utterance_ids: that the window shows.
         image_ids: that the window shows, as it calls them.
         texts: digest of each utterance but the last, behind which the prompt may go on.
-        logprobs: of the answer's tokens.
+        logprobs: of the answer's tokens, where the prediction has any.
         error: why there is no answer.
     """
 
@@ -44,7 +44,7 @@ class WindowAnswer:
     utterance_ids: tuple[int, ...]
     image_ids: tuple[int, ...]
     texts: bytes
-    logprobs: tuple[float, ...]
+    logprobs: tuple[float, ...] | None
     error: str | None
 
     @classmethod
@@ -59,7 +59,7 @@ class WindowAnswer:
             raise ValueError(f"no {', '.join(missing) or 'text in response'}")
         identifier = str(prediction["dialogue_id"])
         dialogue = parse_dialogue(prediction["messages"], identifier)
-        tokens = (prediction.get("logprobs") or {}).get("content") or ()
+        tokens = (prediction.get("logprobs") or {}).get("content")
         return cls(
             identifier,
             dialogue.query,
@@ -67,17 +67,19 @@ class WindowAnswer:
             tuple([utterance.id for utterance in dialogue.utterances]),
             dialogue.image_ids,
             _texts(dialogue),
-            tuple([float(token["logprob"]) for token in tokens]),
+            None if tokens is None else tuple([float(token["logprob"]) for token in tokens]),
             prediction.get("error"),
         )
 
-    def to_record(self) -> dict[str, Any]:
-        """As `prediction_row` takes it."""
+    def prediction(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The prediction again, with all that its row says."""
         record: dict[str, Any] = {"response": self.response, "logprobs": self.logprobs}
-        return record if self.error is None else {**record, "error": self.error}
+        if self.error is not None:
+            record["error"] = self.error
+        return prediction_row(row, record, logprobs=self.logprobs is not None)
 
 
-def merged_prediction(row: Mapping[str, Any], answers: Sequence[WindowAnswer], *, logprobs: bool) -> dict[str, Any]:
+def merged_prediction(row: Mapping[str, Any], answers: Sequence[WindowAnswer]) -> dict[str, Any]:
     """The answers to a dialogue's windows united.
 
     Answers are read as evaluation reads them: a malformed one counts as empty, or as what can be read of it. An image
@@ -86,19 +88,18 @@ def merged_prediction(row: Mapping[str, Any], answers: Sequence[WindowAnswer], *
     Args:
         row: of the whole dialogue, of an RL file.
         answers: to its windows, in any order; or to the dialogue itself, which is kept as it is.
-        logprobs: whether to keep log-probabilities; united answers have none.
 
     Returns:
-        A `prediction_row`, of united answers with `windows` (how many), `malformed_windows` (those whose answer is
-        not in the format) and, when windows have no answer, `error`. The response is empty when no window has an
-        answer in the format, and nothing could be read of them.
+        A `prediction_row`; of united answers without log-probabilities, but with `windows` (how many),
+        `malformed_windows` (those whose answer is not in the format) and, when windows have no answer, `error`. The
+        response is empty when no window has an answer in the format, and nothing could be read of them.
 
     Raises:
         ValueError: when the answers are not to windows of this dialogue, or turns are in none of them.
     """
     identifier = str(row["extra_info"]["dialogue_id"])
     if len(answers) == 1 and answers[0].dialogue_id == identifier:
-        return prediction_row(row, answers[0].to_record(), logprobs=logprobs)
+        return answers[0].prediction(row)
     dialogue = parse_dialogue(row["prompt"], identifier)
     parts = [_part(dialogue, answer) for answer in answers]
     seen = {utterance for window, _ in parts for utterance in range(*window.utterances)}
@@ -117,7 +118,7 @@ def merged_prediction(row: Mapping[str, Any], answers: Sequence[WindowAnswer], *
 
 
 def merge_windows(
-    predictions: Iterable[tuple[int, Mapping[str, Any]]], files: Sequence[Path], *, name: str, logprobs: bool = True
+    predictions: Iterable[tuple[int, Mapping[str, Any]]], files: Sequence[Path], *, name: str
 ) -> Iterator[dict[str, Any]]:
     """An answer to each row of the files, out of predictions of rows `ID_split_k`.
 
@@ -126,7 +127,6 @@ def merge_windows(
             `dialogue_id` are read; rows of dialogues that were not cut are among them as they are.
         files: RL files of the whole dialogues.
         name: of the predictions, for messages.
-        logprobs: whether to keep the log-probabilities of dialogues that were not cut.
 
     Raises:
         FFRError: when a prediction cannot be read, or a row of the files has no answers or not to all of its windows.
@@ -148,7 +148,7 @@ def merge_windows(
         try:
             if not answers:
                 raise ValueError("no answer to it or its windows")
-            yield merged_prediction(row, answers, logprobs=logprobs)
+            yield merged_prediction(row, answers)
         except ValueError as error:
             raise FFRError(
                 f"{name}: to row {number} of {', '.join(map(str, files))} ({key[0]}, {key[1]!r}): {error}"

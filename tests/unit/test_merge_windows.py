@@ -82,7 +82,7 @@ def test_the_gold_cut_and_united_is_the_gold(case: tuple[dict[str, Any], WindowS
     row, settings, source = case
     parts = [prediction_row(part, gold_of(part), logprobs=True) for part in cut_row(row, settings)]
     source.shuffle(parts)
-    merged = merged_prediction(row, [WindowAnswer.of(part) for part in parts], logprobs=True)
+    merged = merged_prediction(row, [WindowAnswer.of(part) for part in parts])
     assert merged["response"] == row["reward_model"]["ground_truth"]
     alone = prediction_row(row, gold_of(row), logprobs=True)
     if len(row["extra_info"]["utterance_ids"]) <= settings.turns:
@@ -110,7 +110,7 @@ def test_every_image_is_found_again(case: tuple[dict[str, Any], WindowSettings, 
         ids = (info["image_ids"][place],) if part is chosen else ()
         answer = {"response": format_fragment(Fragment((), ids)), "logprobs": []}
         answers.append(WindowAnswer.of(prediction_row(part, answer, logprobs=False)))
-    found = parse_fragment(merged_prediction(row, answers, logprobs=False)["response"])
+    found = parse_fragment(merged_prediction(row, answers)["response"])
     assert found is not None
     assert [row["images"][identifier] for identifier in found.image_ids] == [info["images"][place]]
 
@@ -127,7 +127,7 @@ def merged(responses: list[str], ids: WindowIds = "published", **more: Any) -> d
         WindowAnswer.of({**prediction_row(part, {"response": response, "logprobs": []}, logprobs=False), **more})
         for part, response in zip(parts, responses, strict=True)
     ]
-    return merged_prediction(row, answers, logprobs=False)
+    return merged_prediction(row, answers)
 
 
 def answer(utterances: tuple[int, ...], images: tuple[int, ...]) -> str:
@@ -177,14 +177,14 @@ def test_answers_that_cannot_be_united() -> None:
         for part in cut_row(row, WindowSettings(4, 2, "global"))
     ]
     with pytest.raises(ValueError, match=r"no answer to a window with utterance 4 \(2 utterances are in none\)"):
-        merged_prediction(row, parts[:1], logprobs=True)
+        merged_prediction(row, parts[:1])
     with pytest.raises(ValueError, match="d_split_0 is not a window of it; the data were prepared otherwise"):
-        merged_prediction(other, parts, logprobs=True)
+        merged_prediction(other, parts)
     part = prediction_row(cut_row(row, WindowSettings(4, 2, "global"))[1], gold_of(row), logprobs=True)
     content = part["messages"][0]["content"].replace("<|img_id_start|>3<", "<|img_id_start|>5<")
     changed = WindowAnswer.of({**part, "messages": [{"role": "user", "content": content}]})
     with pytest.raises(ValueError, match=r"d_split_1 has the image ids \[1, 2, 5\], not 3 in order"):
-        merged_prediction(row, [parts[0], changed], logprobs=True)
+        merged_prediction(row, [parts[0], changed])
     for change, message in (
         ({"response": None}, "row 0: no response"),
         ({"response": 3}, "row 0: no text in response"),
