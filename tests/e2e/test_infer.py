@@ -25,6 +25,7 @@ import pytest
 from ffr_verl.data.prepare import prepare
 from ffr_verl.data.tokens import PromptTokens
 from ffr_verl.data.windows import WindowIds, WindowSettings
+from ffr_verl.dialogues import Utterance, parse_dialogue
 from ffr_verl.fragments import parse_fragment
 from ffr_verl.inference.journal import journal_folder
 from ffr_verl.inference.score import answers_of_predictions
@@ -238,10 +239,12 @@ def test_a_window_that_covers_the_dialogue_is_asking_once(server: str, folder: P
 @pytest.mark.parametrize("ids", ["global", "published"])
 def test_windows_are_united(server: str, folder: Path, tmp_path: Path, ids: WindowIds) -> None:
     """On the fly, and prepared before: the same answers; what the windows named is what the dialogue's row names."""
-    data = folder / "heldout.rl.parquet"
-    cut = WindowSettings(3, 2, ids)
-    prepare(folder / "heldout.json", images_root=folder, output=tmp_path, split="windows", window=cut)
-    ask(server, data, tmp_path / "a.jsonl", "--window", 3, "--stride", 2, "--window-ids", ids)
+    rows = [row for row in json.loads((folder / "train.json").read_text())[:96] if len(turns(row)) == 6]
+    source, data = tmp_path / "rows.json", tmp_path / "whole.rl.parquet"
+    source.write_text(json.dumps(rows))
+    prepare(source, images_root=folder, output=tmp_path, split="whole")
+    prepare(source, images_root=folder, output=tmp_path, split="windows", window=WindowSettings(4, 2, ids))
+    ask(server, data, tmp_path / "a.jsonl", "--window", 4, "--stride", 2, "--window-ids", ids)
     ask(server, tmp_path / "windows.rl.parquet", tmp_path / "b.jsonl", "--merge", data)
     infer("--predictions", tmp_path / "a.windows.jsonl", "--merge", data, "--output", tmp_path / "c.jsonl")
     for name in ("b", "c"):
@@ -253,11 +256,15 @@ def test_windows_are_united(server: str, folder: Path, tmp_path: Path, ids: Wind
         first = 0 if ids == "published" else min_image(row["messages"])
         named |= image_names(row["images"], [image - first for image in found.image_ids] if found else [])
     merged = lines(tmp_path / "a.jsonl")
-    assert len(merged) == 8
+    assert len(merged) == len(rows) > 20
     for row in merged:
         found = parse_fragment(row["response"])
         assert image_names(row["images"], found.image_ids if found else []) == parts[row["dialogue_id"]]
-    assert any(parts.values())
+    assert any(parts.values()), "images are named"
+
+
+def turns(row: dict[str, Any]) -> Sequence[Utterance]:
+    return parse_dialogue(row["messages"], "").utterances
 
 
 def min_image(messages: Sequence[dict[str, str]]) -> int:
