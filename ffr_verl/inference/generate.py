@@ -273,8 +273,8 @@ def _lora_rank(adapter: Path) -> int:
         return next(possible for possible in _LORA_RANKS if possible >= rank)
     except OSError:
         raise FFRError(
-            f"--lora {adapter}: no adapter_config.json in it; give the folder of a peft adapter, such as "
-            "global_step_N/actor/lora_adapter of a verl checkpoint"
+            f"--lora {adapter}: no adapter_config.json in it; give the folder of a peft adapter, such as the "
+            "lora_adapter that `python -m verl.model_merger merge` makes of a checkpoint"
         ) from None
     except (ValueError, KeyError, TypeError, StopIteration):
         raise FFRError(f"{file}: no rank r from 1 to {_LORA_RANKS[-1]}; save the adapter again with peft") from None

@@ -225,6 +225,16 @@ def test_what_a_real_server_refuses(server: str, folder: Path, tmp_path: Path) -
         assert not output.exists()
 
 
+def test_drawn_answers_follow_the_seed(server: str, folder: Path, tmp_path: Path) -> None:
+    def drawn(name: str, *options: Any) -> list[str]:
+        ask(server, folder / "heldout.rl.parquet", tmp_path / f"{name}.jsonl", *options)
+        return [line["response"] for line in lines(tmp_path / f"{name}.jsonl")]
+
+    first = drawn("a", "--temperature", 1, "--seed", 3)
+    assert first == drawn("b", "--temperature", 1, "--seed", 3)
+    assert first != drawn("c", "--temperature", 1, "--seed", 4)
+
+
 def test_a_window_that_covers_the_dialogue_is_asking_once(server: str, folder: Path, tmp_path: Path) -> None:
     data = folder / "heldout.rl.parquet"
     ask(server, data, tmp_path / "once.jsonl", "--logprobs")

@@ -90,6 +90,16 @@ def test_other_work_is_refused_and_forgotten_on_request(tmp_path: Path) -> None:
         assert journal.answered == 0
 
 
+def test_a_run_that_ended_before_its_first_answer_is_in_nobodys_way(tmp_path: Path) -> None:
+    for work in ({"url": "http://wrong"}, {"url": "http://right"}):
+        with AnswerJournal(tmp_path / "a", work, rows=1) as journal:
+            assert journal.answered == 0
+    with AnswerJournal(tmp_path / "a", {"url": "http://right"}, rows=1) as journal:
+        journal.append([(0, {"response": "zero"})])
+    with pytest.raises(FFRError, match="different: url"):
+        AnswerJournal(tmp_path / "a", {"url": "http://wrong"}, rows=1)
+
+
 def test_two_runs_at_once_are_refused(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path / "a")], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

@@ -1,0 +1,59 @@
+"""The command's options: those that would do nothing are refused, and nothing is contacted or loaded by them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from ffr_verl.cli import app
+from ffr_verl.errors import FFRError
+
+SERVER = ["--model", "m", "--endpoint", "http://127.0.0.1:9/v1"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "give --data NAME.rl.parquet"),
+        (["--data", "DATA"], "give --model: a model folder or hub name, or with --endpoint a name"),
+        (["--data", "DATA", "--endpoint", "http://h/v1"], "give --model: a model folder or hub name"),
+        (["--data", "DATA", "--model", "m", "--api-key-env", "KEY"], "--api-key-env goes with --endpoint URL"),
+        (["--data", "DATA", "--model", "m", "--concurrency", "8"], "--concurrency goes with --endpoint URL"),
+        (["--data", "DATA", "--model", "m", "--allow-errors"], "--allow-errors goes with --endpoint URL"),
+        (["--data", "DATA", *SERVER, "--lora", "x"], "--lora is the server's business"),
+        (
+            ["--data", "DATA", *SERVER, "--tensor-parallel-size", "2"],
+            "--tensor-parallel-size is the server's business",
+        ),
+        (["--data", "DATA", *SERVER, "--stride", "2"], "--stride goes with --window TURNS"),
+        (["--data", "DATA", *SERVER, "--window-ids", "global"], "--window-ids goes with --window TURNS"),
+        (["--data", "DATA", *SERVER, "--window", "4", "--stride", "5"], "--stride: found 5; give 1 to 4"),
+        (["--data", "DATA", *SERVER, "--merge", "DATA", "--window", "4"], "--window does not go with --merge"),
+        (["--data", "DATA", *SERVER, "--merge", "DATA", "--limit", "4"], "--limit does not go with --merge"),
+        (["--predictions", "p.jsonl"], "--predictions: give the file of the whole dialogues too, with --merge"),
+        (["--predictions", "p.jsonl", "--merge", "DATA", *SERVER], "--model does not go with --predictions"),
+        (["--predictions", "p.jsonl", "--merge", "DATA", "--data", "DATA"], "--data does not go with --predictions"),
+        (["--predictions", "p.jsonl", "--merge", "DATA"], r"p\.jsonl: no such file"),
+        (["--data", "DATA", *SERVER, "--body", "[1]"], "--body: found"),
+        (["--data", "DATA", *SERVER, "--max-images", "0"], r"images, at most 0; raise --max-images"),
+        (["--data", "SFT", *SERVER], r"no column .*; this stage needs NAME\.rl\.parquet"),
+        (["--data", "none.parquet", *SERVER], "none.parquet: no such file"),
+        (["--data", "DATA", *SERVER, "--images-root", "/nowhere"], "no such file .*; bring the images there"),
+        (["--data", "DATA", "--model", "./none"], "no Hugging Face model folder; `ffr-verl merge` makes one"),
+        (["--data", "DATA", "--model", "m", "--lora", "none"], "--lora none: no adapter_config.json in it"),
+    ],
+)
+def test_options_that_are_refused(
+    parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = {"DATA": str(parquet / "heldout.rl.parquet"), "SFT": str(parquet / "heldout.sft.parquet")}
+    given = [names.get(option, option) for option in options]
+    result: Any = CliRunner().invoke(app, ["infer", "--output", "pred.jsonl", *given])
+    assert isinstance(result.exception, FFRError), result.output
+    with pytest.raises(FFRError, match=message):
+        raise result.exception
+    assert not Path("pred.jsonl").exists()
