@@ -1,0 +1,248 @@
+"""`ffr-verl report`: predictions into one HTML file."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ffr_verl.data.parquet_writer import whole_or_nothing
+from ffr_verl.errors import FFRError
+from ffr_verl.evaluation import evaluate
+from ffr_verl.evaluation.predictions import Prediction, read_predictions
+from ffr_verl.evaluation.report.charts import histogram, line_charts
+from ffr_verl.evaluation.report.page import render_page
+from ffr_verl.evaluation.report.pictures import Pictures, make_pictures
+from ffr_verl.evaluation.report.rows import ReportRows, reward_settings
+from ffr_verl.evaluation.report.summary import FAULTS, Notice, summary_values
+from ffr_verl.evaluation.report.training import read_training
+from ffr_verl.fragments import AnswerStyle
+from ffr_verl.rewards.coherence import CoherenceMode
+from ffr_verl.rewards.f1 import f1_reward
+
+__all__ = ["ReportSettings", "ReportSummary", "write_report"]
+
+# Rows with an F1 below it are the worst of the page's filter.
+WORST_BELOW = 0.5
+_TRAITS = (
+    ("worst", f"F1 below {WORST_BELOW}"),
+    ("malformed", "malformed"),
+    ("empty", "empty gold"),
+    ("outside", "ids outside"),
+)
+_MOST_LISTED = 50
+
+
+@dataclass(frozen=True, slots=True)
+class ReportSettings:
+    """What the report shows, and from where.
+
+    Attributes:
+        images_root: folder of the images; `None` for the folder of the predictions.
+        embeddings: an embedding store, for the coherence reward.
+        coherence_mode: see `coherence_reward`.
+        answer_style: of the answers.
+        training: folder with the metrics of a verl run.
+        lenient: leave out lines that cannot be used.
+        most_rows: dialogues in the file; of more rows the worst are kept.
+        thumbnail_size: most pixels of a picture's longer side.
+        title: of the page.
+    """
+
+    images_root: Path | None = None
+    embeddings: Path | None = None
+    coherence_mode: CoherenceMode = "continuous"
+    answer_style: AnswerStyle = "plain"
+    training: Path | None = None
+    lenient: bool = False
+    most_rows: int = 5_000
+    thumbnail_size: int = 240
+    title: str = "Fragment retrieval report"
+
+
+@dataclass(frozen=True, slots=True)
+class ReportSummary:
+    """What `write_report` did.
+
+    Attributes:
+        rows: of the predictions.
+        shown: of them that are in the file.
+        skipped: lines left out.
+        pictures: different pictures in the file.
+        missing: how many image paths have which problem.
+        size: of the file, in bytes.
+        seconds: wall time.
+    """
+
+    rows: int
+    shown: int
+    skipped: int
+    pictures: int
+    missing: Counter[str]
+    size: int
+    seconds: float
+
+
+def write_report(
+    predictions: Path,
+    output: Path,
+    settings: ReportSettings | None = None,
+    *,
+    force: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+    on_progress: Callable[[str, int, int | None], None] = lambda phase, done, total: None,
+) -> ReportSummary:
+    """Write the report of a file of predictions: one HTML file that needs no other and no network.
+
+    Args:
+        predictions: see `read_predictions`.
+        output: the HTML file.
+        settings: what to show.
+        force: replace `output`.
+        say: told what the user should know.
+        on_progress: told the phase, how much of it is done, and of how much where that is known.
+
+    Raises:
+        FFRError: for predictions, a store or a training folder that cannot be used, or an output that exists.
+    """
+    started = time.monotonic()
+    settings = settings or ReportSettings()
+    root = _images_root(predictions, settings)
+    _check_output(predictions, output, force=force)
+    training = None if settings.training is None else read_training(settings.training, say=say)
+    skipped: list[str] = []
+    f1: list[float] = []
+
+    def read(skipped: list[str]) -> Iterator[Prediction]:
+        return read_predictions(
+            predictions,
+            lenient=settings.lenient,
+            on_skipped=lambda line, reason: skipped.append(f"line {line}: {reason}"),
+        )
+
+    def scored() -> Iterator[Prediction]:
+        for prediction in read(skipped):
+            f1.append(f1_reward(prediction.response, prediction.labels, style=settings.answer_style))
+            on_progress("evaluating", len(f1), None)
+            yield prediction
+
+    evaluation = evaluate(scored())
+    rows = ReportRows(
+        reward_settings(
+            embeddings=None if settings.embeddings is None else str(settings.embeddings),
+            coherence_mode=settings.coherence_mode,
+            answer_style=settings.answer_style,
+        )
+    )
+    kept = _worst(f1, settings.most_rows)
+    for position, prediction in enumerate(read([])):
+        if kept[position]:
+            rows.add(prediction)
+        on_progress("reading dialogues", position + 1, len(f1))
+    pictures = make_pictures(
+        rows.image_names,
+        root,
+        size=settings.thumbnail_size,
+        on_done=lambda done, total: on_progress("shrinking images", done, total),
+    )
+    page = render_page(
+        data=_page_data(rows, pictures, has_coherence=settings.embeddings is not None),
+        pictures=[{"src": one.uri, "width": one.width, "height": one.height} for one in pictures.thumbnails],
+        title=settings.title,
+        source=predictions.name,
+        made=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
+        evaluation=evaluation,
+        f1_bars=histogram(f1),
+        training=None
+        if training is None
+        else {"charts": line_charts(training.metrics), "files": [path.name for path in training.files]},
+        traits=_TRAITS,
+        notices=_notices(len(f1), rows, pictures, skipped),
+        **summary_values(evaluation, rows.rows, has_coherence=settings.embeddings is not None),
+    )
+    try:
+        with whole_or_nothing([output]) as (temporary,):
+            temporary.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise FFRError(f"--output {output}: {error.strerror or error}") from None
+    return ReportSummary(
+        len(f1),
+        len(rows.rows),
+        len(skipped),
+        len(pictures.thumbnails),
+        pictures.problems,
+        output.stat().st_size,
+        time.monotonic() - started,
+    )
+
+
+def _images_root(predictions: Path, settings: ReportSettings) -> Path:
+    if settings.images_root is None:
+        return Path(os.path.realpath(predictions)).parent
+    if not settings.images_root.is_dir():
+        raise FFRError(f"--images-root {settings.images_root}: no such folder; give the one of the rows' image paths")
+    return Path(os.path.realpath(settings.images_root))
+
+
+def _check_output(predictions: Path, output: Path, *, force: bool) -> None:
+    if output.is_dir():
+        raise FFRError(f"--output {output}: a folder; give the name of a file, such as {output / 'report.html'}")
+    if not output.parent.is_dir():
+        raise FFRError(f"--output {output}: no folder {output.parent}; make it first")
+    if output.exists() and predictions.exists() and output.samefile(predictions):
+        raise FFRError(f"--output {output}: is the file of predictions; give another name, such as report.html")
+    if output.exists() and not force:
+        raise FFRError(f"{output}: is there already; choose another --output, or replace it with --force")
+
+
+def _worst(f1: list[float], most: int) -> np.ndarray:
+    """Which rows are shown: all, or the `most` of least F1, earlier ones first where they are equal."""
+    kept = np.zeros(len(f1), dtype=bool)
+    kept[np.argsort(np.array(f1), kind="stable")[:most]] = True
+    return kept
+
+
+def _page_data(rows: ReportRows, pictures: Pictures, *, has_coherence: bool) -> dict[str, Any]:
+    images: list[dict[str, Any]] = []
+    for name in rows.image_names:
+        found = pictures.of_name[name]
+        images.append({"name": name, "problem": found} if isinstance(found, str) else {"name": name, "picture": found})
+    return {
+        "rows": rows.rows,
+        "dialogues": rows.dialogues,
+        "images": images,
+        "faults": {reason.value: {"label": label, "meaning": text} for reason, (label, text) in FAULTS.items()},
+        "worstBelow": WORST_BELOW,
+        "mostReward": 2.3 if has_coherence else 1.3,
+        "hasCoherence": has_coherence,
+    }
+
+
+def _notices(count: int, rows: ReportRows, pictures: Pictures, skipped: list[str]) -> list[Notice]:
+    notices = []
+    if len(rows.rows) < count:
+        text = f"The {len(rows.rows):,} rows of least F1 are shown below; the summary is of all {count:,}."
+        notices.append(Notice(text))
+    if skipped:
+        notices.append(Notice(f"{len(skipped):,} lines of the file could not be used and count nowhere.", _some(skipped)))
+    unread = [row["line"] for row in rows.rows if rows.dialogues[row["dialogue"]].get("problem")]
+    if unread:
+        text = f"In {len(unread):,} rows the dialogue could not be read out of the prompt; they show the prompt."
+        notices.append(Notice(text, _some([f"line {line}" for line in unread])))
+    missing = [f"{name}: {found}" for name, found in pictures.of_name.items() if isinstance(found, str)]
+    if missing:
+        text = f"{len(missing):,} of {len(pictures.of_name):,} images could not be shown."
+        notices.append(Notice(text, _some(missing)))
+    return notices
+
+
+def _some(lines: list[str]) -> list[str]:
+    rest = len(lines) - _MOST_LISTED
+    return lines if rest <= 0 else [*lines[:_MOST_LISTED], f"and {rest:,} more"]

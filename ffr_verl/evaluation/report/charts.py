@@ -1,0 +1,213 @@
+"""Geometry of the report's charts; the template draws them as SVG."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+__all__ = ["Bar", "LineChart", "Series", "histogram", "line_charts", "nice_ticks"]
+
+_ORDER = (
+    "score",
+    "reward",
+    "critic/score/mean",
+    "f1",
+    "f1_utterances",
+    "f1_images",
+    "coherence",
+    "format",
+    "exact_match",
+    "mcc",
+)
+_MOST_POINTS = 300
+_BAND = ("std", "min", "max")
+_TRAIN = re.compile(r"ffr/reward/([^/]+)/(mean|std|min|max)")
+_VALIDATION = re.compile(r"val-[^/]+/(.+)/([^/]+)/(mean@\d+)")
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A bar of a chart.
+
+    Attributes:
+        label: of the bar.
+        count: rows in it.
+        share: of the highest bar, 0 to 1.
+    """
+
+    label: str
+    count: int
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """A curve.
+
+    Attributes:
+        label: for the legend.
+        is_validation: drawn with dashes and dots.
+        first: its first value.
+        last: its last value.
+        best: its highest value.
+        line: points of a polyline, in the chart's units.
+        band: points of the polygon of mean ± standard deviation; empty without one.
+        dots: single points to draw.
+    """
+
+    label: str
+    is_validation: bool
+    first: float
+    last: float
+    best: float
+    line: str
+    band: str
+    dots: tuple[Point, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LineChart:
+    """One metric over the steps of a run.
+
+    Attributes:
+        title: the metric.
+        series: its curves.
+        y_ticks: `(y, label)`.
+        x_ticks: `(x, label)`.
+    """
+
+    title: str
+    series: tuple[Series, ...]
+    y_ticks: tuple[tuple[float, str], ...]
+    x_ticks: tuple[tuple[float, str], ...]
+
+    WIDTH = 300
+    HEIGHT = 150
+    LEFT = 40
+    RIGHT = 290
+    TOP = 10
+    BOTTOM = 128
+
+
+@dataclass(frozen=True, slots=True)
+class _Curve:
+    label: str
+    is_validation: bool
+    points: Sequence[tuple[int, float]]
+    lower: Sequence[tuple[int, float]] = ()
+    upper: Sequence[tuple[int, float]] = ()
+
+
+def histogram(values: Sequence[float], *, bins: int = 10) -> list[Bar]:
+    """How many values lie in each of equal bins of [0, 1]; the last one holds 1.
+
+    Example:
+        >>> [(bar.label, bar.count) for bar in histogram([0.0, 0.5, 1.0], bins=2)]
+        [('0.0 – 0.5', 1), ('0.5 – 1.0', 2)]
+    """
+    counts = [0] * bins
+    for value in values:
+        counts[min(bins - 1, max(0, math.floor(value * bins + 1e-9)))] += 1
+    highest = max([*counts, 1])
+    return [Bar(f"{k / bins:.1f} – {(k + 1) / bins:.1f}", count, count / highest) for k, count in enumerate(counts)]
+
+
+def nice_ticks(least: float, most: float, *, count: int = 4) -> list[float]:
+    """At most about `count` round numbers that span a range.
+
+    Example:
+        >>> nice_ticks(0.03, 0.97)
+        [0.0, 0.5, 1.0]
+        >>> nice_ticks(2.0, 2.0)
+        [1.5, 2.0, 2.5]
+    """
+    if most - least < 1e-9:
+        least, most = least - 0.5, most + 0.5
+    rough = (most - least) / max(1, count - 1)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough - 1e-12)
+    first, last = math.floor(least / step + 1e-9), math.ceil(most / step - 1e-9)
+    return [round(number * step, 12) for number in range(first, last + 1)]
+
+
+def _thinned(points: Sequence[Point]) -> list[Point]:
+    """Means of neighbours, where a curve has more points than a screen shows."""
+    size = max(1, math.ceil(len(points) / _MOST_POINTS))
+    chunks = [points[at : at + size] for at in range(0, len(points), size)]
+    return [(sum(x for x, _ in chunk) / len(chunk), sum(y for _, y in chunk) / len(chunk)) for chunk in chunks]
+
+
+def line_charts(metrics: Mapping[str, Sequence[tuple[int, float]]]) -> list[LineChart]:
+    """A chart for each reward: its mean in training with its spread, and its mean on the held-out rows.
+
+    Args:
+        metrics: `(step, value)` of verl's metrics by name, see `read_training`.
+
+    Example:
+        >>> [chart] = line_charts({"ffr/reward/f1/mean": [(1, 0.2), (2, 0.4)], "val-aux/a/f1/mean@1": [(2, 0.3)]})
+        >>> chart.title, [(series.label, series.last) for series in chart.series]
+        ('f1', [('training answers', 0.4), ('held-out (a)', 0.3)])
+    """
+    curves: dict[str, list[_Curve]] = {}
+    for name, points in metrics.items():
+        if (train := _TRAIN.fullmatch(name)) and train.group(2) == "mean":
+            std, least, most = (dict(metrics.get(f"ffr/reward/{train.group(1)}/{name}", ())) for name in _BAND)
+            lower = [(step, max(value - std[step], least.get(step, -math.inf))) for step, value in points if step in std]
+            upper = [(step, min(value + std[step], most.get(step, math.inf))) for step, value in points if step in std]
+            curves.setdefault(train.group(1), []).insert(0, _Curve("training answers", False, points, lower, upper))
+        elif validation := _VALIDATION.fullmatch(name):
+            source, component, kind = validation.groups()
+            label = f"held-out ({source})" if kind == "mean@1" else f"held-out ({source}, {kind})"
+            curves.setdefault(component, []).append(_Curve(label, True, points))
+        elif name == "critic/score/mean":
+            curves[name] = [_Curve("training answers", False, points)]
+    rank = {title: position for position, title in enumerate(_ORDER)}
+    return [_chart(title, curves[title]) for title in sorted(curves, key=lambda one: (rank.get(one, len(rank)), one))]
+
+
+def _chart(title: str, curves: Sequence[_Curve]) -> LineChart:
+    steps = [step for curve in curves for step, _ in curve.points]
+    values = [value for curve in curves for part in (curve.points, curve.lower, curve.upper) for _, value in part]
+    first, last = min(steps), max(steps)
+    ticks = nice_ticks(min(values), max(values))
+    low, high = ticks[0], ticks[-1]
+
+    def x(step: float) -> float:
+        share = (step - first) / (last - first) if last > first else 0.5
+        return round(LineChart.LEFT + share * (LineChart.RIGHT - LineChart.LEFT), 1)
+
+    def y(value: float) -> float:
+        share = (min(high, max(low, value)) - low) / (high - low)
+        return round(LineChart.BOTTOM - share * (LineChart.BOTTOM - LineChart.TOP), 1)
+
+    def placed(points: Sequence[Point]) -> str:
+        return " ".join(f"{x(step)},{y(value)}" for step, value in points)
+
+    series = []
+    for curve in curves:
+        thin, lower, upper = _thinned(curve.points), _thinned(curve.lower), _thinned(curve.upper)
+        dots = tuple((x(step), y(value)) for step, value in thin) if curve.is_validation or len(thin) == 1 else ()
+        numbers = [value for _, value in curve.points]
+        series.append(
+            Series(
+                curve.label,
+                curve.is_validation,
+                numbers[0],
+                numbers[-1],
+                max(numbers),
+                placed(thin),
+                placed([*upper, *reversed(lower)]) if len(upper) > 1 else "",
+                dots,
+            )
+        )
+    middle = (first + last) // 2
+    return LineChart(
+        title,
+        tuple(series),
+        tuple((y(tick), f"{tick:g}") for tick in ticks),
+        tuple((x(step), f"{step:,}") for step in dict.fromkeys((first, middle, last))),
+    )

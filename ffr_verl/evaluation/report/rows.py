@@ -1,0 +1,170 @@
+"""What the report's page shows of each prediction: plain values that become its JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ffr_verl.dialogues import Dialogue, parse_dialogue
+from ffr_verl.evaluation.predictions import Prediction
+from ffr_verl.fragments import AnswerStyle, Fragment, parse_fragment, parse_leniently
+from ffr_verl.rewards.coherence import CoherenceMode
+from ffr_verl.rewards.diagnosis import diagnose
+from ffr_verl.rewards.f1 import parse_gold
+from ffr_verl.rewards.ffr import compute_score
+
+__all__ = ["ReportRows", "reward_settings"]
+
+# A model that never stops must not fill the page.
+_LONGEST_ANSWER, _LONGEST_TEXT = 4_000, 20_000
+
+
+def reward_settings(
+    *, embeddings: str | None, coherence_mode: CoherenceMode, answer_style: AnswerStyle
+) -> dict[str, Any]:
+    """The `reward_kwargs` of `compute_score` for the report: the default weights, and MCC shown beside them.
+
+    Example:
+        >>> reward_settings(embeddings=None, coherence_mode="continuous", answer_style="plain")["weights"]
+        {'f1': 1.0, 'format': 0.3, 'mcc': 0.0}
+    """
+    weights = {"f1": 1.0, "format": 0.3, "mcc": 0.0}
+    if embeddings is None:
+        return {"weights": weights, "answer_style": answer_style}
+    weights = {"f1": 1.0, "coherence": 1.0, "format": 0.3, "mcc": 0.0}
+    return {
+        "weights": weights,
+        "embeddings": embeddings,
+        "coherence_mode": coherence_mode,
+        "answer_style": answer_style,
+    }
+
+
+def _clipped(text: str, longest: int) -> str:
+    rest = len(text) - longest
+    return text if rest <= 0 else f"{text[:longest]} … ({rest:,} more characters)"
+
+
+def _ids(fragment: Fragment) -> dict[str, list[int]]:
+    return {"utterances": list(fragment.utterance_ids), "images": list(fragment.image_ids)}
+
+
+class ReportRows:
+    """Collects rows; a dialogue that several rows ask of is kept once.
+
+    Args:
+        rewards: see `reward_settings`.
+
+    Attributes:
+        rows: of the page, in the order in which they were added.
+        dialogues: that the rows name by position.
+        image_names: paths as they stand in the rows, that the dialogues name by position.
+    """
+
+    def __init__(self, rewards: Mapping[str, Any]) -> None:
+        self._rewards = rewards
+        self._style: AnswerStyle = rewards.get("answer_style", "plain")
+        self._at: dict[Any, int] = {}
+        self._image_at: dict[str, int] = {}
+        self.rows: list[dict[str, Any]] = []
+        self.dialogues: list[dict[str, Any]] = []
+
+    @property
+    def image_names(self) -> list[str]:
+        return list(self._image_at)
+
+    def add(self, prediction: Prediction) -> None:
+        """Add a prediction.
+
+        Raises:
+            FFRError: for an embedding store that cannot be opened.
+        """
+        dialogue, problem = None, None
+        try:
+            dialogue = parse_dialogue(prediction.messages, prediction.dialogue_id)
+        except ValueError as error:
+            problem = str(error)
+        gold = parse_gold(prediction.labels) or Fragment((), ())
+        strict = parse_fragment(prediction.response, style=self._style)
+        predicted = parse_leniently(prediction.response) if strict is None else strict
+        info = _extra_info(prediction, dialogue)
+        scores = compute_score("report", prediction.response, prediction.labels, info, **self._rewards)
+        known = None if dialogue is None else info
+        if dialogue is None:
+            del scores["mcc"]  # the dialogue's size is not known
+        fault = diagnose(prediction.response, prediction.labels, extra_info=known, style=self._style).malformed
+        self.rows.append(
+            {
+                "line": prediction.line,
+                "id": prediction.dialogue_id,
+                "query": "" if dialogue is None else dialogue.query,
+                "dialogue": self._dialogue(prediction, dialogue, problem),
+                "gold": _ids(gold),
+                "predicted": _ids(predicted),
+                "outside": _ids(_outside(predicted, dialogue)),
+                "answer": _clipped(prediction.response, _LONGEST_ANSWER),
+                "goldAnswer": _clipped(prediction.labels, _LONGEST_ANSWER),
+                "malformed": strict is None,
+                "fault": None if fault is None else fault.value,
+                "rewards": {name: round(value, 4) for name, value in scores.items()},
+            }
+        )
+
+    def _dialogue(self, prediction: Prediction, dialogue: Dialogue | None, problem: str | None) -> int:
+        if dialogue is None:
+            content = next(message["content"] for message in prediction.messages if message["role"] == "user")
+            key: Any = content
+            made: dict[str, Any] = {"problem": problem, "text": _clipped(content, _LONGEST_TEXT), "turns": []}
+        else:
+            key = dialogue.utterances, prediction.images
+            made = {}
+        if key not in self._at:
+            self._at[key] = len(self.dialogues)
+            self.dialogues.append(made or {"turns": self._turns(dialogue, prediction.images)})
+        return self._at[key]
+
+    def _turns(self, dialogue: Dialogue | None, images: Sequence[str]) -> list[dict[str, Any]]:
+        turns, position = [], 0
+        for utterance in dialogue.utterances if dialogue else ():
+            turn: dict[str, Any] = {
+                "id": utterance.id,
+                "speaker": utterance.speaker,
+                "text": _clipped(utterance.text, _LONGEST_TEXT),
+            }
+            if utterance.image_ids:
+                shown = []
+                for number, identifier in enumerate(utterance.image_ids):
+                    name = images[position] if position < len(images) else None
+                    at = None if name is None else self._image_at.setdefault(name, len(self._image_at))
+                    caption = utterance.captions[number] if utterance.captions else ""
+                    shown.append({"id": identifier, "at": at, **({"caption": caption} if caption else {})})
+                    position += 1
+                turn["images"] = shown
+            turns.append(turn)
+        return turns
+
+
+def _extra_info(prediction: Prediction, dialogue: Dialogue | None) -> dict[str, Any]:
+    """What `ffr-verl prepare` would have written for the row."""
+    image_ids = [] if dialogue is None else list(dialogue.image_ids)
+    # compute_score wants a path for each image; one without a path has no vector either.
+    names = [*prediction.images, *[""] * len(image_ids)][: len(image_ids)]
+    return {
+        "dialogue_id": prediction.dialogue_id,
+        "split": str(prediction.extra.get("split", "")),
+        "utterance_ids": [] if dialogue is None else [utterance.id for utterance in dialogue.utterances],
+        "image_ids": image_ids,
+        "image_utterances": [] if dialogue is None else list(dialogue.image_utterances),
+        "images": names,
+    }
+
+
+def _outside(predicted: Fragment, dialogue: Dialogue | None) -> Fragment:
+    if dialogue is None:
+        return Fragment((), ())
+    utterances = {utterance.id for utterance in dialogue.utterances}
+    images = set(dialogue.image_ids)
+    return Fragment(
+        tuple(dict.fromkeys(one for one in predicted.utterance_ids if one not in utterances)),
+        tuple(dict.fromkeys(one for one in predicted.image_ids if one not in images)),
+    )
