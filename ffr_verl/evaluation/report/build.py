@@ -13,19 +13,30 @@ from typing import Any
 
 import numpy as np
 
+from ffr_verl.data.config import DataConfig
+from ffr_verl.data.parquet_files import check_columns
+from ffr_verl.data.parquet_files import images_root as recorded_images_root
 from ffr_verl.data.parquet_writer import whole_or_nothing
 from ffr_verl.errors import FFRError
-from ffr_verl.evaluation import evaluate
-from ffr_verl.evaluation.predictions import Prediction, read_predictions
+from ffr_verl.evaluation.predictions import Prediction, PredictionFormat, read_predictions, read_verl_dump
 from ffr_verl.evaluation.report.charts import histogram, line_charts
 from ffr_verl.evaluation.report.page import render_page
 from ffr_verl.evaluation.report.pictures import Pictures, make_pictures
 from ffr_verl.evaluation.report.rows import ReportRows, reward_settings
-from ffr_verl.evaluation.report.summary import FAULTS, Notice, summary_values
+from ffr_verl.evaluation.report.summary import (
+    FAULTS,
+    Notice,
+    breakdown_charts,
+    figures,
+    metric_table,
+    overview_charts,
+)
 from ffr_verl.evaluation.report.training import read_training
+from ffr_verl.evaluation.result import evaluate
 from ffr_verl.fragments import AnswerStyle
 from ffr_verl.rewards.coherence import CoherenceMode
 from ffr_verl.rewards.f1 import f1_reward
+from ffr_verl.rewards.ffr import open_scorer
 
 __all__ = ["ReportSettings", "ReportSummary", "write_report"]
 
@@ -45,10 +56,12 @@ class ReportSettings:
     """What the report shows, and from where.
 
     Attributes:
-        images_root: folder of the images; `None` for the folder of the predictions.
+        images_root: folder of the images; `None` for the one recorded in `data`, or else that of the predictions.
+        data: a parquet file of `ffr-verl prepare`.
         embeddings: an embedding store, for the coherence reward.
         coherence_mode: see `coherence_reward`.
         answer_style: of the answers.
+        row_format: `verl` for a file of `trainer.validation_data_dir`, see `read_verl_dump`.
         training: folder with the metrics of a verl run.
         lenient: leave out lines that cannot be used.
         most_rows: dialogues in the file; of more rows the worst are kept.
@@ -57,9 +70,11 @@ class ReportSettings:
     """
 
     images_root: Path | None = None
+    data: Path | None = None
     embeddings: Path | None = None
     coherence_mode: CoherenceMode = "continuous"
     answer_style: AnswerStyle = "plain"
+    row_format: PredictionFormat = "ffr"
     training: Path | None = None
     lenient: bool = False
     most_rows: int = 5_000
@@ -114,14 +129,20 @@ def write_report(
     """
     started = time.monotonic()
     settings = settings or ReportSettings()
-    root = _images_root(predictions, settings)
     _check_output(predictions, output, force=force)
+    root = _images_root(predictions, settings)
+    if settings.embeddings is not None:
+        try:
+            open_scorer(str(settings.embeddings))
+        except FFRError as error:
+            raise FFRError(f"--embeddings {error}") from None
     training = None if settings.training is None else read_training(settings.training, say=say)
     skipped: list[str] = []
     f1: list[float] = []
 
     def read(skipped: list[str]) -> Iterator[Prediction]:
-        return read_predictions(
+        reader = read_predictions if settings.row_format == "ffr" else read_verl_dump
+        return reader(
             predictions,
             lenient=settings.lenient,
             on_skipped=lambda line, reason: skipped.append(f"line {line}: {reason}"),
@@ -133,7 +154,7 @@ def write_report(
             on_progress("evaluating", len(f1), None)
             yield prediction
 
-    evaluation = evaluate(scored())
+    result = evaluate(scored(), style=settings.answer_style)
     rows = ReportRows(
         reward_settings(
             embeddings=None if settings.embeddings is None else str(settings.embeddings),
@@ -152,20 +173,28 @@ def write_report(
         size=settings.thumbnail_size,
         on_done=lambda done, total: on_progress("shrinking images", done, total),
     )
+    if rows.image_names and not pictures.thumbnails:
+        say(f"none of the images was found below {root}; --images-root says where they are")
     page = render_page(
         data=_page_data(rows, pictures, has_coherence=settings.embeddings is not None),
         pictures=[{"src": one.uri, "width": one.width, "height": one.height} for one in pictures.thumbnails],
         title=settings.title,
         source=predictions.name,
         made=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
-        evaluation=evaluation,
+        samples=result.samples,
+        figures=figures(result),
+        metric_table=metric_table(result),
+        intervals=None
+        if result.intervals is None
+        else f"{100 * result.intervals['level']:g} % intervals of {result.intervals['resamples']:,} resamples",
         f1_bars=histogram(f1),
+        overview_charts=overview_charts(result, coherence=_mean_coherence(rows, len(f1), settings)),
+        breakdown_charts=breakdown_charts(result),
         training=None
         if training is None
         else {"charts": line_charts(training.metrics), "files": [path.name for path in training.files]},
         traits=_TRAITS,
         notices=_notices(len(f1), rows, pictures, skipped),
-        **summary_values(evaluation, rows.rows, has_coherence=settings.embeddings is not None),
     )
     try:
         with whole_or_nothing([output]) as (temporary,):
@@ -184,11 +213,17 @@ def write_report(
 
 
 def _images_root(predictions: Path, settings: ReportSettings) -> Path:
-    if settings.images_root is None:
-        return Path(os.path.realpath(predictions)).parent
-    if not settings.images_root.is_dir():
-        raise FFRError(f"--images-root {settings.images_root}: no such folder; give the one of the rows' image paths")
-    return Path(os.path.realpath(settings.images_root))
+    root = settings.images_root
+    if root is None and settings.data is not None:
+        check_columns([str(settings.data)], "rl")
+        root = recorded_images_root([str(settings.data)], DataConfig())
+    if root is None:
+        root = Path(os.path.realpath(predictions)).parent
+    if not root.is_dir():
+        raise FFRError(
+            f"--images-root {root}: no such folder; give the one that the rows' image paths are relative to"
+        )
+    return Path(os.path.realpath(root))
 
 
 def _check_output(predictions: Path, output: Path, *, force: bool) -> None:
@@ -207,6 +242,12 @@ def _worst(f1: list[float], most: int) -> np.ndarray:
     kept = np.zeros(len(f1), dtype=bool)
     kept[np.argsort(np.array(f1), kind="stable")[:most]] = True
     return kept
+
+
+def _mean_coherence(rows: ReportRows, count: int, settings: ReportSettings) -> float | None:
+    if settings.embeddings is None or len(rows.rows) < count:
+        return None
+    return float(np.mean([row["rewards"]["coherence"] for row in rows.rows]))
 
 
 def _page_data(rows: ReportRows, pictures: Pictures, *, has_coherence: bool) -> dict[str, Any]:
@@ -231,14 +272,14 @@ def _notices(count: int, rows: ReportRows, pictures: Pictures, skipped: list[str
         text = f"The {len(rows.rows):,} rows of least F1 are shown below; the summary is of all {count:,}."
         notices.append(Notice(text))
     if skipped:
-        notices.append(Notice(f"{len(skipped):,} lines of the file could not be used and count nowhere.", _some(skipped)))
-    unread = [row["line"] for row in rows.rows if rows.dialogues[row["dialogue"]].get("problem")]
+        notices.append(Notice(f"Lines that could not be used and count nowhere: {len(skipped):,}.", _some(skipped)))
+    unread = [f"line {row['line']}" for row in rows.rows if rows.dialogues[row["dialogue"]].get("problem")]
     if unread:
-        text = f"In {len(unread):,} rows the dialogue could not be read out of the prompt; they show the prompt."
-        notices.append(Notice(text, _some([f"line {line}" for line in unread])))
+        text = f"Rows that show their prompt, because no dialogue could be read out of it: {len(unread):,}."
+        notices.append(Notice(text, _some(unread)))
     missing = [f"{name}: {found}" for name, found in pictures.of_name.items() if isinstance(found, str)]
     if missing:
-        text = f"{len(missing):,} of {len(pictures.of_name):,} images could not be shown."
+        text = f"Images that could not be shown: {len(missing):,} of {len(pictures.of_name):,}."
         notices.append(Notice(text, _some(missing)))
     return notices
 

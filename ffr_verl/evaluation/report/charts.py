@@ -156,7 +156,9 @@ def line_charts(metrics: Mapping[str, Sequence[tuple[int, float]]]) -> list[Line
     for name, points in metrics.items():
         if (train := _TRAIN.fullmatch(name)) and train.group(2) == "mean":
             std, least, most = (dict(metrics.get(f"ffr/reward/{train.group(1)}/{name}", ())) for name in _BAND)
-            lower = [(step, max(value - std[step], least.get(step, -math.inf))) for step, value in points if step in std]
+            lower = [
+                (step, max(value - std[step], least.get(step, -math.inf))) for step, value in points if step in std
+            ]
             upper = [(step, min(value + std[step], most.get(step, math.inf))) for step, value in points if step in std]
             curves.setdefault(train.group(1), []).insert(0, _Curve("training answers", False, points, lower, upper))
         elif validation := _VALIDATION.fullmatch(name):

@@ -96,7 +96,11 @@ def make_thumbnail(root: Path, name: str, *, size: int) -> Thumbnail:
 
 
 def make_pictures(
-    names: Sequence[str], root: Path, *, size: int = 240, on_done: Callable[[int, int], None] = lambda done, total: None
+    names: Sequence[str],
+    root: Path,
+    *,
+    size: int = 240,
+    on_done: Callable[[int, int], None] = lambda done, total: None,
 ) -> Pictures:
     """Thumbnails of the images of these names; equal pictures under several names are kept once.
 

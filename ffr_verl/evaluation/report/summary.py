@@ -6,11 +6,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
+from ffr_verl.evaluation.result import EvaluationResult
 from ffr_verl.fragments import MalformedReason
 
-__all__ = ["FAULTS", "Notice", "summary_values"]
+__all__ = [
+    "FAULTS",
+    "BarChart",
+    "Cell",
+    "Figure",
+    "Line",
+    "NamedBar",
+    "Notice",
+    "breakdown_charts",
+    "figures",
+    "metric_table",
+    "overview_charts",
+]
 
 FAULTS: Mapping[MalformedReason, tuple[str, str]] = {
     MalformedReason.EMPTY: ("empty answer", "the model wrote nothing."),
@@ -40,76 +51,141 @@ class Notice:
 
 
 @dataclass(frozen=True, slots=True)
-class _Figure:
+class Figure:
+    """A number to be seen first."""
+
     name: str
     value: str
     note: str
 
 
 @dataclass(frozen=True, slots=True)
-class _Cell:
+class Cell:
+    """A number of the table, and its interval."""
+
     value: str
-    interval: str = ""
+    interval: str
 
 
 @dataclass(frozen=True, slots=True)
-class _Line:
+class Line:
+    """A line of the table."""
+
     name: str
-    cells: Sequence[_Cell]
+    cells: Sequence[Cell]
 
 
 @dataclass(frozen=True, slots=True)
-class _Table:
-    title: str
-    note: str
-    columns: Sequence[str]
-    lines: Sequence[_Line]
-    wide: bool = False
+class NamedBar:
+    """A bar of a bar chart; `share` is its length, 0 to 1."""
 
-
-@dataclass(frozen=True, slots=True)
-class _NamedBar:
     label: str
     value: str
     share: float
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class _BarChart:
+class BarChart:
+    """Bars below each other."""
+
     title: str
     note: str
-    bars: Sequence[_NamedBar]
+    bars: Sequence[NamedBar]
 
 
-def summary_values(evaluation: Any, rows: Sequence[Mapping[str, Any]], *, has_coherence: bool) -> dict[str, Any]:
-    result = evaluation.to_dict()
-    micro = result["micro"]
-    n = result["samples"]
-    malformed = result["malformed"]
-    total = sum(malformed.values())
-    figures = [
-        _Figure(f"{label} F1 (micro)", f"{micro[name]['f1']:.3f}", f"95 % interval {micro[name]['f1']-.02:.3f} – {micro[name]['f1']+.02:.3f}")
-        for name, label in (("joint", "Joint"), ("utterance", "Utterance"), ("image", "Image"))
-    ]
-    figures += [
-        _Figure("Reward F1 (mean)", f"{result['rewards']['f1']:.3f}", "strict, as in training"),
-        _Figure("Malformed answers", f"{total / n:.1%}", f"{total:,} of {n:,} rows"),
-    ]
-    tables = [
-        _Table(
-            "Metrics", "micro: ids of all rows counted together; macro: mean over rows; 95 % intervals",
-            ("", "precision", "recall", "F1", "MCC"),
-            [
-                _Line(f"{avg}, {m}", [_Cell(f"{v:.3f}", f"{v-.02:.3f} – {v+.02:.3f}") for v in result[avg][m].values()])
-                for avg in ("micro", "macro") for m in ("utterance", "image", "joint")
-            ],
-            wide=True,
+_MODALITIES = {"utterance": "utterances", "image": "images", "joint": "joint"}
+_METRICS = {"precision": "Precision", "recall": "Recall", "f1": "F1", "mcc": "MCC"}
+_REWARDS = {
+    "f1": "F1",
+    "f1_utterances": "F1 utterances",
+    "f1_images": "F1 images",
+    "format": "format",
+    "exact_match": "exact match",
+}
+
+
+def _interval(result: EvaluationResult, *path: str) -> str:
+    found: Any = result.intervals
+    for name in path if found is not None else ():
+        found = found[name]
+    return "" if found is None else f"{found[0]:.3f} – {found[1]:.3f}"
+
+
+def figures(result: EvaluationResult) -> list[Figure]:
+    """The numbers at the head of the page."""
+    level = "" if result.intervals is None else f"{100 * result.intervals['level']:g} % interval "
+    faults, outside = result.malformed["any"], result.ids_outside["answers"]
+    return [
+        *[
+            Figure(
+                f"{title} F1, micro",
+                f"{result.micro[name]['f1']:.3f}",
+                f"{level}{_interval(result, 'micro', name, 'f1')}",
+            )
+            for name, title in (("joint", "Joint"), ("utterance", "Utterance"), ("image", "Image"))
+        ],
+        Figure("Reward F1, mean", f"{result.rewards['f1']:.3f}", f"{level}{_interval(result, 'rewards', 'f1')}"),
+        Figure("Exact answers", f"{result.rewards['exact_match']:.1%}", "both lists equal to the gold's"),
+        Figure(
+            "Answers with a fault",
+            f"{faults / result.samples:.1%}",
+            f"{faults:,} of {result.samples:,} rows; {outside:,} name ids outside the dialogue",
         ),
     ]
-    most = max(malformed.values())
-    charts = [
-        _BarChart("Faults of answers", "The first fault of each answer; rows.", [_NamedBar(FAULTS[MalformedReason(k)][0], f"{v:,}", v / most) for k, v in malformed.items()]),
-        _BarChart("Rewards", "Mean over rows.", [_NamedBar(k, f"{v:.3f}", v) for k, v in result["rewards"].items()]),
-        _BarChart("F1 by dialogue length", "Joint F1, macro.", [_NamedBar(k, f"{v:.3f}", v) for k, v in (("1 – 10", .6), ("11 – 20", .55), ("21 – 40", .5))]),
+
+
+def metric_table(result: EvaluationResult) -> list[Line]:
+    """Precision, recall, F1 and MCC: micro and macro, utterances, images and joint."""
+    return [
+        Line(
+            f"{average}, {title}",
+            [
+                Cell(f"{getattr(result, average)[modality][name]:.3f}", _interval(result, average, modality, name))
+                for name in _METRICS
+            ],
+        )
+        for average in ("micro", "macro")
+        for modality, title in _MODALITIES.items()
     ]
-    return {"figures": figures, "tables": tables, "bar_charts": charts}
+
+
+def overview_charts(result: EvaluationResult, *, coherence: float | None) -> list[BarChart]:
+    """Faults, rewards, and rows with and without a gold fragment.
+
+    Args:
+        result: of all rows.
+        coherence: its mean, which `evaluate` does not know.
+    """
+    counts = {reason: result.malformed.get(reason.value, 0) for reason in FAULTS}
+    most = max(1, *counts.values())
+    faults = [NamedBar(FAULTS[reason][0], f"{count:,}", count / most) for reason, count in counts.items() if count]
+    rewards = {title: result.rewards[name] for name, title in _REWARDS.items()}
+    if coherence is not None:
+        rewards["coherence"] = coherence
+    bars = [NamedBar(title, f"{value:.3f}", min(1.0, max(0.0, value))) for title, value in rewards.items()]
+    return [
+        BarChart(
+            "Faults of answers", "Rows by the first fault of the answer." if faults else "No answer has one.", faults
+        ),
+        BarChart("Rewards", "Mean over the rows; strict, as in training.", bars),
+        _breakdown(result, "gold", "Empty and other gold fragments"),
+    ]
+
+
+def breakdown_charts(result: EvaluationResult) -> list[BarChart]:
+    """F1 by length of the dialogue, by size and by dispersion of the gold fragment."""
+    return [
+        _breakdown(result, "dialogue_length", "By turns of the dialogue"),
+        _breakdown(result, "fragment_size", "By ids in the gold fragment"),
+        _breakdown(result, "dispersion", "By dispersion of the gold fragment"),
+    ]
+
+
+def _breakdown(result: EvaluationResult, name: str, title: str) -> BarChart:
+    bars = [
+        NamedBar(part.name, f"{value:.3f}", value, f"{part.samples:,} rows")
+        for part in result.breakdowns[name]
+        for value in [part.macro["joint"]["f1"]]
+    ]
+    return BarChart(title, "Joint F1, mean over the rows.", bars)
