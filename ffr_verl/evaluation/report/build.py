@@ -262,7 +262,6 @@ def _page_data(rows: ReportRows, pictures: Pictures, *, has_coherence: bool) -> 
         "faults": {reason.value: {"label": label, "meaning": text} for reason, (label, text) in FAULTS.items()},
         "worstBelow": WORST_BELOW,
         "mostReward": 2.3 if has_coherence else 1.3,
-        "hasCoherence": has_coherence,
     }
 
 

@@ -133,7 +133,9 @@
     if (event.target.name === "text") waiting = setTimeout(applyFilters, 60);
     else applyFilters();
   });
-  form.addEventListener("submit", (event) => {
+  form.addEventListener("submit", (event) => event.preventDefault());
+  form.elements.text.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.isComposing) return;
     event.preventDefault();
     clearTimeout(waiting);
     applyFilters();
@@ -164,7 +166,7 @@
   ];
   function rewardList(row) {
     const boxes = REWARDS.map(([name, label]) => {
-      const isLeftOut = row.rewards[name] === undefined || (name === "coherence" && !data.hasCoherence);
+      const isLeftOut = row.rewards[name] === undefined;
       const value = row.rewards[name];
       return make("div", null,
         make("dt", null, label),
@@ -398,5 +400,6 @@
 
   if (!fromAddress()) select(0, { remember: false, announce: false });
   applyFilters();
+  byId("needs-script").remove();
   root.dataset.ready = "true";
 })();

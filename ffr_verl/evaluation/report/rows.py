@@ -92,6 +92,8 @@ class ReportRows:
         known = None if dialogue is None else info
         if dialogue is None:
             del scores["mcc"]  # the dialogue's size is not known
+        if "embeddings" not in self._rewards:
+            del scores["coherence"]
         fault = diagnose(prediction.response, prediction.labels, extra_info=known, style=self._style).malformed
         self.rows.append(
             {
