@@ -2,7 +2,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install install-cpu demo test lint unit integration e2e bench-rewards bench-data bench-curriculum study lock clean
+.PHONY: help install install-cpu demo test lint unit integration browser e2e bench-rewards bench-data bench-curriculum \
+	bench-evaluate bench-report study lock clean
 
 STACK ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 VENV ?= .venv
@@ -14,6 +15,10 @@ UV := uv==0.13.9
 PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.10 python3 python; do \
 	$$candidate -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 13))' \
 	>/dev/null 2>&1 && echo $$candidate && break; done)
+# Of the report's tests; Debian: apt-get install chromium.
+CHROMIUM ?= $(shell for candidate in chromium chromium-browser google-chrome google-chrome-stable; do \
+	command -v $$candidate && break; done)
+NO_BROWSER = NOTE: the browser tests were not run, since there is no Chromium (Debian: apt-get install chromium; or make CHROMIUM=/path/to/it)
 DEMO ?= demo
 ARGS ?=
 
@@ -42,8 +47,8 @@ $(VENV)/.gpu-stack: requirements/gpu.txt pyproject.toml
 demo: install-cpu  ## both training stages with a tiny model on the CPU (QUICK=1 for less, ARGS=--restart to forget)
 	$(CPU_BIN)/ffr-verl demo --output $(DEMO) $(if $(QUICK),--quick) $(ARGS)
 
-test: lint unit integration e2e  ## linters, type checker, doctests, unit, integration and end-to-end tests
-	@echo "all checks passed"
+test: lint unit integration browser e2e  ## linters, type checker, doctests, unit, integration, browser and end-to-end tests
+	@echo "$(if $(CHROMIUM),all checks passed,all other checks passed. $(NO_BROWSER))"
 
 lint: install-cpu  ## ruff and mypy
 	$(CPU_BIN)/ruff check .
@@ -55,6 +60,10 @@ unit: install-cpu  ## unit tests and doctests (under a minute)
 
 integration: install-cpu  ## the contract with verl, recipes through Hydra, installs
 	$(CPU_BIN)/pytest -q tests/integration $(ARGS)
+
+browser: install-cpu  ## the report in headless Chromium, where one is found
+	@$(if $(CHROMIUM),,echo "$(NO_BROWSER)")
+	FFR_CHROMIUM="$(CHROMIUM)" $(CPU_BIN)/pytest -q tests/browser $(ARGS)
 
 $(CPU_VENV)/trl: requirements/trl.txt | install-cpu
 	rm -rf $@
@@ -75,6 +84,12 @@ bench-curriculum: install-cpu  ## a curriculum over a million rows, and a whole 
 
 study: install-cpu  ## does GRPO improve the SFT model, and in which order? For hours; ARGS="--seeds 0" for less
 	$(CPU_BIN)/python -m benchmarks.study $(ARGS)
+
+bench-evaluate: install-cpu  ## evaluation of 20,000 predictions against plain json and sets
+	$(CPU_BIN)/python -m benchmarks.evaluate $(ARGS)
+
+bench-report: install-cpu  ## opening and filtering a report of 2,000 rows in Chromium
+	FFR_CHROMIUM="$(CHROMIUM)" $(CPU_BIN)/python -m benchmarks.report $(ARGS)
 
 lock: install-cpu  ## resolve requirements/*.txt anew
 	$(CPU_BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-annotate --no-header --upgrade \

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -50,9 +51,20 @@ def test_the_wheel_holds_code_recipes_and_licence_only(wheel: Path) -> None:
     for name in recipe_names():
         assert f"ffr_verl/conf/recipe/{name}.yaml" in names
     assert "ffr_verl/py.typed" in names
+    for name in ("page.html.j2", "charts.html.j2", "report.css", "report.js"):
+        assert f"ffr_verl/evaluation/report/{name}" in names
     assert any(name.endswith("LICENSE") for name in names)
     assert not [name for name in names if name.split("/")[0] not in ("ffr_verl",) and ".dist-info/" not in name]
 
+
+GOLD = "<|utt_ids_start|>[0]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>"
+PROMPT = "<|query_start|>tea<|query_end|> <|utt_id_start|>0<|utt_id_end|> user1: tea?"
+PREDICTION = {
+    "response": GOLD,
+    "labels": GOLD,
+    "messages": [{"role": "user", "content": PROMPT}],
+    "dialogue_id": "d",
+}
 
 PROBE = """
 import ffr_verl, sys
@@ -65,7 +77,7 @@ print("ffr_verl.plugin" in sys.modules)
 
 
 @pytest.mark.parametrize("kind", ["wheel", "editable", "git"])
-def test_an_install_trains(kind: str, source: Path, wheel: Path, tmp_path: Path, run_python: RunPython) -> None:
+def test_an_install_trains_and_reports(kind: str, source: Path, wheel: Path, tmp_path: Path, run_python: RunPython) -> None:
     environment = tmp_path / "env"
     uv("venv", "--quiet", "--python", sys.executable, environment, cwd=tmp_path)
     python = environment / "bin" / "python"
@@ -90,3 +102,8 @@ def test_an_install_trains(kind: str, source: Path, wheel: Path, tmp_path: Path,
         [environment / "bin" / "ffr-verl", "recipe", "list"], capture_output=True, text=True, check=False
     )
     assert "ffr_sft_cpu" in command.stdout, command.stderr
+    (tmp_path / "pred.jsonl").write_text(json.dumps(PREDICTION) + "\n")
+    arguments = ["report", str(tmp_path / "pred.jsonl"), "--output", str(tmp_path / "report.html")]
+    reported = run_python("-m", "ffr_verl", *arguments, python=python)
+    assert reported.returncode == 0, reported.stderr
+    assert "</html>" in (tmp_path / "report.html").read_text()

@@ -85,8 +85,8 @@ def report_of(folder: Path, rows: list[dict[str, Any]], **settings: Any) -> str:
     return (folder / "r.html").read_text(encoding="utf-8")
 
 
-def embedded(page: str, identifier: str = "report-data") -> Any:
-    found = re.search(rf'<script type="application/json" id="{identifier}">(.*?)</script>', page, re.DOTALL)
+def embedded(page: str, name: str = 'id="report-data"') -> Any:
+    found = re.search(rf'<script type="application/json" {name}>(.*?)</script>', page, re.DOTALL)
     assert found is not None
     return json.loads(found.group(1))
 
@@ -307,7 +307,7 @@ def test_missing_images_are_counted_and_named(folder: Path) -> None:
         {"name": "images/cat.png", "picture": 0},
         {"name": "images/dog.png", "problem": "no such file"},
     ]
-    [picture] = embedded(page, "report-pictures")
+    [picture] = embedded(page, 'class="report-pictures"')
     assert (picture["width"], picture["height"]) == (240, 120)
 
 

@@ -7,7 +7,7 @@ import hashlib
 import importlib.resources
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -16,6 +16,8 @@ from markupsafe import Markup
 from ffr_verl import __version__
 
 __all__ = ["render_page", "script_json"]
+
+_BATCH = 50
 
 # Inside <script> an HTML parser looks for `</script` and `<!--`; U+2028 and U+2029 end a line of JavaScript. Half a
 # surrogate pair, which JSON may hold, is no UTF-8.
@@ -41,7 +43,7 @@ def _csp_hash(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
 
 
-def render_page(*, data: Mapping[str, Any], pictures: list[Mapping[str, Any]], **values: Any) -> str:
+def render_page(*, data: Mapping[str, Any], pictures: Sequence[Mapping[str, Any]], **values: Any) -> str:
     """Fill the template `page.html.j2`.
 
     Args:
@@ -65,8 +67,8 @@ def render_page(*, data: Mapping[str, Any], pictures: list[Mapping[str, Any]], *
         js=Markup(js),
         css_hash=_csp_hash(css),
         js_hash=_csp_hash(js),
-        data=script_json(data),
-        pictures=script_json(pictures),
+        data=script_json({**data, "picturesInBatch": _BATCH}),
+        pictures=[script_json(pictures[at : at + _BATCH]) for at in range(0, len(pictures), _BATCH)],
         **values,
     )
     return page.encode("utf-8", "replace").decode("utf-8")  # a file's name may hold what is no UTF-8

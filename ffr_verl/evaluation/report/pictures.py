@@ -89,7 +89,7 @@ def make_thumbnail(root: Path, name: str, *, size: int) -> Thumbnail:
             small = _without_transparency(ImageOps.exif_transpose(image))
             small.thumbnail((size, size), reducing_gap=2.0)
             packed = io.BytesIO()
-            small.save(packed, "WEBP", quality=_QUALITY)
+            small.save(packed, "WEBP", quality=_QUALITY, method=2)  # half the time of 4, a twentieth larger
     except Exception as error:  # noqa: BLE001  # Pillow's plugins raise whatever they like on broken files
         raise ValueError(f"cannot be decoded ({type(error).__name__})") from None
     return Thumbnail("data:image/webp;base64," + base64.b64encode(packed.getvalue()).decode("ascii"), *small.size)

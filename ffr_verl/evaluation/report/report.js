@@ -4,8 +4,14 @@
   const byId = (id) => document.getElementById(id);
   const data = JSON.parse(byId("report-data").textContent);
   const { rows, dialogues, images, faults, worstBelow, mostReward } = data;
-  let pictures = null; // parsed when the first image is shown: the largest part of the page
-  const picture = (at) => (pictures ??= JSON.parse(byId("report-pictures").textContent))[at];
+  // Pictures are the largest part of the page: each batch of them is read when one of it is shown.
+  const batches = [...document.getElementsByClassName("report-pictures")];
+  const opened = new Map();
+  function picture(at) {
+    const batch = Math.floor(at / data.picturesInBatch);
+    if (!opened.has(batch)) opened.set(batch, JSON.parse(batches[batch].textContent));
+    return opened.get(batch)[at % data.picturesInBatch];
+  }
 
   const SVG = "http://www.w3.org/2000/svg";
   function fill(element, attributes, children) {
