@@ -77,7 +77,9 @@ print("ffr_verl.plugin" in sys.modules)
 
 
 @pytest.mark.parametrize("kind", ["wheel", "editable", "git"])
-def test_an_install_trains_and_reports(kind: str, source: Path, wheel: Path, tmp_path: Path, run_python: RunPython) -> None:
+def test_an_install_trains_and_reports(
+    kind: str, source: Path, wheel: Path, tmp_path: Path, run_python: RunPython
+) -> None:
     environment = tmp_path / "env"
     uv("venv", "--quiet", "--python", sys.executable, environment, cwd=tmp_path)
     python = environment / "bin" / "python"
