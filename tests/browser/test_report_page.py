@@ -186,6 +186,9 @@ def test_every_row_has_an_address(report: Report, open_page: OpenPage) -> None:
     page = open_page(report, "#row-17")
     assert current_row(page) == 17
     expect(page.locator("#dialogue")).to_be_in_viewport()
+    page.evaluate("location.hash = '#row-55'")
+    assert page.locator("#rows a[aria-current=true]").get_attribute("href") == "#row-55"
+    expect(page.locator("#rows a[aria-current=true]")).to_be_in_viewport(ratio=0.9)
     page.locator("#rows a", has_text=f"#23 · {report.rows[22]['dialogue_id']}").click()
     assert current_row(page) == 23
     assert page.url.endswith("#row-23")

@@ -123,10 +123,10 @@ def nice_ticks(least: float, most: float, *, count: int = 4) -> list[float]:
         >>> nice_ticks(0.03, 0.97)
         [0.0, 0.5, 1.0]
         >>> nice_ticks(2.0, 2.0)
-        [1.5, 2.0, 2.5]
+        [0.0, 1.0, 2.0]
     """
-    if most - least < 1e-9:
-        least, most = least - 0.5, most + 0.5
+    if most - least < 1e-9 * max(1.0, abs(most)):
+        least, most = (min(least, 0.0), max(most, 0.0)) if abs(most) > 1e-9 else (0.0, 1.0)
     rough = (most - least) / max(1, count - 1)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough - 1e-12)

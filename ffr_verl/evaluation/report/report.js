@@ -124,6 +124,7 @@
     if (shown.length && !shown.includes(current)) select(shown[0], { announce: false });
     setTabStop();
     updateNeighbours();
+    showInList();
   }
   // One row of the list is in the tab order; arrow keys go from there.
   function setTabStop() {
@@ -293,6 +294,16 @@
     byId("previous").disabled = at <= 0;
     byId("next").disabled = !shown.length || at === shown.length - 1;
   }
+  // Scrolls the list alone; scrollIntoView would move the page too. Rows have their true heights some frames after they
+  // came into view, so it is done again.
+  function showInList(frames = 4) {
+    const item = items[current];
+    if (!item?.isConnected) return;
+    const above = item.offsetTop - list.offsetTop;
+    if (above < list.scrollTop) list.scrollTop = above;
+    else if (above + item.offsetHeight > list.scrollTop + list.clientHeight) list.scrollTop = above + item.offsetHeight - list.clientHeight;
+    if (frames > 0) requestAnimationFrame(() => showInList(frames - 1));
+  }
   function select(index, { focusList = false, remember = true, reveal = false, announce = true } = {}) {
     if (current >= 0) links[current].removeAttribute("aria-current");
     current = index;
@@ -303,12 +314,7 @@
     setTabStop();
     updateNeighbours();
     if (remember && location.hash !== `#row-${rows[index].line}`) history.replaceState(null, "", `#row-${rows[index].line}`);
-    const item = items[index];
-    if (item.isConnected) {
-      const above = item.offsetTop - list.offsetTop;
-      if (above < list.scrollTop) list.scrollTop = above;
-      else if (above + item.offsetHeight > list.scrollTop + list.clientHeight) list.scrollTop = above + item.offsetHeight - list.clientHeight;
-    }
+    showInList();
     if (focusList) links[index].focus({ preventScroll: true });
     if (reveal && narrow.matches) panel.scrollIntoView({ block: "start" });
   }
