@@ -29,8 +29,9 @@ ROWS, QUERIES, REPEATS = 20_000, 3, 5
 _WORDS = re.findall(
     "[a-z]+",
     "the a we you they it is was have had will would go went see saw think thought like liked want wanted house "
-    "garden dog cat train ticket friend summer winter picture camera dinner morning evening tomorrow yesterday really maybe "
-    "never always where when who what nice good bad small large old new and but or with from about of to in on at",
+    "garden dog cat train ticket friend summer winter picture camera dinner morning evening tomorrow yesterday really "
+    "maybe never always where when who what nice good bad small large old new and but or with from about of to in on "
+    "at",
 )
 _INSTRUCTION = (
     "Answer with ids only, an empty list where nothing matches, exactly as <|utt_ids_start|>[utterance ids]"

@@ -730,6 +730,7 @@ def evaluate(
         row_format=row_format.value,
         style=answer_style.value,
         console=console,
+    )
 
 
 @app.command()

@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from ffr_verl.data.demo import write_demo_set
 from ffr_verl.data.prepare import prepare
+
+# A busy machine is no fault of the code: nothing here is timed.
+hypothesis.settings.register_profile("ffr", deadline=None)
+hypothesis.settings.load_profile("ffr")
 
 
 @pytest.fixture(scope="session")

@@ -68,8 +68,8 @@ def compare(
     _, places, others = np.intersect1d(_numbered(first), _numbered(second), assume_unique=True, return_indices=True)
     if not len(places):
         raise FFRError(
-            f"none of {len(first)} and {len(second)} rows is in both: dialogue_id, query and gold answer (labels) must "
-            "be the same; compare answers to the same data"
+            f"none of {len(first)} and {len(second)} rows is in both: dialogue_id, query and gold answer (labels) "
+            "must be the same; compare answers to the same data"
         )
     order = np.argsort(places)
     tables = [first.of(places[order]), second.of(others[order])]

@@ -322,7 +322,7 @@ def test_nobody_listens(data: Path, tmp_path: Path) -> None:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
     asked = EndpointSettings(url=url, model="m", images_root=data.parents[1].resolve(), retries=0)
-    with pytest.raises(FFRError, match=r"cannot be reached \(Connection error\..*\); is the address right\?"):
+    with pytest.raises(FFRError, match=r"cannot be reached \(Connection error.*\); is the address right\?"):
         infer([data], tmp_path / "pred.jsonl", asked)
 
 
