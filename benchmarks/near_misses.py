@@ -35,8 +35,9 @@ def _ids(source: random.Random) -> tuple[int, ...]:
 
 
 def near_misses(source: random.Random) -> Iterator[str]:
-    """Endless answers, sound ones among them, most with a fault: huge numbers, 100 kB texts, nested brackets, control
-    characters, digits of other scripts, tags swapped, doubled, cut or left out.
+    """Endless answers, sound ones among them, most with a fault: huge numbers, 100 kB texts, thousands of ids, nested
+    brackets, control characters, digits of other scripts, tags swapped, doubled, cut or left out; a part of them in
+    the reasoning wrapper.
 
     Example:
         >>> stream = near_misses(random.Random(1))
@@ -46,7 +47,7 @@ def near_misses(source: random.Random) -> Iterator[str]:
     while True:
         answer = format_fragment(Fragment(_ids(source), _ids(source)))
         position = source.randrange(len(answer) + 1)
-        match source.randrange(16):
+        match source.randrange(17):
             case 0:
                 yield answer
             case 1:
@@ -80,6 +81,13 @@ def near_misses(source: random.Random) -> Iterator[str]:
                 yield "".join(source.choice(_PIECES) for _ in range(source.randrange(40)))
             case 14:
                 yield "".join(chr(source.randrange(0x10FFFF)) for _ in range(source.randrange(60)))
+            case 15:
+                # As many ids as there may be, sometimes one too many, or a fault at the end that is found last.
+                count = source.choice((4095, 4096, 4097)) if source.random() < 0.02 else source.randrange(40)
+                separator = source.choice((",", ", ", " ,\n" + " " * 12))
+                ids = separator.join([str(source.randrange(10 ** source.choice((2, 9)))) for _ in range(count)])
+                text = f"{TAGS[0]}[{ids}]{TAGS[1]};{TAGS[2]}[{ids}{source.choice(('', ' ', 'x', ' ;'))}]{TAGS[3]}"
+                yield text if source.random() < 0.5 else f"<think>long</think>\n<answer>{text}</answer>"
             case _:
                 # 100 kB is rare: a hundred thousand of them would be 10 GB of text.
                 piece = source.choice((*_PIECES, "0,", "[[", "<think>", "<", "a"))

@@ -21,14 +21,17 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
+from omegaconf import OmegaConf
 
 from benchmarks.near_misses import near_misses
 from ffr_verl import Fragment, format_fragment
 from ffr_verl.embeddings import write_store
-from ffr_verl.rewards import compute_score
+from ffr_verl.fragments import AnswerStyle
+from ffr_verl.recipes import recipe_path
+from ffr_verl.rewards import CoherenceMode, compute_score
 
 DIALOGUES, TURNS, IMAGES, DIMENSION = 64, 26, 6, 1536
 Row = tuple[str, str, dict[str, Any]]
@@ -123,6 +126,13 @@ def straightforward(answer: str, gold: str, info: dict[str, Any], *, folder: Pat
     }
 
 
+def recipe_kwargs(store: str) -> dict[str, Any]:
+    """The recipe's `reward_kwargs` as verl passes them on every call: nodes of its config, not plain mappings."""
+    node = OmegaConf.load(recipe_path("ffr_grpo")).reward.custom_reward_function.reward_kwargs
+    node.embeddings = store
+    return dict(node)
+
+
 def microseconds(function: Callable[[Row], Any], rows: Sequence[Row], *, repeats: int = 5) -> float:
     """Median over `repeats` passes of the mean time a row."""
     times = []
@@ -165,15 +175,21 @@ def import_seconds() -> float:
 
 
 def slowest_fuzz(store: str, count: int = 100_000) -> float:
-    """Milliseconds of CPU of the slowest of `count` near-misses."""
-    info = make_rows(1)[0][2]
-    gold = make_rows(1)[0][1]
+    """Milliseconds of CPU of the slowest of `count` near-misses, over all modes and both styles."""
+    _, gold, info = make_rows(1)[0]
+    settings = [
+        {"embeddings": store, "coherence_mode": mode, "answer_style": style, "weights": {"f1": 1.0, "mcc": 1.0}}
+        for mode, style in itertools.product(get_args(CoherenceMode), get_args(AnswerStyle))
+    ]
+    for kwargs in settings:
+        compute_score("", gold, gold, info, **kwargs)  # opens the store
     slowest = 0.0
     gc.collect()
     gc.disable()  # a pause of the collector is no cost of the reward
-    for _, answer in zip(range(count), near_misses(random.Random(0)), strict=False):
+    answers = zip(range(count), itertools.cycle(settings), near_misses(random.Random(0)), strict=False)
+    for _, kwargs, answer in answers:
         started = time.thread_time()
-        compute_score("", answer, gold, info, embeddings=store)
+        compute_score("", answer, gold, info, **kwargs)
         slowest = max(slowest, time.thread_time() - started)
     gc.enable()
     return slowest * 1e3
@@ -202,6 +218,8 @@ def main() -> None:
             if any(abs(found[key] - value) > 1e-6 for key, value in expected.items()):
                 raise SystemExit(f"the two disagree: {found} {expected}")
         compute, plain = microseconds(ours, rows), microseconds(theirs, rows[:512])
+        kwargs = recipe_kwargs(store)
+        from_recipe = microseconds(lambda row: compute_score("", row[0], row[1], row[2], **kwargs), rows)
         weights = {"f1": 1.0, "format": 0.3}
         bare = microseconds(lambda row: compute_score("", row[0], row[1], row[2], weights=weights), rows)
         one, eight, sixteen = (
@@ -210,6 +228,7 @@ def main() -> None:
         )
         figures = {
             "compute_score, f1 + coherence + format, warm (us)": compute,
+            "the same, with the recipe's settings as verl passes them (us)": from_recipe,
             "compute_score, f1 + format (us)": bare,
             "compute_score, first answer of a dialogue (us)": first,
             "straightforward, a file a vector, page cache warm (us)": plain,

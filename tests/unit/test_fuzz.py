@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from hypothesis import given, settings
@@ -13,15 +14,16 @@ from hypothesis import strategies as st
 from benchmarks.near_misses import near_misses
 from ffr_verl import Fragment, format_fragment, parse_fragment
 from ffr_verl.embeddings import write_store
-from ffr_verl.rewards import compute_score, diagnose
+from ffr_verl.rewards import CoherenceMode, compute_score, diagnose
 
 KEYS = ["score", "f1", "f1_utterances", "f1_images", "coherence", "format", "exact_match"]
+MODES = get_args(CoherenceMode)
 GOLD = format_fragment(Fragment((1, 2), (0,)))
 INFO = {"dialogue_id": "d", "utterance_ids": [0, 1, 2, 3], "image_utterances": [1], "images": ["a.png"]}
 
 
-def check(answer: str, store: str, style: str) -> None:
-    scores = compute_score("ffr/mldr", answer, GOLD, INFO, embeddings=store, answer_style=style)
+def check(answer: str, store: str, style: str, mode: str = "continuous") -> None:
+    scores = compute_score("ffr/mldr", answer, GOLD, INFO, embeddings=store, answer_style=style, coherence_mode=mode)
     assert list(scores) == KEYS
     assert all(type(value) is float and math.isfinite(value) for value in scores.values())
     assert -1.0 <= scores["coherence"] <= 1.0
@@ -41,7 +43,7 @@ def test_a_hundred_thousand_near_misses(tmp_path: Path) -> None:
     store, answers = store_in(tmp_path), near_misses(random.Random(0))
     sound = 0
     for number, answer in zip(range(100_000), answers, strict=False):
-        check(answer, store, "reasoning" if number % 3 == 2 else "plain")
+        check(answer, store, "reasoning" if number % 3 == 2 else "plain", MODES[number % 7 % 3])
         sound += parse_fragment(answer) is not None
     assert 1_000 < sound < 60_000, "the generator must stay near the format, and miss it"
 
