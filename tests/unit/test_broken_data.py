@@ -66,8 +66,9 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(4096))) + chunk(b"IEND", b"")
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tmp_path = tmp_path_factory.mktemp("pictures")
     noise = Image.effect_noise((96, 96), 60)
     noise.convert("RGB").save(tmp_path / "cat.png")
     noise.convert("RGB").save(tmp_path / "dog.jpg")
@@ -89,13 +90,19 @@ def folder(tmp_path: Path) -> Path:
     outside = tmp_path.parent / f"{tmp_path.name}_outside.png"
     noise.save(outside)
     (tmp_path / "link.png").symlink_to(outside)
-    (tmp_path / "dangling.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "dangling.png").symlink_to("nowhere.png")
     (tmp_path / "linked").symlink_to(outside.parent)
-    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    (tmp_path / "loop.png").symlink_to("loop.png")
     os.mkfifo(tmp_path / "pipe.png")
     noise.save(tmp_path / "program.png", "EPS")  # Pillow would start Ghostscript for it
     noise.save(tmp_path / "preview.jpg", "MPO", save_all=True, append_images=[noise.rotate(90)])
     Image.new("I;16", (64, 64)).save(tmp_path / "deep.png")
+    return tmp_path
+
+
+@pytest.fixture
+def folder(pictures: Path, tmp_path: Path) -> Path:
+    shutil.copytree(pictures, tmp_path, symlinks=True, copy_function=os.link, dirs_exist_ok=True)
     return tmp_path
 
 
