@@ -53,6 +53,7 @@ class CheckedRow:
         fingerprint: of the dialogue, see `dialogue_fingerprint`; a window's is that of its whole dialogue.
         prompt_tokens: of the whole prompt, `None` when they were not counted.
         window: of a longer dialogue, `None` for a whole one.
+        whole_size: turns and images of a window's whole dialogue.
     """
 
     messages: list[dict[str, str]]
@@ -64,6 +65,7 @@ class CheckedRow:
     fingerprint: int
     prompt_tokens: int | None = None
     window: Window | None = None
+    whole_size: tuple[int, int] | None = None
 
     def cut(self, settings: WindowSettings) -> list[CheckedRow]:
         """The row's windows, or the row itself when it fits into one."""
@@ -88,6 +90,7 @@ class CheckedRow:
             image_tokens=self.image_tokens[images],
             fingerprint=self.fingerprint,
             window=window,
+            whole_size=(len(self.dialogue.utterances), len(self.images)),
         )
 
 

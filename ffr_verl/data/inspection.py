@@ -47,8 +47,11 @@ def _rows(file: Path) -> Iterator[_Row]:
             except RawDialogueError as error:
                 raise FFRError(f"{file}: row {number}: {error}") from None
         for one in made:
-            found = _list_of(Mapping, one.get("messages"))
-            messages = [message for message in found if message.get("role") != "assistant"]
+            messages = [
+                message
+                for message in _list_of(Mapping, one.get("messages"))
+                if message.get("role") != "assistant" and isinstance(message.get("content"), str)
+            ]
             images = one.get("images")
             yield _Row(
                 messages,

@@ -243,7 +243,7 @@ def _checked(
             limited, found = check_limits(number, part, settings)
             problems += found
             made.append(limited)
-    return made, problems
+    return made, list(dict.fromkeys(problems))  # several queries of a dialogue have the same problems
 
 
 def _record(problem: Problem) -> dict[str, Any]:

@@ -44,8 +44,9 @@ class SplitStatistics:
         self._dialogues.setdefault(row.fingerprint, 0)
         self._rows += 1
         if len(self._dialogues) > dialogues:
-            counts["turns"][turns] += 1
-            counts["images"][images] += 1
+            whole_turns, whole_images = row.whole_size or (turns, images)
+            counts["turns"][whole_turns] += 1
+            counts["images"][whole_images] += 1
         counts["row_turns"][turns] += 1
         counts["row_images"][images] += 1
         utterance_ids = gold.utterance_ids

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import copy
 import gzip
+import io
 import json
 import lzma
 import os
+import random
 import re
 import shutil
 import struct
@@ -20,6 +23,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from ffr_verl.cli import main
 from ffr_verl.data import validation
@@ -27,6 +31,7 @@ from ffr_verl.data.compose import ComposeSettings, build
 from ffr_verl.data.config import DataConfig
 from ffr_verl.data.inspection import render_row
 from ffr_verl.data.parquet_files import check_columns, check_images, images_root
+from ffr_verl.data.prepare import SourceFormat, prepare
 from ffr_verl.data.problems import MENDS, ProblemKind
 from ffr_verl.data.windows import WindowSettings
 from ffr_verl.errors import FFRError
@@ -701,6 +706,50 @@ def test_all_that_is_wrong_with_a_dialogue_is_told(
         (0, "dialogue_id"),
         *((1, field) for field in ("dialogue_id", "dialogue", "query_text", "gt_turns")),
     } - {(1, "gt_turns"), (1, "dialogue_id")}, "two problems of a kind are kept of a row"
+
+
+def test_a_problem_of_several_queries_is_told_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {**RAW, "query_text": ["a", "b", "c"], "gt_turns": [[1], [2], []]}
+    assert run(folder, [row], monkeypatch, "--format", "dialogue", "--max-images", "0") == 2
+    assert capsys.readouterr().err.count("1 images, at most 0") == 1
+
+
+VALUES: list[Any] = [
+    None, True, 0, -1, 1.5, float("nan"), 10**30, "", "x", "\0", "\ud800", "a: b", "\n", "<image>", "cat.png", "../x",
+    "<|utt_id_start|>9<|utt_id_end|>", "<|query_start|>q<|query_end|>", [], {}, [1], ["x"], [[]], {"path": None},
+]  # fmt: skip
+
+
+def places(value: Any) -> list[tuple[Any, Any]]:
+    """Each container in a row with each of its keys."""
+    keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    return [(value, key) for key in keys] + [place for key in keys for place in places(value[key])]
+
+
+@pytest.mark.parametrize("kind", ["mldr", "dialogue"])
+def test_no_damage_ends_in_a_traceback(folder: Path, kind: SourceFormat) -> None:
+    source, path = random.Random(kind), folder / "rows.json"
+    refused = 0
+    for _ in range(80):
+        row = copy.deepcopy(good_row() if kind == "mldr" else RAW)
+        for _ in range(source.randint(1, 2)):
+            container, key = source.choice(places(row))
+            container[key] = copy.deepcopy(source.choice(VALUES))
+        content = bytearray(json.dumps([row, row]).encode())
+        if source.random() < 0.2:
+            content[source.randrange(len(content))] = source.randrange(256)
+        path.write_bytes(bytes(content))
+        options: dict[str, Any] = {"images_root": folder, "output": folder / "out", "split": "t"}
+        try:
+            prepare(path, source_format=kind, report=folder / "r.json", **options)
+        except FFRError as error:
+            refused += 1
+            assert_documented(f"ffr-verl: error: {error}")
+        with contextlib.suppress(FFRError):
+            Console(file=io.StringIO()).print(render_row(path, 0, root=folder))
+    assert 30 < refused < 80
 
 
 def test_rows_of_the_other_format_are_named(

@@ -97,6 +97,7 @@ def test_prompt_tokens_are_those_of_prepare(folder: Path) -> None:
         {"messages": [3], "images": []},
         {"messages": "hi"},
         {"messages": [{"role": "user", "content": 4}]},
+        {"messages": [{"role": "system", "content": None}, {"role": "user", "content": None}]},
         {"dialogue": 3},
         {"dialogue": [{"utterance": "x"}], "query_text": 3, "gt_turns": []},
     ],
@@ -105,6 +106,13 @@ def test_a_broken_row_is_one_message(tmp_path: Path, row: dict[str, object]) -> 
     (tmp_path / "broken.json").write_text(json.dumps([row]))
     with pytest.raises(FFRError, match=r"broken\.json: row 0: "):
         shown(tmp_path / "broken.json", 0)
+
+
+def test_a_broken_system_message_does_not_hide_the_row(folder: Path) -> None:
+    row = json.loads((folder / "rows.json").read_text())[2]
+    row["messages"][0]["content"] = None
+    (folder / "broken.json").write_text(json.dumps([row]))
+    assert row["solution"] in shown(folder / "broken.json", 0)
 
 
 @pytest.mark.parametrize("images", ["cat.png", 5, [3], [None], [{}]])

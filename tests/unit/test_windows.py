@@ -141,6 +141,14 @@ def test_prepared_windows_can_be_scored_and_united(source: Path, ids: WindowIds)
         assert whole_fragment(windows) == parse_fragment(originals[identifier]["solution"])
 
 
+def test_the_closing_table_counts_whole_dialogues_and_windows(source: Path) -> None:
+    whole = prepared(source, max_images=64).statistics
+    cut = prepared(source, window=WindowSettings(7, 7, "global")).statistics
+    names = ("dialogues", "turns_mean", "turns_p95", "images_mean", "images_p95")
+    assert [cut[name] for name in names] == [whole[name] for name in names]
+    assert cut["row_turns_p95"] == 7 < whole["row_turns_mean"]  # type: ignore[operator]
+
+
 def test_limits_are_those_of_the_windows(source: Path) -> None:
     with pytest.raises(FFRError, match="too_many_images"):
         prepared(source, max_images=3)
