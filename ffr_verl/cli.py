@@ -597,6 +597,7 @@ def infer(
     from ffr_verl.inference.progress import RowProgress
     from ffr_verl.inference.rows import images_root_of
 
+    _clean_up_when_terminated()
     of_server = ("api_key_env", "concurrency", "timeout", "retries", "body", "allow_errors")
     of_engine = ("lora", "max_model_len", "tensor_parallel_size", "gpu_memory_utilization", "trust_remote_code")
     if window is None:

@@ -174,7 +174,7 @@ def test_failures_for_the_moment_are_tried_again(server: FakeServer, data: Path,
         seen[text] = seen.get(text, 0) + 1
         if position(body, data) == 5 and seen[text] < 4:
             if seen[text] == 3:
-                time.sleep(1.5)
+                time.sleep(1.2)
             return failure(429 if seen[text] == 1 else 503, "wait")
         return completion("yes")
 
@@ -322,7 +322,7 @@ def test_nobody_listens(data: Path, tmp_path: Path) -> None:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
     asked = EndpointSettings(url=url, model="m", images_root=data.parents[1].resolve(), retries=0)
-    with pytest.raises(FFRError, match=r"cannot be reached \(Connection error.*\); is the address right\?"):
+    with pytest.raises(FFRError, match=r"cannot be reached \(Connection error: .*\); is the address right\?"):
         infer([data], tmp_path / "pred.jsonl", asked)
 
 
@@ -393,10 +393,6 @@ def test_the_command_tells_what_failed(server: FakeServer, data: Path, tmp_path:
     assert finished.returncode == 0, finished.stderr
     assert "2 without an answer: 400: too long" in finished.stdout
     assert "answering: 16 of 16 rows" in finished.stdout
-    server.reply = lambda body, number: failure(401, f"{KEY} is wrong")
-    finished = run(server, data, tmp_path / "other.jsonl")
-    assert (finished.returncode, finished.stderr.count("\n")) == (2, 1)
-    assert "the server refuses the key (401: *** is wrong)" in finished.stderr
 
 
 def test_without_a_key_none_is_sent(server: FakeServer, data: Path, tmp_path: Path) -> None:

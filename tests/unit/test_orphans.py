@@ -19,8 +19,6 @@ def daemon():
     return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True).pid
 with ends_with_us():
     inside = daemon()
-    time.sleep(1.0)
-time.sleep(1.0)
 print(inside, daemon(), flush=True)
 time.sleep(float(sys.argv[1]))
 """
