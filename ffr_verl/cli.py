@@ -756,6 +756,9 @@ def report(
         PredictionFormat,
         typer.Option("--format", help="ffr: as ffr-verl infer writes; verl: a file of trainer.validation_data_dir."),
     ] = PredictionFormat.ffr,
+    compare: Annotated[
+        Path | None, typer.Option(help="Predictions of another model for the same rows: show the difference.")
+    ] = None,
     training: Annotated[
         Path | None, typer.Option(help="Folder with a verl run's metrics (JSONL or event files), for its curves.")
     ] = None,
@@ -786,6 +789,7 @@ def report(
         coherence_mode=coherence_mode.value,
         answer_style=answer_style.value,
         row_format=row_format.value,
+        compare=compare,
         training=training,
         lenient=lenient,
         most_rows=most_rows,
@@ -816,6 +820,7 @@ def report(
     console.print(
         f"wrote {output}: {summary.shown:,} rows, {summary.pictures:,} pictures, {summary.size / 1e6:.1f} MB, "
         f"{summary.seconds:.1f} s",
+        markup=False,
         highlight=False,
         soft_wrap=True,
     )

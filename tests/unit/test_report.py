@@ -257,6 +257,18 @@ def test_the_summary_shows_what_evaluate_found(folder: Path) -> None:
     assert f"{result.rewards['f1']:.3f}" in page
 
 
+def test_the_difference_from_another_model_is_shown(folder: Path) -> None:
+    right, wrong = answer((1,), (0,)), answer((0, 2), (0,))
+    write_rows(folder / "other.jsonl", [row(wrong, query=str(number)) for number in range(40)])
+    page = report_of(folder, [row(right, query=str(number)) for number in range(41)], compare=folder / "other.jsonl")
+    assert "Difference from other.jsonl" in page
+    assert "on the 40 rows that both have" in page
+    differences = re.findall(r"<td>(?:<b>)?([-+][\d.]+\*?)", page)
+    assert len(differences) == 24
+    assert differences[:4] == ["+1.000*", "+1.000*", "+1.000*", "+2.000*"]
+    assert differences[4:8] == ["+0.000"] * 4, "the images are the same"
+
+
 def test_an_output_that_exists_stays(folder: Path) -> None:
     predictions = write_rows(folder / "pred.jsonl", [row("x")])
     (folder / "r.html").write_text("mine")

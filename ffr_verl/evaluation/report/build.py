@@ -18,6 +18,7 @@ from ffr_verl.data.parquet_files import check_columns
 from ffr_verl.data.parquet_files import images_root as recorded_images_root
 from ffr_verl.data.parquet_writer import whole_or_nothing
 from ffr_verl.errors import FFRError
+from ffr_verl.evaluation.comparison import compare
 from ffr_verl.evaluation.predictions import Prediction, PredictionFormat, read_predictions, read_verl_dump
 from ffr_verl.evaluation.report.charts import histogram, line_charts
 from ffr_verl.evaluation.report.page import render_page
@@ -27,12 +28,13 @@ from ffr_verl.evaluation.report.summary import (
     FAULTS,
     Notice,
     breakdown_charts,
+    difference_table,
     figures,
     metric_table,
     overview_charts,
 )
 from ffr_verl.evaluation.report.training import read_training
-from ffr_verl.evaluation.result import evaluate
+from ffr_verl.evaluation.result import count_records, result_of
 from ffr_verl.fragments import AnswerStyle
 from ffr_verl.rewards.coherence import CoherenceMode
 from ffr_verl.rewards.f1 import f1_reward
@@ -62,6 +64,7 @@ class ReportSettings:
         coherence_mode: see `coherence_reward`.
         answer_style: of the answers.
         row_format: `verl` for a file of `trainer.validation_data_dir`, see `read_verl_dump`.
+        compare: predictions of another model for the same rows, for the difference of the metrics.
         training: folder with the metrics of a verl run.
         lenient: leave out lines that cannot be used.
         most_rows: dialogues in the file; of more rows the worst are kept.
@@ -75,6 +78,7 @@ class ReportSettings:
     coherence_mode: CoherenceMode = "continuous"
     answer_style: AnswerStyle = "plain"
     row_format: PredictionFormat = "ffr"
+    compare: Path | None = None
     training: Path | None = None
     lenient: bool = False
     most_rows: int = 5_000
@@ -140,21 +144,26 @@ def write_report(
     skipped: list[str] = []
     f1: list[float] = []
 
-    def read(skipped: list[str]) -> Iterator[Prediction]:
+    def read(path: Path, skipped: list[str]) -> Iterator[Prediction]:
         reader = read_predictions if settings.row_format == "ffr" else read_verl_dump
         return reader(
-            predictions,
+            path,
             lenient=settings.lenient,
             on_skipped=lambda line, reason: skipped.append(f"line {line}: {reason}"),
         )
 
     def scored() -> Iterator[Prediction]:
-        for prediction in read(skipped):
+        for prediction in read(predictions, skipped):
             f1.append(f1_reward(prediction.response, prediction.labels, style=settings.answer_style))
             on_progress("evaluating", len(f1), None)
             yield prediction
 
-    result = evaluate(scored(), style=settings.answer_style)
+    counts = count_records(scored(), style=settings.answer_style, with_keys=settings.compare is not None)
+    result = result_of(counts, skipped=len(skipped))
+    comparison = None
+    if settings.compare is not None:
+        others = count_records(read(settings.compare, []), style=settings.answer_style, with_keys=True)
+        comparison = compare(counts, others)
     rows = ReportRows(
         reward_settings(
             embeddings=None if settings.embeddings is None else str(settings.embeddings),
@@ -163,7 +172,7 @@ def write_report(
         )
     )
     kept = _worst(f1, settings.most_rows)
-    for position, prediction in enumerate(read([])):
+    for position, prediction in enumerate(read(predictions, [])):
         if kept[position]:
             rows.add(prediction)
         on_progress("reading dialogues", position + 1, len(f1))
@@ -184,6 +193,9 @@ def write_report(
         samples=result.samples,
         figures=figures(result),
         metric_table=metric_table(result),
+        comparison=None
+        if comparison is None or settings.compare is None
+        else {"name": settings.compare.name, "matched": comparison.matched, "lines": difference_table(comparison)},
         intervals=None
         if result.intervals is None
         else f"{100 * result.intervals['level']:g} % intervals of {result.intervals['resamples']:,} resamples",

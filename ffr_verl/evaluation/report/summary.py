@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ffr_verl.evaluation.comparison import Comparison
 from ffr_verl.evaluation.result import EvaluationResult
 from ffr_verl.fragments import MalformedReason
 
@@ -18,6 +19,7 @@ __all__ = [
     "NamedBar",
     "Notice",
     "breakdown_charts",
+    "difference_table",
     "figures",
     "metric_table",
     "overview_charts",
@@ -61,10 +63,11 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A number of the table, and its interval."""
+    """A number of a table, and its interval; a clear difference is one whose interval leaves out 0."""
 
     value: str
     interval: str
+    is_clear: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,7 @@ class BarChart:
 
 
 _MODALITIES = {"utterance": "utterances", "image": "images", "joint": "joint"}
-_METRICS = {"precision": "Precision", "recall": "Recall", "f1": "F1", "mcc": "MCC"}
+_METRICS = ("precision", "recall", "f1", "mcc")
 _REWARDS = {
     "f1": "F1",
     "f1_utterances": "F1 utterances",
@@ -148,6 +151,23 @@ def metric_table(result: EvaluationResult) -> list[Line]:
         for average in ("micro", "macro")
         for modality, title in _MODALITIES.items()
     ]
+
+
+def difference_table(comparison: Comparison) -> list[Line]:
+    """The metrics of these predictions less those of the others, on the rows that both have."""
+    lines = []
+    for average in ("micro", "macro"):
+        for modality, title in _MODALITIES.items():
+            cells = []
+            for name in _METRICS:
+                value = f"{comparison.difference[average][modality][name]:+.3f}"
+                if comparison.intervals is None:
+                    cells.append(Cell(value, ""))
+                    continue
+                low, high = comparison.intervals[average][modality][name]
+                cells.append(Cell(value, f"{low:+.3f} to {high:+.3f}", is_clear=low > 0 or high < 0))
+            lines.append(Line(f"{average}, {title}", cells))
+    return lines
 
 
 def overview_charts(result: EvaluationResult, *, coherence: float | None) -> list[BarChart]:
