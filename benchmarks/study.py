@@ -46,16 +46,16 @@ class StudySettings:
         test_every: GRPO steps between two validations.
     """
 
-    train_rows: int = 3072
-    heldout_rows: int = 384
-    sft_steps: int = 96
+    train_rows: int = 2048
+    heldout_rows: int = 256
+    sft_steps: int = 64
     sft_lr: float = 3e-3
-    grpo_steps: int = 60
+    grpo_steps: int = 40
     prompts: int = 16
-    updates: int = 1
+    updates: int = 2
     grpo_lr: float = 1e-3
-    kl: float = 0.005
-    test_every: int = 15
+    kl: float = 0.001
+    test_every: int = 10
 
 
 def say(text: str) -> None:

@@ -46,14 +46,14 @@ class DemoSettings:
 
     train_rows: int = 2048
     heldout_rows: int = 192
-    sft_steps: int = 96
+    sft_steps: int = 64
     grpo_steps: int = 30
     seed: int = 0
 
     @classmethod
     def quick(cls) -> DemoSettings:
         """The same stages in less than six minutes."""
-        return cls(train_rows=768, heldout_rows=64, sft_steps=48, grpo_steps=6)
+        return cls(train_rows=768, heldout_rows=64, sft_steps=32, grpo_steps=6)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -164,8 +164,9 @@ def _stages(root: Path, settings: DemoSettings) -> list[_Stage]:
             "data.max_response_length=64",
             "data.train_batch_size=16",
             "data.filter_overlong_prompts=false",
-            "actor_rollout_ref.actor.ppo_mini_batch_size=16",
+            "actor_rollout_ref.actor.ppo_mini_batch_size=8",
             "actor_rollout_ref.actor.optim.lr=1e-3",
+            "actor_rollout_ref.actor.kl_loss_coef=0.001",
             f"trainer.total_training_steps={settings.grpo_steps}",
             f"trainer.save_freq={max(1, settings.grpo_steps // 2)}",
             f"trainer.test_freq={settings.grpo_steps}",

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from stages import SFT_STEPS, Stage, answers_by_row, run_stage
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from ffr_verl.evaluation import evaluate_file
 from ffr_verl.fragments import MalformedReason
 from ffr_verl.merge import merge_checkpoint
 from ffr_verl.rewards import Diagnosis, compute_score, diagnose
@@ -61,6 +62,7 @@ def grpo(folder: Path, sft_model: Path, embeddings: Path, small_train: Path, dif
             "trainer.max_actor_ckpt_to_keep=3",
             f"reward.custom_reward_function.reward_kwargs.embeddings={embeddings}",
             f"trainer.rollout_data_dir={folder / 'rollouts'}",
+            f"trainer.validation_data_dir={folder / 'validation'}",
         ],
         seconds=700,
     )
@@ -203,6 +205,18 @@ def test_the_weights_changed_and_the_vision_tower_did_not(folder: Path, sft_mode
         changed = {name for name in before if not before[name].equal(after[name])}
         assert changed
         assert not [name for name in changed if "visual" in name]
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_verls_validation_and_evaluate_agree(folder: Path, grpo: Stage, step: int) -> None:
+    """The same answers, as verl wrote them down, give the numbers of verl's own `val-*` metrics."""
+    logged = next(entry["data"] for entry in grpo.metrics if entry["step"] == step and "val-aux" in str(entry["data"]))
+    found = evaluate_file(folder / "validation" / f"{step}.jsonl", row_format="verl")
+    assert found.samples == 8
+    assert set(found.rewards) >= {"f1", "f1_utterances", "f1_images", "format", "exact_match"}
+    for name, value in found.rewards.items():
+        key = next(key for key in logged if key.startswith("val-") and key.endswith(f"/{name}/mean@1"))
+        assert logged[key] == pytest.approx(value, abs=1e-6), name
 
 
 def test_the_rows_come_in_the_order_of_the_published_curriculum(
