@@ -14,7 +14,6 @@ import multiprocessing
 import random
 import re
 import resource
-import statistics
 import sys
 import tempfile
 import time
@@ -29,9 +28,8 @@ ROWS, QUERIES, REPEATS = 20_000, 3, 5
 _WORDS = re.findall(
     "[a-z]+",
     "the a we you they it is was have had will would go went see saw think thought like liked want wanted house "
-    "garden dog cat train ticket friend summer winter picture camera dinner morning evening tomorrow yesterday really "
-    "maybe never always where when who what nice good bad small large old new and but or with from about of to in on "
-    "at",
+    "garden dog cat train ticket friend summer winter picture camera dinner morning evening tomorrow yesterday "
+    "really maybe always where when who what nice good bad small large old new and but or with from about of to in",
 )
 _INSTRUCTION = (
     "Answer with ids only, an empty list where nothing matches, exactly as <|utt_ids_start|>[utterance ids]"
@@ -170,14 +168,14 @@ def check(path: Path) -> None:
 
 
 def seconds(functions: list[Callable[[], Any]]) -> list[float]:
-    """Median time of each; they take turns, so that a slow minute of the machine meets them all."""
+    """The shortest time of each; they take turns, so that a slow minute of the machine meets them all."""
     times: list[list[float]] = [[] for _ in functions]
     for _ in range(REPEATS):
         for function, found in zip(functions, times, strict=True):
             started = time.perf_counter()
             function()
             found.append(time.perf_counter() - started)
-    return [statistics.median(found) for found in times]
+    return [min(found) for found in times]
 
 
 def _peak(path: Path, queue: Any) -> None:

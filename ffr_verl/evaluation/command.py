@@ -13,10 +13,11 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from ffr_verl.data.parquet_writer import whole_or_nothing
 from ffr_verl.errors import FFRError
+from ffr_verl.evaluation.answered import PredictionFormat
 from ffr_verl.evaluation.bootstrap import BootstrapSettings
 from ffr_verl.evaluation.comparison import compare as compare_counts
 from ffr_verl.evaluation.counts import RowCounts
-from ffr_verl.evaluation.predictions import PredictionFormat, UnusableLines
+from ffr_verl.evaluation.predictions import UnusableLines
 from ffr_verl.evaluation.result import count_file, result_of
 from ffr_verl.evaluation.tables import comparison_tables, result_tables
 from ffr_verl.fragments import AnswerStyle
@@ -99,7 +100,7 @@ def evaluate_command(
     for table in result_tables(result, title=predictions.name):
         console.print(table)
     if result.skipped:
-        console.print(f"{result.skipped:,} lines left out", style="yellow", highlight=False)
+        console.print(f"lines left out: {result.skipped:,}", style="yellow", highlight=False)
     found: dict[str, Any] = result.to_dict()
     if comparison is not None:
         for table in comparison_tables(comparison, title=f"{predictions.name} less {compare and compare.name}"):
@@ -127,6 +128,8 @@ def _refuse_to_overwrite(sources: Sequence[Path | None], outputs: Sequence[Path 
             raise FFRError(f"{output}: holds the predictions; choose another name for the result")
         if output is not None and output.is_dir():
             raise FFRError(f"{output}: a folder; give the name of a file")
+        if output is not None and output.parent.exists() and not output.parent.is_dir():
+            raise FFRError(f"{output}: {output.parent} is no folder")
     if outputs[0] is not None and outputs[0] == outputs[1]:
         raise FFRError(f"{outputs[0]}: given for --json and for --csv; choose two names")
 

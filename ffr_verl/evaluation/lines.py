@@ -41,26 +41,24 @@ def read_lines(
             file = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if is_packed else raw
             number = 1
             pieces: list[bytes] = []  # of a line whose end has not been read
-            waiting = 0  # its length; the pieces of one that is too long are dropped
+            waiting = 0  # its length
+            is_too_long = False
             while block := file.read(_BLOCK):
                 on_position(raw.tell())
-                end = block.rfind(b"\n")
-                if end < 0:
-                    waiting += len(block)
-                    pieces = [] if waiting > LONGEST_LINE else [*pieces, block]
-                    continue
-                if waiting + block.find(b"\n") > LONGEST_LINE:
+                end = block.rfind(b"\n") + 1
+                waiting += block.find(b"\n") if end else len(block)
+                if waiting > LONGEST_LINE and not is_too_long:
+                    is_too_long = True
                     on_too_long(number)
-                    whole = block[block.find(b"\n") : end + 1]
-                else:
-                    whole = b"".join([*pieces, block[: end + 1]])
+                if not end:
+                    pieces = [] if is_too_long else [*pieces, block]
+                    continue
+                whole = block[block.find(b"\n") : end] if is_too_long else b"".join([*pieces, block[:end]])
                 lines = io.BytesIO(whole).readlines()  # several times as quick as bytes.split
                 yield number, lines
                 number += len(lines)
-                pieces, waiting = [block[end + 1 :]], len(block) - end - 1
-            if waiting > LONGEST_LINE:
-                on_too_long(number)
-            elif waiting:
+                pieces, waiting, is_too_long = [block[end:]], len(block) - end, False
+            if waiting and not is_too_long:
                 yield number, [b"".join(pieces)]
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise FFRError(f"{path}: broken gzip file ({error}); copy it again") from None

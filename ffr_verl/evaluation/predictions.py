@@ -9,62 +9,15 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
-
-import msgspec
+from typing import Any
 
 from ffr_verl.errors import FFRError
 from ffr_verl.evaluation.lines import LONGEST_LINE, read_lines
-from ffr_verl.rewards.f1 import parse_gold
+from ffr_verl.evaluation.prediction_rows import Prediction, kind_of, prediction_of, prediction_of_verl
 
-__all__ = [
-    "Answered",
-    "Prediction",
-    "PredictionFormat",
-    "UnusableLines",
-    "prediction_of",
-    "read_answered",
-    "read_predictions",
-    "read_verl_dump",
-    "user_prompt",
-]
-
-PredictionFormat = Literal["ffr", "verl"]
-
-# Line, response, labels, user's message and dialogue_id of a row: all that the metrics need. A plain tuple, and read
-# without the rest of the row, because these are most of the time that an evaluation takes.
-Answered = tuple[int, str, str, str, str]
-
-_FIELDS = ("response", "labels", "messages", "images", "dialogue_id", "logprobs")
-_REQUIRED = ("response", "labels", "messages", "dialogue_id")
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """An answer and what it answers.
-
-    Attributes:
-        line: of the file, from 1.
-        response: what the model wrote.
-        labels: the gold answer, well-formed.
-        messages: `{"role": …, "content": text}`; the user's holds dialogue and query.
-        images: paths, one for each `<image>`.
-        dialogue_id: of the dialogue; several rows may ask of one.
-        logprobs: natural logarithms of the chosen tokens' probabilities; empty without any.
-        extra: the row's further fields.
-    """
-
-    line: int
-    response: str
-    labels: str
-    messages: tuple[Mapping[str, Any], ...]
-    images: tuple[str, ...]
-    dialogue_id: str
-    logprobs: tuple[float, ...]
-    extra: Mapping[str, Any]
+__all__ = ["Prediction", "UnusableLines", "predictions_of_lines", "read_predictions", "read_verl_dump"]
 
 
 class UnusableLines:
@@ -146,92 +99,7 @@ def read_verl_dump(
         FFRError: as `read_predictions`; also for a row whose prompt has no utterance: verl drops special tokens there,
             so the file is of no use where the model's tokenizer holds the answer tags as such.
     """
-    yield from _predictions(path, UnusableLines(path, lenient=lenient, on_skipped=on_skipped), _prediction_of_verl)
-
-
-def read_answered(
-    path: Path,
-    unusable: UnusableLines,
-    *,
-    row_format: PredictionFormat = "ffr",
-    on_position: Callable[[int], None] = lambda position: None,
-) -> Iterator[Answered]:
-    """What the metrics need of each prediction; gold answers are not looked at.
-
-    Args:
-        path: the file.
-        unusable: told of lines that cannot be used.
-        row_format: `ffr` or `verl`, see `read_predictions` and `read_verl_dump`.
-        on_position: told how many bytes of the file have been read.
-
-    Raises:
-        FFRError: for a file that cannot be read.
-    """
-    convert = prediction_of if row_format == "ffr" else _prediction_of_verl
-    for first, lines in read_lines(path, on_too_long=unusable.add_too_long, on_position=on_position):
-        rows = _typed_rows(lines) if row_format == "ffr" else None
-        if rows is None:  # one of the lines is broken, or unusual: look at each
-            for one in _of_lines(first, lines, unusable, convert):
-                yield one.line, one.response, one.labels, user_prompt(one.messages), one.dialogue_id
-            continue
-        for number, row in enumerate(rows, start=first):
-            messages = row.messages
-            if len(messages) > 1 and messages[1].role == "user" != messages[0].role:
-                prompt = messages[1].content
-            else:
-                found = [message.content for message in messages if message.role == "user"]
-                if not found:
-                    unusable.add(number, _NO_USER)
-                    continue
-                prompt = found[0]
-            yield number, row.response, row.labels, prompt, row.dialogue_id
-
-
-def user_prompt(messages: Sequence[Mapping[str, Any]]) -> str:
-    """The user's message, which holds dialogue and query."""
-    return next(str(message["content"]) for message in messages if message["role"] == "user")
-
-
-class _Message(msgspec.Struct, gc=False):
-    role: str
-    content: str
-
-
-class _Image(msgspec.Struct, gc=False):
-    path: str
-
-
-class _Token(msgspec.Struct, gc=False):
-    logprob: float
-
-
-class _Logprobs(msgspec.Struct, gc=False):
-    content: list[_Token] | None = None
-
-
-class _Row(msgspec.Struct, gc=False):
-    """What every usual row fits; `prediction_of` takes more, and says what is wrong."""
-
-    response: str
-    labels: str
-    messages: list[_Message]
-    dialogue_id: str
-    images: list[str | _Image] | None = None
-    logprobs: _Logprobs | None = None
-
-
-_decode_row = msgspec.json.Decoder(_Row).decode
-
-
-def _typed_rows(lines: list[bytes]) -> list[_Row] | None:
-    """The rows of some lines, or `None` when one of them is no usual row."""
-    try:
-        for line in lines:
-            if not line.isascii():
-                line.decode("utf-8")  # the decoder does not look into texts that it leaves out
-        return list(map(_decode_row, lines))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
+    yield from _predictions(path, UnusableLines(path, lenient=lenient, on_skipped=on_skipped), prediction_of_verl)
 
 
 def _predictions(
@@ -239,19 +107,27 @@ def _predictions(
 ) -> Iterator[Prediction]:
     is_empty = True
     for first, lines in read_lines(path, on_too_long=unusable.add_too_long):
-        for prediction in _of_lines(first, lines, unusable, convert):
+        for prediction in predictions_of_lines(first, lines, unusable, convert):
             is_empty = False
             yield prediction
     if is_empty:
         raise unusable.no_rows()
 
 
-def _of_lines(
+def predictions_of_lines(
     first: int,
     lines: Iterable[bytes],
     unusable: UnusableLines,
     convert: Callable[[int, Mapping[str, Any]], Prediction],
 ) -> Iterator[Prediction]:
+    """The predictions of some lines.
+
+    Args:
+        first: number of the first line, from 1.
+        lines: not decoded, with or without their ends.
+        unusable: told of lines that cannot be used.
+        convert: makes a prediction of a line's number and row; a `ValueError` where it cannot.
+    """
     for number, text in enumerate(lines, start=first):
         line = text.removeprefix(codecs.BOM_UTF8) if number == 1 else text
         if not line or line.isspace():
@@ -272,130 +148,12 @@ def _parsed(line: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at byte {error.start} of it; convert it, for example with iconv") from None
     except json.JSONDecodeError as error:
+        if line.lstrip().startswith(b"["):
+            raise ValueError("starts a list, expected an object: one prediction a line") from None
         what = "not JSON" if line.rstrip().endswith(b"}") else "cut off, or not JSON"
         raise ValueError(f"{what} ({error.msg} at column {error.colno}); make the file again") from None
     except RecursionError:
         raise ValueError("not JSON (nested too deeply)") from None
     if not isinstance(row, dict):
-        raise ValueError(f"found {_kind(row)}, expected an object: one prediction a line")
+        raise ValueError(f"found {kind_of(row)}, expected an object: one prediction a line")
     return row
-
-
-def _kind(value: Any) -> str:
-    """What JSON calls it."""
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
-
-
-def prediction_of(number: int, row: Mapping[str, Any]) -> Prediction:
-    """A row as a prediction.
-
-    Args:
-        number: of its line, from 1.
-        row: see the module.
-
-    Raises:
-        ValueError: when it is none; the message names the field.
-    """
-    _refuse_missing(row, _REQUIRED)
-    identifier = row["dialogue_id"]
-    if isinstance(identifier, bool) or not isinstance(identifier, (str, int)):
-        raise ValueError(f"field dialogue_id: found {_kind(identifier)}, expected text")
-    return Prediction(
-        number,
-        _text(row, "response"),
-        _gold(row, "labels"),
-        _messages(row["messages"]),
-        _images(row.get("images")),
-        str(identifier),
-        _logprobs(row.get("logprobs")),
-        {name: value for name, value in row.items() if name not in _FIELDS},
-    )
-
-
-def _prediction_of_verl(number: int, row: Mapping[str, Any]) -> Prediction:
-    _refuse_missing(row, ("input", "output", "gts"))
-    prompt, response, labels = _text(row, "input"), _text(row, "output"), _gold(row, "gts")
-    if "<|utt_id_start|>" not in prompt:
-        raise ValueError(
-            "field input: no <|utt_id_start|>; verl drops special tokens, so where the tags are such its files tell "
-            "nothing: evaluate answers of `ffr-verl infer`"
-        )
-    extra = {name: value for name, value in row.items() if name not in ("input", "output", "gts")}
-    return Prediction(number, response, labels, ({"role": "user", "content": prompt},), (), "", (), extra)
-
-
-def _refuse_missing(row: Mapping[str, Any], names: Sequence[str]) -> None:
-    missing = [name for name in names if row.get(name) is None]
-    if not missing:
-        return
-    found = ", ".join(map(str, row)) or "none"
-    hint = ""
-    if "input" in row and "gts" in row:
-        hint = "; verl wrote it? give --format verl"
-    elif "solution" in row and "response" not in row:
-        hint = "; rows of a data set are no predictions, make some with `ffr-verl infer`"
-    elif "response" in row and "messages" in row and "input" in names:
-        hint = "; leave --format verl out"
-    raise ValueError(f"field {', '.join(missing)} is missing, found {found}{hint}")
-
-
-def _text(row: Mapping[str, Any], name: str) -> str:
-    value = row[name]
-    if not isinstance(value, str):
-        raise ValueError(f"field {name}: found {_kind(value)}, expected text")
-    return value
-
-
-def _gold(row: Mapping[str, Any], name: str) -> str:
-    gold = _text(row, name)
-    if parse_gold(gold) is None:
-        raise ValueError(malformed_gold(gold, name))
-    return gold
-
-
-def malformed_gold(gold: str, name: str = "labels") -> str:
-    """What is said of a gold answer that cannot be read."""
-    return f"field {name}: malformed gold answer {gold[:100]!r}, expected the wire format (docs/data.md)"
-
-
-_NO_USER = "field messages: no message of role 'user'"
-
-
-def _messages(messages: Any) -> tuple[Mapping[str, Any], ...]:
-    if not isinstance(messages, (list, tuple)):
-        raise ValueError(f"field messages: found {_kind(messages)}, expected a list")
-    for position, message in enumerate(messages):
-        if not isinstance(message, Mapping):
-            raise ValueError(f"field messages[{position}]: found {_kind(message)}, expected an object")
-        for name in ("role", "content"):
-            if not isinstance(message.get(name), str):
-                found = _kind(message[name]) if name in message else "nothing"
-                raise ValueError(f"field messages[{position}].{name}: found {found}, expected text")
-    if not any(message["role"] == "user" for message in messages):
-        raise ValueError(_NO_USER)
-    return tuple(messages)
-
-
-def _images(images: Any) -> tuple[str, ...]:
-    if images is None:
-        return ()
-    if not isinstance(images, (list, tuple)):
-        raise ValueError(f"field images: found {_kind(images)}, expected a list")
-    paths: list[Any] = [image.get("path") if isinstance(image, Mapping) else image for image in images]
-    for position, path in enumerate(paths):
-        if not isinstance(path, str):
-            raise ValueError(f'field images[{position}]: found {_kind(path)}, expected a path, or {{"path": …}}')
-    return tuple(paths)
-
-
-def _logprobs(logprobs: Any) -> tuple[float, ...]:
-    if logprobs is None:
-        return ()
-    content = logprobs.get("content", ()) if isinstance(logprobs, Mapping) else None
-    if isinstance(logprobs, Mapping) and content is None:
-        return ()
-    numbers = [token.get("logprob") if isinstance(token, Mapping) else None for token in content or ()]
-    if content is None or not all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in numbers):
-        raise ValueError('field logprobs: expected {"content": [{"logprob": number}, …]}')
-    return tuple([float(one) for one in numbers if one is not None])

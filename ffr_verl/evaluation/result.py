@@ -10,18 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ffr_verl.errors import FFRError
+from ffr_verl.evaluation.answered import Answered, PredictionFormat, read_answered
 from ffr_verl.evaluation.bootstrap import BootstrapSettings, interval, resampled_metrics
 from ffr_verl.evaluation.breakdowns import BREAKDOWNS, part_names, parts_of
 from ffr_verl.evaluation.counts import FAULTS, RowCounter, RowCounts
-from ffr_verl.evaluation.predictions import (
-    Answered,
-    Prediction,
-    PredictionFormat,
-    UnusableLines,
-    prediction_of,
-    read_answered,
-    user_prompt,
-)
+from ffr_verl.evaluation.prediction_rows import Prediction, prediction_of, user_prompt
+from ffr_verl.evaluation.predictions import UnusableLines
 from ffr_verl.evaluation.row_statistics import (
     MALFORMED,
     MODALITIES,

@@ -1,0 +1,112 @@
+"""`ffr-verl evaluate`: what it shows, writes and refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from drawn_predictions import NONE, Row, drawn
+
+from ffr_verl.cli import main
+from ffr_verl.evaluation import BootstrapSettings, EvaluationResult, evaluate
+
+Command = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """`ffr-verl evaluate` with arguments: exit status, and what was written to the terminal."""
+
+    def run(*arguments: Any) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["ffr-verl", "evaluate", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "100")
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out + captured.err
+
+    return run
+
+
+def saved(path: Path, rows: Sequence[Row | str]) -> Path:
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows), encoding="utf-8")
+    return path
+
+
+def test_the_command_writes_tables_json_and_csv(tmp_path: Path, command: Command) -> None:
+    path = saved(tmp_path / "pred.jsonl", drawn(60))
+    status, text = command(path, "--json", tmp_path / "new" / "r.json", "--csv", tmp_path / "r.csv", "--seed", 3)
+    assert status == 0, text
+    expected = evaluate(drawn(60), bootstrap=BootstrapSettings(1000, 3))
+    assert json.loads((tmp_path / "new" / "r.json").read_text()) == json.loads(json.dumps(expected.to_dict()))
+    with (tmp_path / "r.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == len(expected.to_rows())
+    assert float(lines[0]["f1"]) == expected.micro["utterance"]["f1"]
+    for word in ("micro", "macro", "joint", f"{expected.micro['joint']['f1']:.3f}", "missing_tag", "dispersion", "60"):
+        assert word in text, word
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["new", "pred.jsonl", "r.csv"]
+
+
+def test_the_command_compares(tmp_path: Path, command: Command) -> None:
+    rows = drawn(60)
+    pred, other = saved(tmp_path / "pred.jsonl", rows), saved(tmp_path / "other.jsonl", rows[:50])
+    status, text = command(pred, "--compare", other, "--bootstrap", 100, "--json", tmp_path / "r.json")
+    assert status == 0, text
+    assert "50 rows are in both files, 10 in pred.jsonl only, 0 in other.jsonl only" in text
+    found = json.loads((tmp_path / "r.json").read_text())["comparison"]
+    assert found["other"] == str(other)
+    assert found["difference"]["micro"]["joint"] == {"precision": 0, "recall": 0, "f1": 0, "mcc": 0}
+    assert found["intervals"]["micro"]["joint"]["f1"] == [0, 0]
+
+
+def test_the_command_counts_what_it_leaves_out(tmp_path: Path, command: Command) -> None:
+    path = saved(tmp_path / "pred.jsonl", [*drawn(3), "{", *drawn(3), *["x"] * 6])
+    status, text = command(path)
+    assert status == 2
+    assert f"ffr-verl: error: {path}: line 4: cut off, or not JSON" in text
+    status, text = command(path, "--lenient", "--bootstrap", 0, "--json", tmp_path / "r.json")
+    assert status == 0, text
+    assert "line 4 left out: cut off" in text
+    assert "2 more lines left out" in text
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert (found["samples"], found["skipped"]) == (6, 7)
+
+
+def test_the_command_does_not_overwrite_the_predictions(tmp_path: Path, command: Command) -> None:
+    path = saved(tmp_path / "pred.jsonl", drawn(3))
+    before = path.read_bytes()
+    for arguments, message in (
+        (("--json", path), "holds the predictions; choose another name"),
+        (("--csv", tmp_path / ".." / tmp_path.name / "pred.jsonl"), "holds the predictions"),
+        (("--json", tmp_path), "a folder; give the name of a file"),
+        (("--json", tmp_path / "r", "--csv", tmp_path / "r"), "given for --json and for --csv"),
+        (("--json", path / "r.json"), f"{path} is no folder"),
+        (("--compare", tmp_path / "missing"), "no such file or directory"),
+    ):
+        status, text = command(path, *arguments)
+        assert (status, message in text) == (2, True), text
+    assert path.read_bytes() == before
+
+
+def test_the_command_reads_what_verl_writes(tmp_path: Path, command: Command) -> None:
+    rows = drawn(20)
+    dump = [
+        {
+            "input": row["messages"][0]["content"],
+            "output": row["response"],
+            "gts": row["labels"],
+            "score": 0.0,
+            "step": 1,
+        }
+        for row in rows
+    ]
+    path = saved(tmp_path / "1.jsonl", dump)
+    status, text = command(path, "--format", "verl", "--json", tmp_path / "r.json", "--bootstrap", 0)
+    assert status == 0, text
+    expected: EvaluationResult = evaluate(rows, bootstrap=NONE)
+    assert json.loads((tmp_path / "r.json").read_text())["rewards"] == pytest.approx(expected.rewards)
