@@ -18,8 +18,9 @@ from ffr_verl.data.parquet_files import check_columns
 from ffr_verl.data.parquet_files import images_root as recorded_images_root
 from ffr_verl.data.parquet_writer import whole_or_nothing
 from ffr_verl.errors import FFRError
+from ffr_verl.evaluation.answered import PredictionFormat
 from ffr_verl.evaluation.comparison import compare
-from ffr_verl.evaluation.predictions import Prediction, PredictionFormat, read_predictions, read_verl_dump
+from ffr_verl.evaluation.predictions import Prediction, read_predictions, read_verl_dump
 from ffr_verl.evaluation.report.charts import histogram, line_charts
 from ffr_verl.evaluation.report.page import render_page
 from ffr_verl.evaluation.report.pictures import Pictures, make_pictures
