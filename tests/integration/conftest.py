@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_module
 
-from ffr_verl.demo.base_model import write_base_model
-
 ROOT = Path(__file__).parents[2]
 RunPython = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -62,4 +60,8 @@ def composed() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_base_model(tmp_path_factory.mktemp("models") / "base")
+    """Written by another process: verl filters prompts in a fork, which hangs once torch has used threads here."""
+    folder = tmp_path_factory.mktemp("models") / "base"
+    code = "import pathlib, sys; from ffr_verl.demo import base_model; base_model.write_base_model(pathlib.Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", code, str(folder)], check=True, capture_output=True, timeout=120)
+    return folder
