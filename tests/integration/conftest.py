@@ -62,6 +62,6 @@ def composed() -> Callable[..., Any]:
 def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Written by another process: verl filters prompts in a fork, which hangs once torch has used threads here."""
     folder = tmp_path_factory.mktemp("models") / "base"
-    code = "import pathlib, sys; from ffr_verl.demo import base_model; base_model.write_base_model(pathlib.Path(sys.argv[1]))"
-    subprocess.run([sys.executable, "-c", code, str(folder)], check=True, capture_output=True, timeout=120)
+    code = f"import pathlib; from ffr_verl.demo.base_model import *; write_base_model(pathlib.Path({str(folder)!r}))"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=120)
     return folder
