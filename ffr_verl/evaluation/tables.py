@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from ffr_verl.evaluation.comparison import Comparison
@@ -36,7 +37,7 @@ def comparison_tables(comparison: Comparison, *, title: str) -> Iterator[Table]:
 
 
 def _metrics_table(averages: Mapping[str, Any], intervals: Any, *, title: str, sign: str = "") -> Table:
-    table = Table(title=title)
+    table = Table(title=title, box=box.SIMPLE_HEAD)
     table.add_column("")
     table.add_column("")
     for name in Scores._fields:
@@ -47,12 +48,12 @@ def _metrics_table(averages: Mapping[str, Any], intervals: Any, *, title: str, s
             bounds = intervals[average][modality] if intervals else {}
             cells = [_cell(values[name], bounds.get(name), sign=sign) for name in Scores._fields]
             table.add_row(average if modality == MODALITIES[0] else "", modality, *cells)
-        table.add_section()
     return table
 
 
 def _rewards_table(rewards: Mapping[str, float], intervals: Any, *, sign: str = "") -> Table:
-    table = Table(title="mean rewards, as verl's validation reports them")
+    heading = "difference of mean rewards" if sign else "mean rewards, as verl's validation reports them"
+    table = Table(title=heading, box=box.SIMPLE_HEAD)
     for name in REWARDS:
         table.add_column(name, justify="right")
     bounds = intervals["rewards"] if intervals else {}
@@ -61,16 +62,15 @@ def _rewards_table(rewards: Mapping[str, float], intervals: Any, *, sign: str = 
 
 
 def _breakdowns_table(result: EvaluationResult) -> Table:
-    table = Table(title="where they fail")
-    table.add_column("rows by", no_wrap=True)
-    table.add_column("")
+    table = Table(title="where they fail", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", no_wrap=True)
     for column in ("answers", "micro\nf1", "macro\nf1", "utter-\nances", "images", "exact", "faults"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for name, parts in result.breakdowns.items():
-        for place, part in enumerate(parts):
+        table.add_row(f"[bold]{name.replace('_', ' ')}[/bold]")
+        for part in parts:
             table.add_row(
-                "" if place else name.replace("_", " "),
-                part.name,
+                f"  {part.name}",
                 f"{part.samples:,}",
                 # Without a gold id there is no recall, and the micro f1 says nothing.
                 "-" if part.name in ("none", "empty") else f"{part.micro['joint']['f1']:.3f}",
@@ -80,12 +80,11 @@ def _breakdowns_table(result: EvaluationResult) -> Table:
                 f"{part.rewards['exact_match']:.1%}",
                 f"{part.malformed / part.samples:.1%}",
             )
-        table.add_section()
     return table
 
 
 def _faults_table(result: EvaluationResult) -> Table:
-    table = Table(title="faults of answers, the first of each")
+    table = Table(title="faults of answers, the first of each", box=box.SIMPLE_HEAD)
     table.add_column("fault")
     table.add_column("answers", justify="right")
     table.add_column("", justify="right")
@@ -105,4 +104,4 @@ def _cell(value: float, bounds: Any, *, sign: str) -> str:
     if bounds is None:
         return f"{value:{sign}.3f}"
     low, high = bounds
-    return f"{value:{sign}.3f}\n[dim]{low:{sign}.3f} {high:{sign}.3f}[/dim]"
+    return f"{value:{sign}.3f}\n[dim]{low:.3f} {high:.3f}[/dim]"
