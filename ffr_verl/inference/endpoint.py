@@ -295,18 +295,13 @@ class _Asking:
 
     async def _ask(self, client: Any, number: int, row: Mapping[str, Any], *, is_first: bool = False) -> None:
         try:
-            body = await asyncio.to_thread(request_body, row, self._settings)
-            named = {name: body.pop(name) for name in ("model", "messages") if name in body}
-            completion = await client.chat.completions.create(**named, extra_body=body)
-            answer = _answer_of(completion)
+            answer = _answer_of(await self._completion(client, row))
             self._answered += 1
         except self._openai.OpenAIError as error:
             self._stop_or_wait(error, is_first=is_first)
             answer = Answer("", error=self._told(error))
         except _RowFailed as error:
             answer = Answer("", error=self._told(error))
-        except OSError as error:
-            answer = Answer("", error=f"an image cannot be read: {error}")
         self._journal.append([(number, answer.to_record())])
         self._refused += answer.error is not None
         if self._refused >= _MOST_REFUSED and not self._answered:
@@ -315,6 +310,17 @@ class _Asking:
                 f"{answer.error}; change the request with --body or other options, and begin anew with --restart"
             )
         self._on_rows(self._journal.answered, self._journal.rows)
+
+    async def _completion(self, client: Any, row: Mapping[str, Any]) -> Any:
+        try:
+            body = await asyncio.to_thread(request_body, row, self._settings)
+        except Exception as error:  # noqa: BLE001  # Pillow's plugins raise whatever they like on damaged files
+            raise _RowFailed(f"an image cannot be read: {error}") from None
+        named = {name: body.pop(name) for name in ("model", "messages") if name in body}
+        try:
+            return await client.chat.completions.create(**named, extra_body=body)
+        except json.JSONDecodeError as error:
+            raise _RowFailed(f"what came back is not JSON: {error}") from None
 
     def _stop_or_wait(self, error: Exception, *, is_first: bool) -> None:
         """Raise what stops the run, or what may go better later; return for a row that is refused."""

@@ -207,16 +207,13 @@ class Generator:
         return str(output.text).removesuffix(ending) if ending else str(output.text)
 
     def _prompt_or_error(self, row: Mapping[str, Any]) -> dict[str, Any] | Answer:
-        try:
-            return self._prompt(row)
-        except OSError as error:  # damage that shows only when the whole picture is decoded
-            return Answer("", error=f"an image cannot be read: {error}")
-
-    def _prompt(self, row: Mapping[str, Any]) -> dict[str, Any]:
         text = self._processor.apply_chat_template(
             with_image_parts(row["prompt"]), add_generation_prompt=True, tokenize=False
         )
-        images = list(self._images(row))
+        try:
+            images = list(self._images(row))
+        except Exception as error:  # noqa: BLE001  # Pillow's plugins raise whatever they like on damaged files
+            return Answer("", error=f"an image cannot be read: {error}")
         return {"prompt": text, **({"multi_modal_data": {"image": images}} if images else {})}
 
     def _images(self, row: Mapping[str, Any]) -> Iterator[Any]:

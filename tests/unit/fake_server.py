@@ -12,7 +12,7 @@ from typing import Any
 
 __all__ = ["FakeServer", "completion", "failure", "fake_server"]
 
-Reply = tuple[int, dict[str, Any], dict[str, str]]
+Reply = tuple[int, dict[str, Any] | str, dict[str, str]]
 
 
 def completion(text: str | None, *, finish_reason: str = "stop", logprobs: list[float] | None = None) -> Reply:
@@ -89,7 +89,7 @@ def fake_server() -> Iterator[FakeServer]:
                 status, content, headers = failure(404, f"no route {self.path}")
             else:
                 status, content, headers = fake.handle(body, self.headers["authorization"])
-            data = json.dumps(content).encode()
+            data = (content if isinstance(content, str) else json.dumps(content)).encode()
             try:
                 self.send_response(status)
                 for name, value in {"content-type": "application/json", **headers}.items():

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fake_server import FakeServer, completion, failure, fake_server, user_text
@@ -149,6 +150,23 @@ def test_images_that_servers_do_not_take_are_made_jpeg(tmp_path: Path) -> None:
     assert sent(tmp_path / "small.webp") == sent(whole) == ("data:image/webp", whole)
 
 
+def test_damage_in_the_middle_of_an_image(server: FakeServer, demo_set: Path, tmp_path: Path) -> None:
+    """It shows only when the picture is decoded, here to be shrunk: its row has an error, the others their answer."""
+    prepare(demo_set / "heldout.json", images_root=demo_set, output=tmp_path, split="heldout", embed_images=True)
+    data = tmp_path / "heldout.rl.parquet"
+    table = pq.read_table(data)
+    rows = table.to_pylist()
+    number = next(number for number, row in enumerate(rows) if row["images"])
+    content = bytearray(rows[number]["images"][0]["bytes"])
+    content[60:100] = bytes(40)
+    rows[number]["images"][0]["bytes"] = bytes(content)
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), data)
+    ask(server, data, tmp_path / "pred.jsonl", max_pixels=1000)
+    errors = {number: line["error"] for number, line in enumerate(lines(tmp_path / "pred.jsonl")) if "error" in line}
+    assert list(errors) == [number]
+    assert errors[number].startswith("an image cannot be read: ")
+
+
 def test_images_in_the_file_are_sent_and_named(server: FakeServer, demo_set: Path, tmp_path: Path) -> None:
     prepare(
         demo_set / "heldout.json", images_root=demo_set, output=tmp_path / "data", split="heldout", embed_images=True
@@ -220,6 +238,8 @@ def test_a_refused_row_is_kept_with_its_reason(server: FakeServer, data: Path, t
             6: completion(None),
             7: completion("too lo", finish_reason="length"),
             8: failure(403, "flagged by moderation"),
+            9: (200, '{"choices": [', {}),
+            10: (200, "<html>", {"content-type": "text/html"}),
         }.get(position(body, data), completion("yes"))
 
     server.reply = reply
@@ -230,10 +250,12 @@ def test_a_refused_row_is_kept_with_its_reason(server: FakeServer, data: Path, t
     assert errors[4] == "content_filter: stopped by the server"
     assert errors[5].startswith("no choices in what came back")
     assert errors[8] == "403: flagged by moderation"
-    assert sorted(errors) == [3, 4, 5, 8]
+    assert errors[9].startswith("what came back is not JSON")
+    assert errors[10] == "no choices in what came back: <html>"
+    assert sorted(errors) == [3, 4, 5, 8, 9, 10]
     assert [found[number]["response"] for number in (3, 4, 5, 6, 7, 8)] == ["", "", "", "", "too lo", ""]
-    assert all(found[number]["response"] == "yes" for number in (0, 1, 2, *range(9, 16)))
-    assert (sum(count for _, count in summary.errors), summary.cut_off) == (4, 1)
+    assert all(found[number]["response"] == "yes" for number in (0, 1, 2, *range(11, 16)))
+    assert (sum(count for _, count in summary.errors), summary.cut_off) == (6, 1)
 
 
 @pytest.mark.parametrize(
