@@ -356,3 +356,14 @@ def test_the_command(folder: Path) -> None:
     page = (folder / "r.html").read_text()
     assert "<h1>Mine</h1>" in page
     assert "critic/score/mean" in page
+
+
+def test_a_file_that_verl_wrote_is_shown_without_pictures(folder: Path) -> None:
+    prompt = row("x")["messages"][0]["content"].replace("<image>", "<|vision_start|><|image_pad|><|vision_end|>")
+    gold = answer((1,), (0,))
+    line = {"input": f"user\n{prompt}\nassistant\n", "output": gold, "gts": gold, "step": 3}
+    page = report_of(folder, [{**line, "score": 1.3}], row_format="verl")
+    [made] = embedded(page)["rows"]
+    assert made["rewards"]["f1"] == 1.0
+    assert made["query"] == "a cat"
+    assert [one["at"] for one in embedded(page)["dialogues"][0]["turns"][1]["images"]] == [None]
