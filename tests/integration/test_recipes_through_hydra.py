@@ -14,7 +14,14 @@ from omegaconf import OmegaConf
 
 from ffr_verl.recipes import recipe_names, recipe_path
 
-TRAINER = {"ffr_sft": "sft_trainer", "ffr_sft_cpu": "sft_trainer", "ffr_grpo": "main_ppo", "ffr_grpo_cpu": "main_ppo"}
+TRAINER = {
+    "ffr_sft": "sft_trainer",
+    "ffr_sft_cpu": "sft_trainer",
+    "ffr_grpo": "main_ppo",
+    "ffr_grpo_cpu": "main_ppo",
+    "ffr_grpo_online": "main_ppo",
+    "ffr_grpo_online_cpu": "main_ppo",
+}
 
 # Nodes where verl takes any key: ours, those of Ray and transformers, and hydra's own.
 OPEN_NODES = (
@@ -85,7 +92,10 @@ def test_keys_that_verl_does_not_list_are_read_by_it() -> None:
         assert any(last in path.read_text(encoding="utf-8") for path in files), key
 
 
-@pytest.mark.parametrize(("cpu", "gpu"), [("ffr_sft_cpu", "ffr_sft"), ("ffr_grpo_cpu", "ffr_grpo")])
+@pytest.mark.parametrize(
+    ("cpu", "gpu"),
+    [("ffr_sft_cpu", "ffr_sft"), ("ffr_grpo_cpu", "ffr_grpo"), ("ffr_grpo_online_cpu", "ffr_grpo_online")],
+)
 def test_a_cpu_recipe_keeps_what_its_parent_says(composed: Callable[..., Any], cpu: str, gpu: str) -> None:
     """Only what the CPU needs differs: none of the published settings."""
     parent, child = (composed(TRAINER[name], f"+recipe={name}") for name in (gpu, cpu))
