@@ -70,23 +70,28 @@ def mcc_of(p: Sequence[int], g: Sequence[int], count: int) -> float:
 
 
 @settings(max_examples=500)
-@given(answers, golds, styles, st.sampled_from([0.5, 0.95, 1.0]))
-def test_every_reward_is_what_its_definition_says(predicted: Ids, gold: Ids, style: Any, penalty: float) -> None:
+@given(
+    answers, golds, styles, st.sampled_from([0.5, 0.95, 1.0]), st.sampled_from([(0.5, 0.5), (0.9, 0.1), (0.0, 2.0)])
+)
+def test_every_reward_is_what_its_definition_says(
+    predicted: Ids, gold: Ids, style: Any, penalty: float, shares: tuple[float, float]
+) -> None:
     completion, solution = written(predicted, style), written(gold)
     halves = [f1_of(p, g, penalty=penalty) for p, g in zip(predicted, gold, strict=True)]
-    f1 = 0.5 * halves[0] + 0.5 * halves[1]
+    f1 = shares[0] * halves[0] + shares[1] * halves[1]
+    settings_of_f1 = {"length_penalty": penalty, "utterance_weight": shares[0], "image_weight": shares[1]}
     well_formed = float(all(len(set(ids)) == len(ids) for ids in predicted))
     exact = float(predicted == gold)
     counts = (N_UTTERANCES, N_IMAGES)
     mcc = sum(mcc_of(p, g, n) for p, g, n in zip(predicted, gold, counts, strict=True)) / 2
 
-    assert f1_reward(completion, solution, length_penalty=penalty, style=style) == pytest.approx(f1, abs=1e-6)
+    assert f1_reward(completion, solution, style=style, **settings_of_f1) == pytest.approx(f1, abs=1e-6)
     assert format_reward(completion, style=style) == well_formed
     assert exact_match_reward(completion, solution, style=style) == exact
     found = mcc_reward(completion, solution, n_utterances=N_UTTERANCES, n_images=N_IMAGES, style=style)
     assert found == pytest.approx(mcc, abs=1e-6)
     weights = {"f1": 1.0, "format": 0.3, "exact_match": 2.0, "mcc": 0.5}
-    scores = compute_score("", completion, solution, INFO, weights=weights, answer_style=style, length_penalty=penalty)
+    scores = compute_score("", completion, solution, INFO, weights=weights, answer_style=style, **settings_of_f1)
     assert scores == pytest.approx(
         {
             "score": f1 + 0.3 * well_formed + 2.0 * exact + 0.5 * mcc,
