@@ -93,9 +93,8 @@ _decode_row = msgspec.json.Decoder(_Row).decode
 def _typed_rows(lines: list[bytes]) -> list[_Row] | None:
     """The rows of some lines, or `None` when one of them is no usual row."""
     try:
-        for line in lines:
-            if not line.isascii():
-                line.decode("utf-8")  # the decoder does not look into texts that it leaves out
+        if not all(map(bytes.isascii, lines)):
+            b"".join(lines).decode("utf-8")  # the decoder does not look into texts that it leaves out
         return list(map(_decode_row, lines))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None

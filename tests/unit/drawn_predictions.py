@@ -66,6 +66,8 @@ def drawn(count: int, seed: int = 0) -> list[Row]:
     for number in range(count):
         turns, images = source.randint(1, 60), source.choice([0, 0, 1, 5, 30])
         gold = fragments(source, turns, images)
+        if source.random() < 0.05:  # a gold answer that names what the dialogue does not have
+            gold = Fragment((*gold.utterance_ids, turns + 3), (*gold.image_ids, max(images, 21) + 3))
         answer = format_fragment(gold if source.random() < 0.3 else fragments(source, turns, images))
         answer = spoilt(source, answer) if source.random() < 0.3 else answer
         rows.append(row_of(answer, gold, turns=turns, images=images, number=number))

@@ -97,7 +97,7 @@ def test_micro_of_real_dialogues_is_the_published_one(real_data: Path, tmp_path:
 
 
 def labels_of(rows: Sequence[Row], modality: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Gold and predicted memberships over each row's universe, widened by predicted ids beyond it."""
+    """Gold and predicted memberships over each row's universe, widened by ids beyond it."""
     pairs = []
     for row in rows:
         predicted, gold = (
@@ -106,7 +106,7 @@ def labels_of(rows: Sequence[Row], modality: int) -> list[tuple[np.ndarray, np.n
         )
         content = row["messages"][0]["content"]
         size = content.count(("<|utt_id_start|>", "<|img_id_start|>")[modality]) or 21
-        universe = [*range(size), *{one for one in predicted if one >= size}]
+        universe = [*range(size), *{one for one in (*predicted, *gold) if one >= size}]
         pairs.append((np.isin(universe, gold), np.isin(universe, predicted)))
     return pairs
 
