@@ -90,7 +90,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(
 
     after_first_step = stop_when(lambda: (rollouts / "1.jsonl").is_file(), signal.SIGTERM)
     with pytest.raises(StageFailed):
-        run_stage("resume", folder, arguments, seconds=300)
+        run_stage("resume", folder, arguments, seconds=400)
     assert after_first_step.is_set()
     assert latest(checkpoints) == "1"
 
@@ -98,12 +98,12 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(
         lambda: (checkpoints / "global_step_2" / "actor").is_dir() and latest(checkpoints) == "1", signal.SIGKILL
     )
     with pytest.raises(StageFailed):
-        run_stage("resume", folder, arguments, seconds=300)
+        run_stage("resume", folder, arguments, seconds=400)
     assert in_a_checkpoint.is_set()
     assert latest(checkpoints) == "1", "killed before the checkpoint was complete"
     assert missing_in_step(checkpoints / "global_step_2", "grpo")
 
-    stage = run_stage("resume", folder, arguments, seconds=300)
+    stage = run_stage("resume", folder, arguments, seconds=400)
     assert [entry["step"] for entry in stage.metrics if "actor/loss" in entry["data"]][-3:] == [2, 3, 4]
 
     rows = DifficultyFile(difficulty).of_rows(row_keys([small_train]), name="train")
@@ -116,8 +116,11 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(
         rewards = {row: float(np.mean([answer["score"] for answer in group])) for row, group in answers.items()}
         assert sorted(rewards) == sorted(drawn), f"rows of step {step}"
         metrics = uninterrupted.update(rewards)
-        logged = [entry["data"] for entry in stage.metrics if entry["step"] == step and "actor/loss" in entry["data"]]
-        assert {name: logged[-1][name] for name in metrics} == pytest.approx(metrics)
+        if step > 1:  # verl's file logger begins anew with every start
+            logged = next(
+                entry["data"] for entry in stage.metrics if entry["step"] == step and "actor/loss" in entry["data"]
+            )
+            assert {name: logged[name] for name in metrics} == pytest.approx(metrics)
 
     saved: dict[str, Any] = torch.load(checkpoints / f"global_step_{STEPS}" / "data.pt", weights_only=False)
     state, expected = saved["dataset_state"], uninterrupted.state_dict()
