@@ -852,13 +852,13 @@ def merge(
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path("demo"),
-    quick: Annotated[bool, typer.Option(help="Less of everything: at most 5 minutes instead of 12.")] = False,
+    quick: Annotated[bool, typer.Option(help="Less of everything, in about half of the time.")] = False,
     restart: Annotated[bool, typer.Option(help="Forget what an earlier call made.")] = False,
 ) -> None:
     """Run both training stages on a small drawn data set with a tiny Qwen2-VL, on CPU.
 
-    Prints and runs the commands that a user would type: prepare, SFT, merge, GRPO. A second call goes on where the
-    first one ended. Needs the CPU stack (`make install`).
+    Prints and runs the commands that a user would type: prepare, SFT, merge, score, GRPO, infer, evaluate, report. A
+    second call goes on where the first one ended. Needs the CPU stack (`make install`).
     """
     from ffr_verl.demo.pipeline import DemoSettings, run_demo
 
