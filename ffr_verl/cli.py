@@ -24,8 +24,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Fine-grained fragment retrieval training on verl.\n\n"
     "The order of a project: prepare the data (inspect shows a row), embed it for the coherence reward, train stage 1 "
-    "(verl.trainer.sft_trainer +recipe=ffr_sft), merge its checkpoint, score how hard the rows are, train "
-    "stage 2 (verl.trainer.main_ppo +recipe=ffr_grpo), merge, infer, evaluate, report. `ffr-verl demo` does it all on a small scale.",
+    "(verl.trainer.sft_trainer +recipe=ffr_sft), merge its checkpoint, score how hard the rows are, train stage 2 "
+    "(verl.trainer.main_ppo +recipe=ffr_grpo), merge, infer, evaluate, report. `ffr-verl demo` does it all on a small "
+    "scale.",
 )
 recipe_app = typer.Typer(no_args_is_help=True, help="The recipes for `+recipe=NAME`: list, show, copy to edit.")
 app.add_typer(recipe_app, name="recipe")
