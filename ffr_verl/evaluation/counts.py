@@ -109,19 +109,19 @@ class RowCounter:
             on_malformed_gold: told the line of a row whose gold answer is malformed, which is not counted, and what is
                 wrong with it.
         """
-        read_ids, is_plain = self._dialogues.read, self._style == "plain"
+        values, read_ids, is_plain = self._values, self._dialogues.read, self._style == "plain"
         for line, response, labels, prompt, dialogue_id in rows:
             gold = plain_masks(labels)
             answer = gold if response == labels else plain_masks(response)
             ids = read_ids(prompt)
             if gold is not None and answer is not None and is_plain and ids.is_counting:
-                self._values += _quick_row(answer, gold, ids, response == labels)
+                values += _quick_row(answer, gold, ids, response == labels)
             else:
                 fragment = parse_gold(labels)
                 if fragment is None:
                     on_malformed_gold(line, malformed_gold(labels))
                     continue
-                self._values += _row(response, fragment, ids, self._style)
+                values += _row(response, fragment, ids, self._style)
             if self._row_key is not None:
                 query = _QUERY.search(prompt)
                 self._keys.append(self._row_key(dialogue_id, query.group(1) if query else "", labels))
