@@ -55,7 +55,7 @@ lint: install-cpu  ## ruff and mypy
 	$(CPU_BIN)/ruff format --check .
 	$(CPU_BIN)/mypy
 
-unit: install-cpu  ## unit tests and doctests (under a minute)
+unit: install-cpu  ## unit tests and doctests (two minutes on a busy machine)
 	$(CPU_BIN)/pytest -q tests/unit ffr_verl docs --doctest-modules --doctest-glob='docs/*.md' $(ARGS)
 
 integration: install-cpu  ## the contract with verl, recipes through Hydra, installs

@@ -120,8 +120,10 @@ class FFRDataset(RLHFDataset):
             order: row numbers of the file, after verl has dropped overlong prompts; `None` for the file's order.
 
         Raises:
-            FFRError: for numbers that are no rows.
+            FFRError: for numbers that are no rows, or where a curriculum orders the rows.
         """
+        if self.curriculum is not None:
+            raise FFRError("order: data.ffr.curriculum orders these rows; leave its difficulty null")
         self._order.set(order, super().__len__())
 
     def __len__(self) -> int:

@@ -60,14 +60,12 @@ def shuffled_order(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
-def order_rows(rows: RowDifficulty, config: CurriculumConfig, *, epoch: int = 0) -> np.ndarray:
-    """Row numbers in the order of training, for one epoch.
+def order_rows(rows: RowDifficulty, config: CurriculumConfig) -> np.ndarray:
+    """Row numbers in the order of training, for the first epoch; `CurriculumSampler` knows the later ones.
 
     Args:
         rows: the difficulty of every row.
         config: which order; not `online`, which has no order of its own beforehand.
-        epoch: from 0. `shuffled` has another order in every epoch, and `competence`, which has opened all rows in the
-            first, shuffles them afterwards.
 
     Returns:
         int64; every row once, but for `published`, which leaves rows out.
@@ -79,8 +77,8 @@ def order_rows(rows: RowDifficulty, config: CurriculumConfig, *, epoch: int = 0)
     """
     if config.order == "published":
         return select_rows(rows.levels, rows.f1, rows.is_negative, shares=config.shares)
-    if config.order == "shuffled" or (config.order == "competence" and epoch):
-        return shuffled_order(len(rows), config.seed, epoch)
+    if config.order == "shuffled":
+        return shuffled_order(len(rows), config.seed, 0)
     ascending = ascending_order(rows)
     return _by_competence(ascending, config) if config.order == "competence" else ascending
 

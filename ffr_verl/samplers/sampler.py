@@ -25,7 +25,7 @@ class CurriculumSampler:
     """Gives the rows of a curriculum one after another, and can be stopped and gone on with at any row.
 
     A torch `Sampler` as far as data loaders look (`__iter__`, `__len__`, `state_dict`, `load_state_dict`), without
-    torch. At most 40 bytes a row.
+    torch. `benchmarks/curriculum.py` measures its memory.
 
     Args:
         rows: the difficulty of every row.
