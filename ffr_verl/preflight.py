@@ -22,7 +22,7 @@ from typing import Any, Literal, NoReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from ffr_verl.checkpoints import check_resume
+from ffr_verl.checkpoints import CONTENTS, check_resume
 from ffr_verl.data.config import DataConfig
 from ffr_verl.data.parquet_files import Kind, as_list, check_columns, check_images, dialogues_of_rows, images_root
 from ffr_verl.embeddings.store import EmbeddingStore
@@ -328,8 +328,10 @@ def _check_resume(config: Any, stage: Literal["sft", "grpo"]) -> None:
     folder = _select(config, "trainer.default_local_dir")
     if _select(config, "trainer.resume_mode") != "auto" or not isinstance(folder, str) or "://" in folder:
         return
+    node = "actor_rollout_ref.actor.checkpoint" if stage == "grpo" else "checkpoint"
+    contents = _select(config, f"{node}.load_contents") or tuple(CONTENTS)
     one_node = _select(config, "trainer.nnodes") in (None, 1)
-    step = check_resume(Path(folder).expanduser(), stage, all_ranks=one_node)
+    step = check_resume(Path(folder).expanduser(), stage, contents=contents, all_ranks=one_node)
     if step is not None:
         logger.info("the run goes on from step %d in %s", step, folder)
 

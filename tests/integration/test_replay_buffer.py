@@ -17,7 +17,7 @@ import torch
 import transfer_queue as tq
 from omegaconf import OmegaConf
 
-from ffr_verl.samplers import CurriculumConfig, CurriculumSampler, FFRReplayBuffer, RowDifficulty
+from ffr_verl.samplers import CurriculumConfig, CurriculumSampler, FFRReplayBuffer, FFRReplayBufferAsync, RowDifficulty
 from ffr_verl.samplers.curriculum_config import OnlineConfig
 from ffr_verl.samplers.sampler import activate
 
@@ -219,5 +219,30 @@ def test_the_curriculum_learns_from_every_finished_group(
         rollouts(4)
         buffer.sample(global_steps=2, partition_id="train", batch_size=4)
         assert set(sampler.scores[1]).isdisjoint(expected), "a step's groups count once"
+    finally:
+        activate(None)
+
+
+def test_the_async_trainers_buffer_filters_and_learns_too(clear: None) -> None:
+    """As verl's own async one, one new prompt for each evicted group."""
+    sampler = Observed("reward")
+    activate(sampler)
+    try:
+        rollouts = Rollouts([VARIED, FLAT, NEARLY_FLAT, VARIED, VARIED, VARIED], rows=True)
+        settings = {"poll_interval": 0.01, "train_batch_size": 4, "filter_groups": True, "min_std": 0.001}
+        buffer = FFRReplayBufferAsync(
+            trainer_mode="separate_async",
+            trainer_config=OmegaConf.create({}),
+            max_off_policy_threshold=None,
+            max_off_policy_strategy="drop",
+            sampler_kwargs=settings,
+            refill_fn=rollouts,
+        )
+        rollouts(4)
+        batch, metrics = buffer.sample(global_steps=1, partition_id="train", batch_size=4)
+        assert sorted(scores_of(batch)) == sorted(VARIED * 4)
+        assert rollouts.asked == 6
+        assert metrics["ffr/reward/score/mean"] == pytest.approx(0.5)
+        assert sorted(sampler.scores[0]) == [0, 1, 2, 3, 4, 5]
     finally:
         activate(None)

@@ -316,3 +316,47 @@ def test_checkpoint_names_that_merge_looks_for() -> None:
     assert '"huggingface"' in source
     assert "lora_train_meta.json" in "".join(path.read_text() for path in (VERL / "utils" / "checkpoint").glob("*.py"))
     assert "lora_alpha" in (VERL / "model_merger" / "base_model_merger.py").read_text()
+
+
+def test_an_engine_of_the_vendor_goes_before_the_general_one() -> None:
+    """How the vision tower is frozen in full fine-tuning without replacing an engine of verl's."""
+    from verl.workers.engine.base import EngineRegistry
+    from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
+
+    assert parameters(EngineRegistry.register) == ["model_type", "backend", "device", "vendor"]
+    source = inspect.getsource(EngineRegistry.get_engine_cls)
+    assert source.index("vendor_key in registry") < source.index("if device in registry")
+    assert parameters(FSDPEngineWithLMHead._build_module) == ["self"]
+    build = inspect.getsource(FSDPEngineWithLMHead._build_model_optimizer)
+    assert build.index("self._build_module()") < build.index("self._build_fsdp_module(")
+
+
+def test_where_the_curriculum_is_asked_told_and_saved() -> None:
+    """What the dataset gives reaches the queue, in the process of the buffer; its state goes into data.pt."""
+    from verl.trainer.ppo.v1 import trainer_base
+
+    answers = (VERL / "trainer" / "ppo" / "v1" / "agent_loop_tq.py").read_text()
+    assert "field.update(kwargs)" in answers, "ffr_row"
+    source = inspect.getsource(trainer_base)
+    assert "StatefulDataLoader(" in source
+    assert "torch.save(self.train_dataloader.state_dict(), dataloader_local_path)" in source
+    assert "self.train_dataloader.load_state_dict(dataloader_state_dict)" in source
+    step = inspect.getsource(trainer_base.PPOTrainer.fit)
+    assert step.index("self.step(") < step.index("self._save_checkpoint()"), "the step's rewards are in the state"
+
+
+def test_a_checkpoint_that_is_gone_makes_verl_begin_anew(tmp_path: Path) -> None:
+    """The reason for `check_resume`; and the file that it reads."""
+    from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
+
+    tracker = tmp_path / "latest_checkpointed_iteration.txt"
+    tracker.write_text("8")
+    assert find_latest_ckpt_path(str(tmp_path)) is None
+    tracker.write_text("")
+    with pytest.raises(ValueError, match="invalid literal"):
+        find_latest_ckpt_path(str(tmp_path))
+
+
+def test_the_merger_writes_bf16() -> None:
+    """The reason why logits before and after are compared with a tolerance."""
+    assert ".bfloat16()" in (VERL / "model_merger" / "fsdp_model_merger.py").read_text()

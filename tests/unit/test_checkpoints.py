@@ -81,3 +81,13 @@ def test_shards_of_other_nodes_may_lie_on_their_disks(tmp_path: Path) -> None:
         path.unlink()
     assert len(missing_in_step(step, "grpo")) == 6
     assert check_resume(tmp_path, "grpo", all_ranks=False) == 8
+
+
+def test_what_the_run_does_not_load_may_be_missing(tmp_path: Path) -> None:
+    """`checkpoint.save_contents=[model]` writes no optimizer, and verl then loads none."""
+    step = write_step(tmp_path, 8, "grpo")
+    for path in [*step.rglob("optim_*"), *step.rglob("extra_state_*")]:
+        path.unlink()
+    assert check_resume(tmp_path, "grpo", contents=["model", "hf_model"]) == 8
+    with pytest.raises(FFRError, match="cut short: actor/optim_world_size_2_rank_0"):
+        check_resume(tmp_path, "grpo")

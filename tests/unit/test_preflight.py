@@ -169,6 +169,9 @@ def test_a_checkpoint_that_was_cut_short(grpo: dict[str, Any], tmp_path: Path) -
     put(grpo, "trainer.resume_mode", "auto")
     with pytest.raises(FFRError, match=r"global_step_3: the checkpoint was cut short: data\.pt"):
         check(grpo)
+    put(grpo, "actor_rollout_ref.actor", {"checkpoint": {"load_contents": ["model"]}})
+    with pytest.raises(FFRError, match=r"cut short: data\.pt, actor/model_world_size_1_rank_0\.pt missing"):
+        check(grpo)
 
 
 def test_an_sft_file_for_grpo(grpo: dict[str, Any], parquet: Path) -> None:
