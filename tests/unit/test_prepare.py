@@ -301,14 +301,23 @@ prepare(folder / "train.json", images_root=folder, output=folder / "out", split=
 def test_killed_at_any_moment_it_leaves_nothing_or_whole_files(folder: Path) -> None:
     (folder / "train.json").write_text(json.dumps(list(demo_rows(folder / "images", rows=800, seed=3))))
     source = random.Random(0)
+    command = [sys.executable, "-c", KILLED, str(folder)]
+    # The moments are spread over what an undisturbed run takes here and now.
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as undisturbed:
+        assert undisturbed.stdout is not None
+        undisturbed.stdout.readline()
+        started = time.monotonic()
+        assert undisturbed.wait() == 0
+        taken = time.monotonic() - started
+    for path in (folder / "out").iterdir():
+        path.unlink()
     started = time.monotonic()
     whole = interrupted = 0
-    while (whole < 2 or interrupted < 3) and time.monotonic() - started < 40:
-        command = [sys.executable, "-c", KILLED, str(folder)]
+    while (whole < 2 or interrupted < 3) and time.monotonic() - started < 60:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         assert process.stdout is not None
         process.stdout.readline()
-        time.sleep(source.uniform(0.0, 0.6))
+        time.sleep(source.uniform(0.0, 2.0 * taken))
         process.kill()
         process.wait()
         process.stdout.close()
