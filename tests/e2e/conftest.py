@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -67,9 +68,13 @@ def sft_model(folder: Path, sft: Stage) -> Path:
 
 @pytest.fixture(scope="session")
 def small_train(folder: Path) -> Path:
-    """The first rows of the training set, with and without images."""
+    """The first 64 training rows with images and twice as many without: a step of twelve rows or more meets both, also
+    where the group filter takes the text rows out first, which the SFT model often answers alike."""
+    train = pq.read_table(folder / "train.rl.parquet")
+    has_images = np.array([bool(images) for images in train.column("images").to_pylist()])
+    rows = np.concatenate([np.flatnonzero(has_images)[:64], np.flatnonzero(~has_images)[:128]])
     file = folder / "small.rl.parquet"
-    pq.write_table(pq.read_table(folder / "train.rl.parquet").slice(0, 192), file)
+    pq.write_table(train.take(np.sort(rows)), file)
     return file
 
 
