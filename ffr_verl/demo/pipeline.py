@@ -160,6 +160,9 @@ def _stages(root: Path, settings: DemoSettings) -> list[_Stage]:
             f"data.train_files={parquet / 'train.rl.parquet'}",
             f"data.val_files={parquet / 'heldout.rl.parquet'}",
             f"data.ffr.curriculum.difficulty={difficulty}",
+            # The published order has soon nothing left but hard rows, which harmed this small model: see
+            # docs/curriculum.md.
+            "data.ffr.curriculum.order=competence",
             "data.max_prompt_length=768",
             "data.max_response_length=64",
             "data.train_batch_size=16",
