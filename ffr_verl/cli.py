@@ -11,12 +11,15 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ffr_verl import __version__
 from ffr_verl.errors import FFRError
 
 __all__ = ["app", "main"]
+
+_MOST_REASONS = 5  # why rows have no answer
 
 app = typer.Typer(
     name="ffr-verl",
@@ -244,7 +247,7 @@ def prepare(
     console.print(table)
     for path in (summary.rl_path, summary.sft_path, summary.rejected_path, report):
         if path is not None:
-            console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+            console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -388,11 +391,11 @@ def embed(
             ray_gpus_per_worker=ray_gpus,
             force=force,
             restart=restart,
-            say=lambda text: console.print(text, style="yellow", highlight=False, soft_wrap=True),
+            say=lambda text: console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True),
             on_rows=lambda rows: progress.update(reading, completed=rows, total=rows),
             on_items=lambda done, total: progress.update(encoding, completed=done, total=total, visible=True),
         )
-    table = Table(title=f"{output}: {summary.manifest.model}")
+    table = Table(title=escape(f"{output}: {summary.manifest.model}"))
     table.add_column("")
     table.add_column("", justify="right")
     table.add_row("utterances", f"{summary.utterances:,}")
@@ -404,7 +407,7 @@ def embed(
     table.add_row("taken over from an interrupted run", f"{summary.resumed_items:,}")
     table.add_row("seconds", f"{summary.seconds:.1f}")
     console.print(table)
-    console.print(f"wrote {output}", highlight=False, soft_wrap=True)
+    console.print(f"wrote {output}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -477,7 +480,7 @@ def score(
             predictions=predictions,
             force=force,
             restart=restart,
-            say=lambda text: console.print(text, style="yellow", highlight=False, soft_wrap=True),
+            say=lambda text: console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True),
             on_rows=lambda done, total: progress.update(task, completed=done, total=total),
         )
     rows = summary.table.num_rows
@@ -496,7 +499,7 @@ def score(
     picture = chart or output.with_suffix(".png")
     draw_difficulty(summary.table, picture)
     for path in (output, picture):
-        console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+        console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -661,10 +664,10 @@ def infer(
                 allow_errors=allow_errors,
                 force=force,
                 restart=restart,
-                say=lambda text: console.print(text, style="yellow", highlight=False, soft_wrap=True),
+                say=lambda text: console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True),
                 on_rows=progress.update,
             )
-    table = Table(title=f"{summary.rows:,} predictions, {summary.seconds:.0f} s")
+    table = Table(title=f"{summary.rows:,} predictions, {summary.seconds:.0f} s", show_header=False)
     table.add_column("")
     table.add_column("", justify="right")
     for name, value in (
@@ -676,11 +679,15 @@ def infer(
         table.add_row(name, f"{value:,}")
     if summary.asked:
         console.print(table)
-    for reason, count in summary.errors[:5]:
-        console.print(f"{count:,} without an answer: {reason}", style="yellow", highlight=False, soft_wrap=True)
+    for reason, count in summary.errors[:_MOST_REASONS]:
+        console.print(
+            f"{count:,} without an answer: {reason}", style="yellow", markup=False, highlight=False, soft_wrap=True
+        )
+    if len(summary.errors) > _MOST_REASONS:
+        console.print(f"and {len(summary.errors) - _MOST_REASONS:,} more reasons", style="yellow", highlight=False)
     for path in (summary.windows, output):
         if path is not None:
-            console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+            console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _refuse_options(context: typer.Context, names: Sequence[str], reason: str) -> None:
@@ -847,7 +854,7 @@ def merge(
 
     with console.status("merging"):
         merged = merge_checkpoint(checkpoint, output, force=force)
-    console.print(f"wrote {merged}", highlight=False, soft_wrap=True)
+    console.print(f"wrote {merged}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

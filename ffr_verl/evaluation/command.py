@@ -97,11 +97,18 @@ def evaluate_command(
             comparison = compare_counts(
                 counts, others, bootstrap=settings, on_rows=task("comparing", min(len(counts), len(others)))
             )
+    found: dict[str, Any] = result.to_dict()
+    if comparison is not None:
+        found["comparison"] = {"other": str(compare), **comparison.to_dict()}
+    # Before the tables: a pager or `head` that closes early takes nothing away.
+    if json_file is not None:
+        _write(json_file, lambda file: file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8"))
+    if csv_file is not None:
+        _write(csv_file, lambda file: _write_csv(file, result.to_rows()))
     for table in result_tables(result, title=predictions.name):
         console.print(table)
     if result.skipped:
         console.print(f"lines left out: {result.skipped:,}", style="yellow", highlight=False)
-    found: dict[str, Any] = result.to_dict()
     if comparison is not None:
         for table in comparison_tables(comparison, title=f"{predictions.name} less {compare and compare.name}"):
             console.print(table)
@@ -112,13 +119,9 @@ def evaluate_command(
             highlight=False,
             soft_wrap=True,
         )
-        found["comparison"] = {"other": str(compare), **comparison.to_dict()}
-    if json_file is not None:
-        _write(json_file, lambda file: file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8"))
-        console.print(f"wrote {json_file}", markup=False, highlight=False, soft_wrap=True)
-    if csv_file is not None:
-        _write(csv_file, lambda file: _write_csv(file, result.to_rows()))
-        console.print(f"wrote {csv_file}", markup=False, highlight=False, soft_wrap=True)
+    for path in (json_file, csv_file):
+        if path is not None:
+            console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _refuse_to_overwrite(sources: Sequence[Path | None], outputs: Sequence[Path | None]) -> None:

@@ -73,7 +73,7 @@ def compare(
         )
     order = np.argsort(places)
     tables = [first.of(places[order]), second.of(others[order])]
-    settings = bootstrap or BootstrapSettings()
+    settings = BootstrapSettings() if bootstrap is None else bootstrap
     ours, theirs = (_metrics(table) for table in tables)
     intervals = None
     if settings.resamples:

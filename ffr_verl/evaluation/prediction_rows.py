@@ -96,13 +96,17 @@ def _refuse_missing(row: Mapping[str, Any], names: Sequence[str]) -> None:
         return
     found = ", ".join(map(str, row)) or "none"
     hint = ""
-    if "input" in row and "gts" in row:
+    if "input" in row and "gts" in row and "input" not in names:
         hint = "; verl wrote it? give --format verl"
     elif "solution" in row and "response" not in row:
         hint = "; rows of a data set are no predictions, make some with `ffr-verl infer`"
     elif "response" in row and "messages" in row and "input" in names:
         hint = "; leave --format verl out"
-    raise ValueError(f"field {', '.join(missing)} is missing, found {found}{hint}")
+    if missing[0] in row:
+        kind = "a list" if missing[0] == "messages" else "text"
+        raise ValueError(f"field {missing[0]} is null, expected {kind}{hint}")
+    are = "is" if len(missing) == 1 else "are"
+    raise ValueError(f"field{'s' * (len(missing) > 1)} {', '.join(missing)} {are} missing, found {found}{hint}")
 
 
 def _text(row: Mapping[str, Any], name: str) -> str:

@@ -58,7 +58,7 @@ class UnusableLines:
 
 
 def read_predictions(
-    path: Path, *, lenient: bool = False, on_skipped: Callable[[int, str], None] | None = None
+    path: str | Path, *, lenient: bool = False, on_skipped: Callable[[int, str], None] | None = None
 ) -> Iterator[Prediction]:
     """Yield the predictions of a JSONL file, gzipped or not; blank lines are passed over.
 
@@ -83,11 +83,12 @@ def read_predictions(
         >>> prediction.line, prediction.response, prediction.images
         (1, 'none', ())
     """
+    path = Path(path)
     yield from _predictions(path, UnusableLines(path, lenient=lenient, on_skipped=on_skipped), prediction_of)
 
 
 def read_verl_dump(
-    path: Path, *, lenient: bool = False, on_skipped: Callable[[int, str], None] | None = None
+    path: str | Path, *, lenient: bool = False, on_skipped: Callable[[int, str], None] | None = None
 ) -> Iterator[Prediction]:
     """Yield the answers of a file that verl wrote, as predictions; as `read_predictions` otherwise.
 
@@ -99,6 +100,7 @@ def read_verl_dump(
         FFRError: as `read_predictions`; also for a row whose prompt has no utterance: verl drops special tokens there,
             so the file is of no use where the model's tokenizer holds the answer tags as such.
     """
+    path = Path(path)
     yield from _predictions(path, UnusableLines(path, lenient=lenient, on_skipped=on_skipped), prediction_of_verl)
 
 
@@ -141,6 +143,8 @@ def predictions_of_lines(
 
 
 def _parsed(line: bytes) -> dict[str, Any]:
+    if line.startswith(b"PAR1"):
+        raise ValueError("a parquet file; make predictions of a data set with `ffr-verl infer`")
     if b"\0" in line:
         raise ValueError("holds NUL bytes, as after an interrupted write or copy; make the file again")
     try:

@@ -171,7 +171,7 @@ def evaluate(
 
 
 def evaluate_file(
-    path: Path,
+    path: str | Path,
     *,
     row_format: PredictionFormat = "ffr",
     style: AnswerStyle = "plain",
@@ -194,6 +194,7 @@ def evaluate_file(
     Raises:
         FFRError: as `read_predictions`.
     """
+    path = Path(path)
     unusable = UnusableLines(path, lenient=lenient, on_skipped=on_skipped)
     counts = count_file(path, unusable, row_format=row_format, style=style, on_position=on_position)
     return result_of(counts, skipped=unusable.count, bootstrap=bootstrap)
@@ -203,6 +204,8 @@ def count_records(
     records: Iterable[Prediction | Mapping[str, Any]], *, style: AnswerStyle = "plain", with_keys: bool = False
 ) -> RowCounts:
     """The counts of records, see `evaluate`."""
+    if isinstance(records, str | Path):
+        raise TypeError("records, expected rows; a file is evaluated by evaluate_file")
     counter = RowCounter(style=style, with_keys=with_keys)
 
     def rows() -> Iterator[Answered]:
@@ -256,7 +259,7 @@ def result_of(
         on_rows: told how many rows the resamples have seen.
     """
     total, parts = _sums(counts)
-    settings = bootstrap or BootstrapSettings()
+    settings = BootstrapSettings() if bootstrap is None else bootstrap
     intervals = None
     if settings.resamples:
         [resampled] = resampled_metrics([counts], settings, on_rows=on_rows)

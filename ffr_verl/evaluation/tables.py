@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from ffr_verl.evaluation.comparison import Comparison
@@ -21,7 +22,7 @@ def result_tables(result: EvaluationResult, *, title: str) -> Iterator[Table]:
     intervals = result.intervals
     level = f", with {intervals['level']:.0%} intervals" if intervals else ""
     averages = {"micro": result.micro, "macro": result.macro}
-    yield _metrics_table(averages, intervals, title=f"{title}: {result.samples:,} answers{level}")
+    yield _metrics_table(averages, intervals, title=escape(f"{title}: {result.samples:,} answers{level}"))
     yield _rewards_table(result.rewards, intervals)
     yield _faults_table(result)
     yield _breakdowns_table(result)
@@ -32,7 +33,7 @@ def comparison_tables(comparison: Comparison, *, title: str) -> Iterator[Table]:
     found = comparison.intervals
     level = f", with {found['level']:.0%} intervals" if found else ""
     heading = f"{title}: difference on {comparison.matched:,} answers to the same rows{level}"
-    yield _metrics_table(comparison.difference, found, title=heading, sign="+")
+    yield _metrics_table(comparison.difference, found, title=escape(heading), sign="+")
     yield _rewards_table(comparison.difference["rewards"], found, sign="+")
 
 

@@ -206,6 +206,7 @@ def ask_endpoint(
     journal: AnswerJournal,
     settings: EndpointSettings,
     *,
+    patient: bool = True,
     on_rows: Callable[[int, int], None] = lambda done, total: None,
 ) -> str | None:
     """Ask the server for the rows that have no answer yet, and keep each answer in the journal when it comes.
@@ -217,6 +218,8 @@ def ask_endpoint(
         rows: of RL files, as many as the journal has.
         journal: gets the answers.
         settings: the server.
+        patient: raise when the server has answered nothing for a while, so that the user tries later; else take what
+            there is, if there is anything.
         on_rows: told how many rows of how many have their answer.
 
     Returns:
@@ -224,7 +227,7 @@ def ask_endpoint(
 
     Raises:
         FFRError: when the package openai is missing, the server cannot be reached, refuses the key or every row, or
-            has answered nothing for a while.
+            has answered nothing for a while, see `patient`.
     """
     if journal.answered == journal.rows:
         return None
@@ -233,15 +236,22 @@ def ask_endpoint(
     except ImportError:
         raise FFRError("--endpoint needs the package openai: pip install 'ffr-verl[endpoint]'") from None
     missing = ((number, row) for number, row in enumerate(rows) if number not in journal)
-    return asyncio.run(_Asking(openai, journal, settings, on_rows).all(missing))
+    return asyncio.run(_Asking(openai, journal, settings, on_rows, patient=patient).all(missing))
 
 
 class _Asking:
     """One run of requests."""
 
     def __init__(
-        self, openai: Any, journal: AnswerJournal, settings: EndpointSettings, on_rows: Callable[[int, int], None]
+        self,
+        openai: Any,
+        journal: AnswerJournal,
+        settings: EndpointSettings,
+        on_rows: Callable[[int, int], None],
+        *,
+        patient: bool,
     ) -> None:
+        self._patient, self._gave_up = patient, False
         self._openai, self._journal, self._settings, self._on_rows = openai, journal, settings, on_rows
         self._answered = self._refused = 0
         self._failed_in_succession = 0
@@ -266,6 +276,8 @@ class _Asking:
 
     async def _work(self, client: Any, missing: Iterator[tuple[int, Mapping[str, Any]]]) -> None:
         for number, row in missing:  # all workers take from one iterator
+            if self._gave_up:
+                return
             await self._ask_patiently(client, number, row)
 
     @staticmethod
@@ -287,6 +299,9 @@ class _Asking:
             self._last_failure = str(error)
             self._failed_in_succession += 1
             if self._failed_in_succession >= max(3, self._settings.concurrency):
+                if not self._patient and self._journal.answered:
+                    self._gave_up = True
+                    return
                 raise FFRError(
                     f"--endpoint {self._settings.url}: the last {self._failed_in_succession} requests failed, each "
                     f"tried {self._settings.retries + 1} times ({error}); {self._journal.answered} of "

@@ -120,6 +120,7 @@ class Generator:
             import vllm
             from transformers import AutoProcessor
             from vllm.lora.request import LoRARequest
+            from vllm.v1.engine.exceptions import EngineDeadError
         except ImportError as error:
             raise FFRError(
                 f"vllm is not installed ({error}): `make install`, or pip install 'ffr-verl[gpu]'"
@@ -149,8 +150,8 @@ class Generator:
                     **lora,
                 )
         except (OSError, ValueError, RuntimeError) as error:
-            raise FFRError(f"--model {settings.model}: vLLM cannot load it: {str(error).splitlines()[0]}") from None
-        self._lora = None
+            raise FFRError(f"--model {settings.model}: vLLM cannot load it: {_reason(error)}") from None
+        self._engine_dead, self._lora = EngineDeadError, None
         if settings.lora is not None:
             self._lora = LoRARequest("adapter", 1, str(settings.lora.expanduser().resolve()))
             try:
@@ -176,6 +177,11 @@ class Generator:
         good = [prompt for prompt in prompts if not isinstance(prompt, Answer)]
         try:
             found = iter(self._answers(good))
+        except self._engine_dead as error:
+            raise FFRError(
+                f"vLLM has ended ({_first_line(error)}): its own log above says why. The answers so far are kept; "
+                "the same command goes on"
+            ) from None
         except ValueError:  # vLLM refuses a prompt and does not say which; it has dropped the others too
             found = iter([self._answer_or_error(prompt) for prompt in good])
         return [prompt if isinstance(prompt, Answer) else next(found) for prompt in prompts]
@@ -283,8 +289,19 @@ def _engine_options(settings: GeneratorSettings) -> dict[str, Any]:
 
     if current_platform.is_cpu():
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-        return {"dtype": "float32", "enforce_eager": True}
+        # A drawn answer whose prompt is read in pieces ends the CPU engine: its random generators have no offset.
+        whole_prompts = {"enable_chunked_prefill": False, "max_num_batched_tokens": max(4096, settings.max_model_len)}
+        return {"dtype": "float32", "enforce_eager": True, **whole_prompts}
     return {"gpu_memory_utilization": settings.gpu_memory_utilization}
+
+
+def _reason(error: Exception) -> str:
+    """What pydantic's message says of the value, or the first line."""
+    for line in str(error).splitlines():
+        if "Value error, " in line:
+            text = line.partition("Value error, ")[2].partition(" [type=")[0]
+            return f"{text.rstrip('.')}; give a smaller --max-model-len" if "max_model_len" in text else text
+    return _first_line(error)
 
 
 def _first_line(error: Exception) -> str:

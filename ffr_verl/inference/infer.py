@@ -98,7 +98,7 @@ def infer(
     started = time.monotonic()
     has_windows = bool(whole) or window is not None
     for path in (output, windows_path(output)) if has_windows else (output,):
-        check_output(path, force=force, example="pred.jsonl")
+        check_output(path, force=force, example="pred.jsonl", inputs=(*files, *whole))
     asked = AskedRows(files, limit, window)
     check_columns([str(file) for file in (*files, *whole)], "rl")
     count, digest = asked.survey(max_images=settings.max_images)
@@ -111,7 +111,7 @@ def infer(
         if resumed:
             say(f"going on: {resumed} of {count} rows have their answer from an interrupted run")
         if isinstance(settings, EndpointSettings):
-            failure = ask_endpoint(asked, journal, settings, on_rows=on_rows)
+            failure = ask_endpoint(asked, journal, settings, patient=not allow_errors, on_rows=on_rows)
             left = count - journal.answered
             if left and not allow_errors:
                 raise FFRError(
@@ -152,7 +152,7 @@ def merge_predictions(predictions: Path, whole: Sequence[Path], output: Path, *,
         FFRError: see `merge_windows`; for an output that exists.
     """
     started = time.monotonic()
-    check_output(output, force=force, example="pred.jsonl")
+    check_output(output, force=force, example="pred.jsonl", inputs=(predictions, *whole))
     check_columns([str(file) for file in whole], "rl")
     rows = 0
     with _written([output]) as (file,):

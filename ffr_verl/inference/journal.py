@@ -34,19 +34,22 @@ def journal_folder(output: Path) -> Path:
     return output.parent / f".{output.name}.answers"
 
 
-def check_output(output: Path, *, force: bool, example: str) -> None:
-    """Refuse an output that is a folder, or that is there and shall not be replaced.
+def check_output(output: Path, *, force: bool, example: str, inputs: Iterable[Path] = ()) -> None:
+    """Refuse an output that is a folder, that is an input, or that is there and shall not be replaced.
 
     Args:
         output: the file to write.
-        force: replace it.
+        force: replace it; never an input.
         example: name of such a file, for the message.
+        inputs: what is read.
 
     Raises:
         FFRError: see above.
     """
     if output.is_dir():
         raise FFRError(f"--output {output}: a folder; give the name of a file, such as {output / example}")
+    if output.exists() and any(file.exists() and output.samefile(file) for file in inputs):
+        raise FFRError(f"--output {output}: is read by this command; give another name, such as {example}")
     if output.exists() and not force:
         raise FFRError(f"{output}: is there already; choose another --output, or replace it with --force")
 

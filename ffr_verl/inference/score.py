@@ -115,7 +115,8 @@ def score(
     started = time.monotonic()
     if (settings is None) == (predictions is None):
         raise FFRError("give --model DIR, or --predictions FILE")
-    check_output(output, force=force, example="difficulty.parquet")
+    inputs = [*files, *([] if predictions is None else [predictions])]
+    check_output(output, force=force, example="difficulty.parquet", inputs=inputs)
     names = [str(file) for file in files]
     check_columns(names, "rl")
 

@@ -68,8 +68,7 @@ def sft_model(folder: Path, sft: Stage) -> Path:
 
 @pytest.fixture(scope="session")
 def small_train(folder: Path) -> Path:
-    """The first 64 training rows with images and twice as many without: a step of twelve rows or more meets both, also
-    where the group filter takes the text rows out first, which the SFT model often answers alike."""
+    """The first 64 training rows with images and twice as many without, so that steps meet both."""
     train = pq.read_table(folder / "train.rl.parquet")
     has_images = np.array([bool(images) for images in train.column("images").to_pylist()])
     rows = np.concatenate([np.flatnonzero(has_images)[:64], np.flatnonzero(~has_images)[:128]])

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow.parquet as pq
 import pytest
 import torch
 from stages import answers_by_row, run_stage
@@ -50,6 +51,8 @@ def arguments(folder: Path, sft_model: Path, small_train: Path, difficulty: Path
         "algorithm.filter_groups.enable=false",
         "actor_rollout_ref.rollout.n=4",
         f"actor_rollout_ref.actor.ppo_mini_batch_size={BATCH}",
+        # Of one row each: a row without images is a micro-batch without any, which verl's forward does not take.
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1",
         "actor_rollout_ref.actor.optim.lr=1e-3",
         f"trainer.total_training_steps={STEPS}",
         "trainer.val_before_train=false",
@@ -109,18 +112,23 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(
     rows = DifficultyFile(difficulty).of_rows(row_keys([small_train]), name="train")
     config = CurriculumConfig(order="online", seed=SEED, online=OnlineConfig(metric="reward", scale=SCALE))
     uninterrupted = CurriculumSampler(rows, config)
+    has_images = [bool(images) for images in pq.read_table(small_train).column("images").to_pylist()]
+    trained_with_images = set()
     for step in range(1, STEPS + 1):
         drawn = [uninterrupted.row_at((step - 1) * BATCH + place) for place in range(BATCH)]
         answers = answers_by_row(rollouts / f"{step}.jsonl", small_train)
         assert {len(group) for group in answers.values()} == {4}
         rewards = {row: float(np.mean([answer["score"] for answer in group])) for row, group in answers.items()}
         assert sorted(rewards) == sorted(drawn), f"rows of step {step}"
+        trained_with_images |= {has_images[row] for row in drawn}
         metrics = uninterrupted.update(rewards)
         if step > 1:  # verl's file logger begins anew with every start
             logged = next(
                 entry["data"] for entry in stage.metrics if entry["step"] == step and "actor/loss" in entry["data"]
             )
             assert {name: logged[name] for name in metrics} == pytest.approx(metrics)
+
+    assert trained_with_images == {True, False}, "rows without images were trained on too"
 
     saved: dict[str, Any] = torch.load(checkpoints / f"global_step_{STEPS}" / "data.pt", weights_only=False)
     state, expected = saved["dataset_state"], uninterrupted.state_dict()

@@ -316,6 +316,30 @@ def test_rows_without_an_answer_for_now(server: FakeServer, data: Path, tmp_path
     assert {line["response"] for line in lines(tmp_path / "pred.jsonl")} == {"later"}
 
 
+def test_what_there_is_is_written_although_the_server_is_silent(
+    server: FakeServer, data: Path, tmp_path: Path
+) -> None:
+    """With --allow-errors, also when only rows without an answer are left: then nothing but failures comes back."""
+    lost = set(range(1, 16, 2))
+    server.reply = lambda body, number: failure(500, "odd") if position(body, data) in lost else completion("yes")
+    with pytest.raises(FFRError, match="8 of 16 rows have no answer"):
+        ask(server, data, tmp_path / "pred.jsonl", concurrency=16)
+    with pytest.raises(FFRError, match="run the same command again later"):
+        ask(server, data, tmp_path / "pred.jsonl", concurrency=2)
+    summary = ask(server, data, tmp_path / "pred.jsonl", concurrency=2, allow_errors=True)
+    assert summary.errors == (("no answer after all retries", 8),)
+    found = lines(tmp_path / "pred.jsonl")
+    assert {number for number, line in enumerate(found) if "error" in line} == lost
+
+
+def test_an_input_is_never_written_over(server: FakeServer, data: Path, tmp_path: Path) -> None:
+    before = data.read_bytes()
+    with pytest.raises(FFRError, match=r"is read by this command; give another name, such as pred\.jsonl"):
+        ask(server, data, data, force=True)
+    assert data.read_bytes() == before
+    assert not server.bodies
+
+
 def test_no_row_has_an_answer(server: FakeServer, data: Path, tmp_path: Path) -> None:
     server.reply = lambda body, number: failure(400, "too long")
     for _ in range(2):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -91,6 +93,23 @@ def test_the_command_does_not_overwrite_the_predictions(tmp_path: Path, command:
         status, text = command(path, *arguments)
         assert (status, message in text) == (2, True), text
     assert path.read_bytes() == before
+
+
+def test_names_with_brackets_are_shown_as_they_are(tmp_path: Path, command: Command) -> None:
+    path = saved(tmp_path / "a[red]b.jsonl", drawn(3))
+    status, text = command(path, "--bootstrap", 0, "--csv", tmp_path / "c[/x].csv")
+    assert status == 0, text
+    assert "a[red]b.jsonl: 3 answers" in text
+    assert "c[/x].csv" in text
+
+
+def test_files_are_written_before_the_tables(tmp_path: Path) -> None:
+    """A reader of the tables that closes early, as `head` does, takes nothing away."""
+    path, result = saved(tmp_path / "pred.jsonl", drawn(3)), tmp_path / "r.json"
+    arguments = [sys.executable, "-m", "ffr_verl", "evaluate", str(path), "--json", str(result)]
+    with Path("/dev/full").open("w") as full:
+        subprocess.run(arguments, stdout=full, stderr=subprocess.DEVNULL, check=False, timeout=120)
+    assert json.loads(result.read_text())["samples"] == 3
 
 
 def test_the_command_reads_what_verl_writes(tmp_path: Path, command: Command) -> None:

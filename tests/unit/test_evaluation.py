@@ -263,6 +263,8 @@ def test_records_that_are_no_predictions_are_named() -> None:
         evaluate([good, {**good, "labels": "x"}])
     with pytest.raises(FFRError, match="no records"):
         evaluate([])
+    with pytest.raises(TypeError, match="a file is evaluated by evaluate_file"):
+        evaluate("pred.jsonl")  # type: ignore[arg-type]
 
 
 def test_records_may_be_an_iterator() -> None:

@@ -115,17 +115,18 @@ BROKEN: Broken = {
     ),
     "a list": ([ROW], "line 2: found a list, expected an object: one prediction a line"),
     "the first line of a list": ("[", "line 2: starts a list, expected an object"),
+    "a parquet file": ("PAR1" + chr(0), "line 2: a parquet file; make predictions of a data set"),
     "a number": (3, "line 2: found a number, expected an object"),
     "no response": (without("response"), "line 2: field response is missing, found labels, messages, images"),
-    "no labels": ({**ROW, "labels": None}, "line 2: field labels is missing"),
+    "no labels": ({**ROW, "labels": None}, "line 2: field labels is null, expected text"),
     "no messages": (without("messages"), "line 2: field messages is missing"),
     "no dialogue_id": (without("dialogue_id"), "line 2: field dialogue_id is missing"),
-    "nothing": ({}, "line 2: field response, labels, messages, dialogue_id is missing, found none"),
+    "nothing": ({}, "line 2: fields response, labels, messages, dialogue_id are missing, found none"),
     "a row of a data set": (
         {"images": [], "dialogue_id": "d", "solution": GOLD, "messages": ROW["messages"]},
-        "line 2: field response, labels is missing, found .*; rows of a data set are no predictions, make some with",
+        "line 2: fields response, labels are missing, found .*; rows of a data set are no predictions, make some with",
     ),
-    "a row of verl": ({"input": PROMPT, "output": GOLD, "gts": GOLD}, "line 2: .* is missing.*give --format verl"),
+    "a row of verl": ({"input": PROMPT, "output": GOLD, "gts": GOLD}, "line 2: .* are missing.*give --format verl"),
     "response of another kind": ({**ROW, "response": [GOLD]}, "line 2: field response: found a list, expected text"),
     "labels of another kind": ({**ROW, "labels": {"x": 1}}, "line 2: field labels: found an object, expected text"),
     "a malformed gold": (
@@ -287,7 +288,7 @@ def test_a_file_that_verl_wrote(tmp_path: Path) -> None:
     with pytest.raises(FFRError, match=r"line 1: field input: no <\|utt_id_start\|>; verl drops special tokens"):
         evaluate_file(path, row_format="verl")
     written(path, {**row, "gts": None})
-    with pytest.raises(FFRError, match="line 1: field gts is missing, found input, output, gts, score, step"):
+    with pytest.raises(FFRError, match="line 1: field gts is null, expected text; or leave"):
         list(read_verl_dump(path))
     written(path, ROW)
     with pytest.raises(FFRError, match=r"line 1: field input, output, gts is missing.*leave --format verl out"):

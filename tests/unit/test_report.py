@@ -283,14 +283,17 @@ def test_an_output_that_exists_stays(folder: Path) -> None:
 
 def test_outputs_that_cannot_be_are_refused(folder: Path) -> None:
     predictions = write_rows(folder / "pred.jsonl", [row("x")])
+    other = write_rows(folder / "other.jsonl", [row("y")])
     for output, message in (
         (folder, "a folder"),
         (folder / "none" / "r.html", "no folder"),
-        (predictions, "is the file of predictions"),
+        (predictions, "is read by this command"),
+        (other, "is read by this command"),
     ):
         with pytest.raises(FFRError, match=message):
-            write_report(predictions, output, force=True)
+            write_report(predictions, output, ReportSettings(compare=other), force=True)
     assert json.loads(predictions.read_text())["response"] == "x"
+    assert json.loads(other.read_text())["response"] == "y"
 
 
 def test_of_many_rows_the_worst_are_shown(folder: Path) -> None:

@@ -6,7 +6,7 @@ import datetime
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,7 +134,8 @@ def write_report(
     """
     started = time.monotonic()
     settings = settings or ReportSettings()
-    _check_output(predictions, output, force=force)
+    inputs = [predictions, *[file for file in (settings.data, settings.compare) if file is not None]]
+    _check_output(inputs, output, force=force)
     root = _images_root(predictions, settings)
     if settings.embeddings is not None:
         try:
@@ -239,13 +240,13 @@ def _images_root(predictions: Path, settings: ReportSettings) -> Path:
     return Path(os.path.realpath(root))
 
 
-def _check_output(predictions: Path, output: Path, *, force: bool) -> None:
+def _check_output(inputs: Sequence[Path], output: Path, *, force: bool) -> None:
     if output.is_dir():
         raise FFRError(f"--output {output}: a folder; give the name of a file, such as {output / 'report.html'}")
     if not output.parent.is_dir():
         raise FFRError(f"--output {output}: no folder {output.parent}; make it first")
-    if output.exists() and predictions.exists() and output.samefile(predictions):
-        raise FFRError(f"--output {output}: is the file of predictions; give another name, such as report.html")
+    if output.exists() and any(file.exists() and output.samefile(file) for file in inputs):
+        raise FFRError(f"--output {output}: is read by this command; give another name, such as report.html")
     if output.exists() and not force:
         raise FFRError(f"{output}: is there already; choose another --output, or replace it with --force")
 

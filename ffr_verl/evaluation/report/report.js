@@ -262,7 +262,7 @@
     const tallies = [tally("utterances", gold.utterances, predicted.utterances), tally("images", gold.images, predicted.images)];
     const legend = make("p", { class: "keys-of-marks" }, ...["hit", "missed", "wrong"].flatMap((kind) => [mark(kind),
       make("span", { class: "quiet" }, tallies.map((one) => plural(one[kind], one.kind.slice(0, -1))).join(", "))]));
-    byId("inside").replaceChildren(
+    byId("inside").replaceChildren(...[
       make("h2", { id: "query" }, make("small", null, "Query"), row.query || "(no query)"),
       ...notes,
       rewardList(row),
@@ -272,7 +272,7 @@
       legend,
       turns.length ? fragmentMap(dialogue.turns, marks, gold.utterances, predicted.utterances) : null,
       turns.length ? make("ol", { class: "chat", id: "chat", "aria-label": "The dialogue" }, ...turns) : make("pre", null, dialogue.text),
-    );
+    ].filter((part) => part !== null));
     byId("where").replaceChildren(make("a", { href: `#row-${row.line}`, title: "link to this row" }, `Row ${row.line}`), ` · ${row.id}`);
     return tallies;
   }
