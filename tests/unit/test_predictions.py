@@ -291,5 +291,5 @@ def test_a_file_that_verl_wrote(tmp_path: Path) -> None:
     with pytest.raises(FFRError, match="line 1: field gts is null, expected text; or leave"):
         list(read_verl_dump(path))
     written(path, ROW)
-    with pytest.raises(FFRError, match=r"line 1: field input, output, gts is missing.*leave --format verl out"):
+    with pytest.raises(FFRError, match=r"line 1: fields input, output, gts are missing.*leave --format verl out"):
         list(read_verl_dump(path))
