@@ -147,8 +147,12 @@ class DifficultyFile:
             np.array(LEVELS)[known.to_numpy()],
             table.column("is_negative").to_numpy(),
         )
-        for name, values, most in (("f1", self._rows.f1, 1.0), ("entropy", self._rows.entropy, np.inf)):
-            wrong = np.flatnonzero(~((values >= 0) & (values <= most) & np.isfinite(values)))
+        # The published entropy of an answer of one token is a little below 0: -log(1 + 1e-12).
+        for name, values, least, most in (
+            ("f1", self._rows.f1, 0.0, 1.0),
+            ("entropy", self._rows.entropy, -1e-9, np.inf),
+        ):
+            wrong = np.flatnonzero(~((values >= least) & (values <= most) & np.isfinite(values)))
             if len(wrong):
                 raise FFRError(f"{path}: row {wrong[0]}: {name} is {values[wrong[0]]}; make it again")
 

@@ -247,6 +247,10 @@ def test_difficulty_files_that_cannot_be_used(parquet: Path, predictions: Path, 
         pq.write_table(made, path)
         with pytest.raises(FFRError, match=message):
             DifficultyFile(path)
+    entropy_of_one_token = token_entropy([-0.3])
+    assert -1e-9 < entropy_of_one_token < 0
+    pq.write_table(damaged(table, "entropy", entropy_of_one_token), path)
+    DifficultyFile(path)
     pq.write_table(table.slice(0, 100), path)
     with pytest.raises(FFRError, match=r"60 of 160 rows of train are not in it \(row 100 \.\.\.\); score them"):
         DifficultyFile(path).of_rows(row_keys([parquet / "train.rl.parquet"]), name="train")
