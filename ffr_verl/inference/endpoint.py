@@ -206,7 +206,7 @@ def ask_endpoint(
     journal: AnswerJournal,
     settings: EndpointSettings,
     *,
-    patient: bool = True,
+    allow_errors: bool = False,
     on_rows: Callable[[int, int], None] = lambda done, total: None,
 ) -> str | None:
     """Ask the server for the rows that have no answer yet, and keep each answer in the journal when it comes.
@@ -218,8 +218,8 @@ def ask_endpoint(
         rows: of RL files, as many as the journal has.
         journal: gets the answers.
         settings: the server.
-        patient: raise when the server has answered nothing for a while, so that the user tries later; else take what
-            there is, if there is anything.
+        allow_errors: when the server has answered nothing for a while, return with the answers that there are, if
+            there are any, instead of raising.
         on_rows: told how many rows of how many have their answer.
 
     Returns:
@@ -227,7 +227,7 @@ def ask_endpoint(
 
     Raises:
         FFRError: when the package openai is missing, the server cannot be reached, refuses the key or every row, or
-            has answered nothing for a while, see `patient`.
+            has answered nothing for a while, see `allow_errors`.
     """
     if journal.answered == journal.rows:
         return None
@@ -236,7 +236,7 @@ def ask_endpoint(
     except ImportError:
         raise FFRError("--endpoint needs the package openai: pip install 'ffr-verl[endpoint]'") from None
     missing = ((number, row) for number, row in enumerate(rows) if number not in journal)
-    return asyncio.run(_Asking(openai, journal, settings, on_rows, patient=patient).all(missing))
+    return asyncio.run(_Asking(openai, journal, settings, on_rows, allow_errors=allow_errors).all(missing))
 
 
 class _Asking:
@@ -249,9 +249,9 @@ class _Asking:
         settings: EndpointSettings,
         on_rows: Callable[[int, int], None],
         *,
-        patient: bool,
+        allow_errors: bool,
     ) -> None:
-        self._patient, self._gave_up = patient, False
+        self._allow_errors, self._gave_up = allow_errors, False
         self._openai, self._journal, self._settings, self._on_rows = openai, journal, settings, on_rows
         self._answered = self._refused = 0
         self._failed_in_succession = 0
@@ -299,7 +299,7 @@ class _Asking:
             self._last_failure = str(error)
             self._failed_in_succession += 1
             if self._failed_in_succession >= max(3, self._settings.concurrency):
-                if not self._patient and self._journal.answered:
+                if self._allow_errors and self._journal.answered:
                     self._gave_up = True
                     return
                 raise FFRError(

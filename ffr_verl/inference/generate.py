@@ -300,7 +300,8 @@ def _reason(error: Exception) -> str:
     for line in str(error).splitlines():
         if "Value error, " in line:
             text = line.partition("Value error, ")[2].partition(" [type=")[0]
-            return f"{text.rstrip('.')}; give a smaller --max-model-len" if "max_model_len" in text else text
+            too_long = "greater than the derived max_model_len" in text
+            return text.partition(". ")[0] + "; give a smaller --max-model-len" if too_long else text
     return _first_line(error)
 
 

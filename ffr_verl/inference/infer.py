@@ -111,7 +111,7 @@ def infer(
         if resumed:
             say(f"going on: {resumed} of {count} rows have their answer from an interrupted run")
         if isinstance(settings, EndpointSettings):
-            failure = ask_endpoint(asked, journal, settings, patient=not allow_errors, on_rows=on_rows)
+            failure = ask_endpoint(asked, journal, settings, allow_errors=allow_errors, on_rows=on_rows)
             left = count - journal.answered
             if left and not allow_errors:
                 raise FFRError(

@@ -120,6 +120,23 @@ def test_faults_are_explained(report: Report, open_page: OpenPage) -> None:
     expect(page.locator(".fault").nth(1)).to_have_text("Outside the dialogue: utterances 77; images 88")
 
 
+def test_a_prompt_without_a_dialogue_is_shown_as_it_is(hostile_report: Report, open_page: OpenPage) -> None:
+    page = open_page(hostile_report, "#row-2")
+    expect(page.locator(".fault", has_text="The dialogue cannot be read")).to_be_visible()
+    expect(page.locator("#inside > pre")).to_contain_text("no dialogue here")
+    assert "null" not in page.locator("#inside").inner_text()
+
+
+def test_a_printed_report_keeps_its_charts_and_leaves_the_tools_out(report: Report, open_page: OpenPage) -> None:
+    page = open_page(report)
+    page.emulate_media(media="print")
+    bars = page.locator("svg .bar")
+    assert bars.count() > 10
+    assert bars.evaluate_all("all => all.every(one => getComputedStyle(one).display !== 'none')")
+    for tool in (".dialogue > .bar", ".skip", ".filters", ".status"):
+        expect(page.locator(tool).first).to_be_hidden()
+
+
 # ---- filters
 
 

@@ -22,6 +22,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from ffr_verl.data.demo import write_demo_set
 from ffr_verl.data.prepare import prepare
 from ffr_verl.data.tokens import PromptTokens
 from ffr_verl.data.windows import WindowIds, WindowSettings
@@ -233,6 +234,17 @@ def test_drawn_answers_follow_the_seed(server: str, folder: Path, tmp_path: Path
     first = drawn("a", "--temperature", 1, "--seed", 3)
     assert first == drawn("b", "--temperature", 1, "--seed", 3)
     assert first != drawn("c", "--temperature", 1, "--seed", 4)
+
+
+def test_drawn_answers_to_long_prompts(folder: Path, tmp_path: Path) -> None:
+    """Prompts that vLLM would read in pieces, which its CPU engine does not survive with a seed."""
+    write_demo_set(tmp_path, train_rows=64, heldout_rows=1, turns_per_topic=(4, 6))
+    prepare(tmp_path / "train.json", images_root=tmp_path, output=tmp_path, split="train")
+    where = ("--model", folder / "base", "--data", tmp_path / "train.rl.parquet", "--output", tmp_path / "pred.jsonl")
+    infer(*where, "--max-images", 20, "--max-model-len", 2048, "--max-new-tokens", 16, "--temperature", 1, "--seed", 3)
+    found = lines(tmp_path / "pred.jsonl")
+    assert len(found) == 64
+    assert not [line for line in found if "error" in line]
 
 
 def test_a_window_that_covers_the_dialogue_is_asking_once(server: str, folder: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import datetime
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from ffr_verl.evaluation.report.summary import (
 from ffr_verl.evaluation.report.training import read_training
 from ffr_verl.evaluation.result import count_records, result_of
 from ffr_verl.fragments import AnswerStyle
+from ffr_verl.inference.journal import check_output
 from ffr_verl.rewards.coherence import CoherenceMode
 from ffr_verl.rewards.f1 import f1_reward
 from ffr_verl.rewards.ffr import open_scorer
@@ -135,7 +136,9 @@ def write_report(
     started = time.monotonic()
     settings = settings or ReportSettings()
     inputs = [predictions, *[file for file in (settings.data, settings.compare) if file is not None]]
-    _check_output(inputs, output, force=force)
+    check_output(output, force=force, example="report.html", inputs=inputs)
+    if not output.parent.is_dir():
+        raise FFRError(f"--output {output}: no folder {output.parent}; make it first")
     root = _images_root(predictions, settings)
     if settings.embeddings is not None:
         try:
@@ -238,17 +241,6 @@ def _images_root(predictions: Path, settings: ReportSettings) -> Path:
             f"--images-root {root}: no such folder; give the one that the rows' image paths are relative to"
         )
     return Path(os.path.realpath(root))
-
-
-def _check_output(inputs: Sequence[Path], output: Path, *, force: bool) -> None:
-    if output.is_dir():
-        raise FFRError(f"--output {output}: a folder; give the name of a file, such as {output / 'report.html'}")
-    if not output.parent.is_dir():
-        raise FFRError(f"--output {output}: no folder {output.parent}; make it first")
-    if output.exists() and any(file.exists() and output.samefile(file) for file in inputs):
-        raise FFRError(f"--output {output}: is read by this command; give another name, such as report.html")
-    if output.exists() and not force:
-        raise FFRError(f"{output}: is there already; choose another --output, or replace it with --force")
 
 
 def _worst(f1: list[float], most: int) -> np.ndarray:
