@@ -101,9 +101,10 @@ def main() -> None:
     except FFRError as error:
         sys.stderr.write(f"ffr-verl: error: {error}\n")
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        sys.stderr.write("ffr-verl: interrupted\n")
-        raise SystemExit(130) from None
+    except SystemExit as error:  # so Typer ends on Ctrl-C
+        if error.code == 130:
+            sys.stderr.write("ffr-verl: interrupted\n")
+        raise
 
 
 def _end(number: int, _frame: object) -> None:
@@ -450,13 +451,13 @@ def score(
 
     Example: ffr-verl score --model models/sft --data data/train.rl.parquet --output data/difficulty.parquet
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from ffr_verl.inference.difficulty_chart import draw_difficulty
     from ffr_verl.inference.generate import GeneratorSettings
+    from ffr_verl.inference.progress import RowProgress
     from ffr_verl.inference.rows import images_root_of
     from ffr_verl.inference.score import score as score_rows
 
+    _clean_up_when_terminated()
     settings = None
     if model is not None:
         settings = GeneratorSettings(
@@ -470,9 +471,7 @@ def score(
             gpu_memory_utilization=gpu_memory_utilization,
             trust_remote_code=trust_remote_code,
         )
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        task = progress.add_task("scoring", total=None)
+    with RowProgress("scoring", console) as progress:
         summary = score_rows(
             data,
             output,
@@ -481,7 +480,7 @@ def score(
             force=force,
             restart=restart,
             say=lambda text: console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True),
-            on_rows=lambda done, total: progress.update(task, completed=done, total=total),
+            on_rows=progress.update,
         )
     rows = summary.table.num_rows
     table = Table(title=f"{rows:,} rows, {summary.seconds:.0f} s")
@@ -667,18 +666,22 @@ def infer(
                 say=lambda text: console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True),
                 on_rows=progress.update,
             )
-    table = Table(title=f"{summary.rows:,} predictions, {summary.seconds:.0f} s", show_header=False)
+    title = f"{summary.rows:,} prediction{'s' * (summary.rows != 1)}, {summary.seconds:.0f} s"
+    table = Table(title=title, show_header=False)
     table.add_column("")
     table.add_column("", justify="right")
-    for name, value in (
+    lines = [
         ("rows asked", summary.asked),
         ("  by an interrupted run", summary.resumed),
         ("  cut off at --max-new-tokens", summary.cut_off),
-        ("  without an answer", sum(count for _, count in summary.errors)),
-    ):
+    ]
+    lines = lines if summary.asked else []  # --predictions: nothing was asked
+    lines.append(("  without an answer", sum(count for _, count in summary.errors)))
+    if merge or window is not None:
+        lines.append(("windows whose answer is not in the format", summary.malformed_windows))
+    for name, value in lines:
         table.add_row(name, f"{value:,}")
-    if summary.asked:
-        console.print(table)
+    console.print(table)
     for reason, count in summary.errors[:_MOST_REASONS]:
         console.print(
             f"{count:,} without an answer: {reason}", style="yellow", markup=False, highlight=False, soft_wrap=True
@@ -721,8 +724,8 @@ def evaluate(
 ) -> None:
     """Say how good predictions are: precision, recall, F1 and MCC, faults of the answers, where they fail.
 
-    Micro averages are the published ones; docs/evaluation.md defines every number. With --compare both files are
-    evaluated on the rows that both have (dialogue_id, query and gold answer are the same).
+    Micro averages are the published ones; docs/evaluation.md defines every number. With --compare the difference is
+    shown too, on the rows that both files have (dialogue_id, query and gold answer are the same).
 
     Example: ffr-verl evaluate pred.jsonl --compare baseline.jsonl --json result.json
     """
@@ -772,7 +775,7 @@ def report(
     ] = None,
     lenient: Annotated[bool, typer.Option("--lenient", help="Leave out lines that cannot be used.")] = False,
     most_rows: Annotated[
-        int, typer.Option(min=1, help="Most dialogues in the file; of more rows those of least F1 are kept.")
+        int, typer.Option(min=1, help="Most rows in the file; of more those of least F1 are shown.")
     ] = 5_000,
     thumbnail_size: Annotated[
         int, typer.Option(min=16, max=1024, help="Most pixels of a picture's longer side.")

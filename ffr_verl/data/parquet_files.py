@@ -27,6 +27,7 @@ _COLUMNS: dict[Kind, tuple[str, ...]] = {
     "rl": ("prompt", "images", "reward_model", "extra_info", "data_source"),
     "sft": ("messages", "images"),
 }
+_TRAINING_OPTION = "data.ffr.images_root=FOLDER"
 _SAMPLED_ROWS = 16
 _SAMPLED_GROUPS = 4
 _READERS = 8
@@ -74,8 +75,13 @@ def check_columns(files: Sequence[str], kind: Kind) -> None:
             )
 
 
-def images_root(files: Sequence[str], config: DataConfig) -> Path:
+def images_root(files: Sequence[str], config: DataConfig, *, option: str = _TRAINING_OPTION) -> Path:
     """The folder that image paths are relative to: `config.images_root`, or the one recorded in the files.
+
+    Args:
+        files: parquet files of `ffr-verl prepare`.
+        config: of the data.
+        option: how the user gives the folder, for the message.
 
     Raises:
         FFRError: when it is not configured and the files record none, or several.
@@ -85,9 +91,7 @@ def images_root(files: Sequence[str], config: DataConfig) -> Path:
     roots = {(read_schema(file).metadata or {}).get(IMAGES_ROOT_KEY, b"").decode() for file in files}
     if len(roots) != 1 or "" in roots:
         found = "no images root is recorded" if "" in roots else f"different images roots: {', '.join(sorted(roots))}"
-        raise FFRError(
-            f"{', '.join(files)}: {found}; give data.ffr.images_root=FOLDER, or make the files with `ffr-verl prepare`"
-        )
+        raise FFRError(f"{', '.join(files)}: {found}; give {option}, or make the files with `ffr-verl prepare`")
     return Path(roots.pop())
 
 
@@ -140,12 +144,18 @@ def _problem_below(root: Path, name: str, *, decode: bool) -> str | None:
         return str(error)
 
 
-def check_images(files: Sequence[str], root: Path, *, sample: bool) -> int:
+def check_images(files: Sequence[str], root: Path, *, sample: bool, option: str = _TRAINING_OPTION) -> int:
     """Open each image that the files name; with `sample`, decode those of about 16 rows of each file, which finds
     damage in the middle too.
 
     verl drops a row with an unreadable image without a word, or fails in the middle of training. Images that a file
     holds itself were checked when it was written: only a sample of them is looked at.
+
+    Args:
+        files: parquet files of `ffr-verl prepare`.
+        root: that image paths are relative to.
+        sample: see above.
+        option: how the user gives the root, for the message.
 
     Returns:
         How many different images were opened.
@@ -164,7 +174,7 @@ def check_images(files: Sequence[str], root: Path, *, sample: bool) -> int:
             with ThreadPoolExecutor(_READERS) as readers:
                 told = readers.map(lambda name: _problem_below(root, name, decode=sample), rows)
                 found = [(row, name, problem) for (name, row), problem in zip(rows.items(), told, strict=True)]
-            place, mend = f"images root {root}", "bring the images there, or give data.ffr.images_root=FOLDER"
+            place, mend = f"images root {root}", f"bring the images there, or give {option}"
         opened += len(found)
         bad = [(row, name, problem) for row, name, problem in found if problem]
         if bad:

@@ -83,6 +83,10 @@ class EndpointSettings:
         parts = urllib.parse.urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise FFRError(f"--endpoint: found {self.url!r}; give an address such as http://localhost:8000/v1")
+        if parts.path.rstrip("/").endswith("/completions"):
+            raise FFRError(
+                f"--endpoint: found {self.url!r}; give the base address, without /chat/completions, which is added"
+            )
         if parts.username or parts.password or parts.query:
             raise FFRError(
                 "--endpoint: the address carries a user, a password or a query; give the plain address, and with "
@@ -109,6 +113,10 @@ class EndpointSettings:
 
 class _RowFailed(Exception):
     """A row that the server refuses; the message says why."""
+
+
+class _NoCompletion(_RowFailed):
+    """What came back is no chat completion at all."""
 
 
 class _NoAnswerNow(Exception):
@@ -316,6 +324,10 @@ class _Asking:
             self._stop_or_wait(error, is_first=is_first)
             answer = Answer("", error=self._told(error))
         except _RowFailed as error:
+            if isinstance(error, _NoCompletion) and not self._answered:
+                raise FFRError(
+                    f"--endpoint {self._settings.url}: {self._told(error)}; is the address right? Most end in /v1"
+                ) from None
             answer = Answer("", error=self._told(error))
         self._journal.append([(number, answer.to_record())])
         self._refused += answer.error is not None
@@ -335,7 +347,7 @@ class _Asking:
         try:
             return await client.chat.completions.create(**named, extra_body=body)
         except json.JSONDecodeError as error:
-            raise _RowFailed(f"what came back is not JSON: {error}") from None
+            raise _NoCompletion(f"what came back is not JSON: {error}") from None
 
     def _stop_or_wait(self, error: Exception, *, is_first: bool) -> None:
         """Raise what stops the run, or what may go better later; return for a row that is refused."""
@@ -382,13 +394,21 @@ def _answer_of(completion: Any) -> Answer:
     """The answer in a completion, whatever the server made of the format."""
     choices = getattr(completion, "choices", None)
     if not choices:
-        raise _RowFailed(f"no choices in what came back: {str(completion)[:_LONGEST_MESSAGE]}")
+        failure = _NoCompletion if isinstance(completion, str) else _RowFailed
+        raise failure(f"no choices in what came back: {str(completion)[:_LONGEST_MESSAGE]}")
     choice = choices[0]
     reason = getattr(choice, "finish_reason", None)
     message = getattr(choice, "message", None)
     content = getattr(message, "content", None)
+    if isinstance(content, list):  # of parts, as some servers send it
+        content = "".join([str(part.get("text") or "") for part in content if isinstance(part, Mapping)])
     if reason == "content_filter" or getattr(message, "refusal", None):
         raise _RowFailed(f"{reason or 'refusal'}: {getattr(message, 'refusal', None) or 'stopped by the server'}")
+    if not content and any(getattr(message, name, None) for name in ("reasoning_content", "reasoning")):
+        raise _RowFailed(
+            f"reasoning and no answer (finish_reason {reason}): give the answer more room with --max-new-tokens, or "
+            "turn the server's parsing of reasoning off"
+        )
     tokens = getattr(getattr(choice, "logprobs", None), "content", None) or ()
     # Half of a surrogate pair, which JSON can carry, fits into no file.
     text = content.encode("utf-8", "replace").decode("utf-8") if isinstance(content, str) else ""

@@ -111,8 +111,7 @@ class Generator:
 
     def __init__(self, settings: GeneratorSettings) -> None:
         folder = Path(settings.model).expanduser()
-        looks_local = settings.model.startswith((".", "/", "~")) or settings.model.count("/") > 1
-        if looks_local and not (folder / "config.json").is_file():
+        if looks_local(settings.model) and not (folder / "config.json").is_file():
             raise FFRError(f"--model {settings.model}: no Hugging Face model folder; `ffr-verl merge` makes one")
         lora_rank = None if settings.lora is None else _lora_rank(settings.lora)
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -197,7 +196,10 @@ class Generator:
         try:
             return self._answers([prompt])[0]
         except ValueError as error:
-            return Answer("", error=_first_line(error))
+            told = _first_line(error)
+            if "longer than the maximum model length" in told:
+                told = f"{told.partition('. ')[0]}; raise --max-model-len, or cut long dialogues into windows"
+            return Answer("", error=told)
 
     def _answer(self, output: Any, drawn: Any) -> Answer:
         chosen = [
@@ -235,6 +237,17 @@ class Generator:
             else:
                 picture = str(resolve_image(self._settings.images_root, image))
             yield fetch_image({"image": picture, "max_pixels": self._settings.max_pixels})
+
+
+def looks_local(model: str) -> bool:
+    """Whether a model's name must be a folder: on the hub models are named OWNER/NAME.
+
+    Example:
+        >>> [looks_local(name) for name in ("models/sft/step", "sft", "~/sft", "Qwen/Qwen2-VL-7B-Instruct")]
+        [True, True, True, False]
+    """
+    owner, _, name = model.partition("/")
+    return model.startswith((".", "/", "~")) or not name or "/" in name or Path(owner).is_dir()
 
 
 def generate_answers(

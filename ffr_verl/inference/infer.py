@@ -6,6 +6,7 @@ A run that was killed goes on where it stopped, see `ffr_verl.inference.journal`
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -23,9 +24,11 @@ from ffr_verl.inference.generate import GeneratorSettings, generate_answers
 from ffr_verl.inference.journal import AnswerJournal, check_output, journal_folder
 from ffr_verl.inference.merge_windows import WindowAnswer, merge_windows, merged_prediction
 from ffr_verl.inference.predictions import prediction_row, write_prediction
-from ffr_verl.inference.rows import AskedRows
+from ffr_verl.inference.rows import IMAGES_ROOT_OPTION, AskedRows
 
 __all__ = ["InferSummary", "infer", "merge_predictions", "windows_path"]
+
+_NUMBER = re.compile(r"\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,9 @@ class InferSummary:
         asked: rows that were asked, windows counted one by one; 0 when predictions were merged only.
         resumed: of them answered by an earlier, interrupted run.
         cut_off: answers that ended at the most tokens of an answer.
-        errors: why rows have no answer, and how many; most frequent first.
+        errors: why rows have no answer, and how many; most frequent first. Reasons that differ in numbers only are
+            one, told by the first of them.
+        malformed_windows: windows whose answer is not in the format, and counts as nothing or as what can be read.
         windows: the file with the windows' answers, where there are windows.
         seconds: wall time.
     """
@@ -47,6 +52,7 @@ class InferSummary:
     resumed: int
     cut_off: int
     errors: tuple[tuple[str, int], ...]
+    malformed_windows: int
     windows: Path | None
     seconds: float
 
@@ -104,10 +110,10 @@ def infer(
     count, digest = asked.survey(max_images=settings.max_images)
     if whole:
         _check_merge(asked, whole)
-    check_images([str(file) for file in files], settings.images_root, sample=False)
+    check_images([str(file) for file in files], settings.images_root, sample=False, option=IMAGES_ROOT_OPTION)
     work = {**settings.work(), "rows": digest}
     with AnswerJournal(journal_folder(output), work, rows=count, restart=restart) as journal:
-        resumed = journal.answered
+        resumed, failure = journal.answered, None
         if resumed:
             say(f"going on: {resumed} of {count} rows have their answer from an interrupted run")
         if isinstance(settings, EndpointSettings):
@@ -120,20 +126,24 @@ def infer(
                 )
         else:
             generate_answers(asked, journal, settings, on_rows=on_rows)
-        errors, cut_off = _faults(journal)
-        if sum(errors.values()) == count:
+        records = _Records(journal, failure)
+        faults = records.faults()
+        if sum(count for _, count in faults.errors) == count:
             raise FFRError(
-                f"no row has an answer, such as: {next(iter(errors))}; change what is wrong, and begin anew with "
+                f"no row has an answer, such as: {faults.errors[0][0]}; change what is wrong, and begin anew with "
                 "--restart"
             )
-        rows = _write(asked, journal, output, whole, logprobs=settings.logprobs)
+        if settings.logprobs and faults.without_logprobs:
+            say(f"{faults.without_logprobs} answers came without log-probabilities, although they were asked for")
+        rows, malformed_windows = _write(asked, records, output, whole, logprobs=settings.logprobs)
         journal.remove()
     return InferSummary(
         rows=rows,
         asked=count,
         resumed=resumed,
-        cut_off=cut_off,
-        errors=tuple(errors.most_common()),
+        cut_off=faults.cut_off,
+        errors=faults.errors,
+        malformed_windows=malformed_windows,
         windows=windows_path(output) if has_windows else None,
         seconds=time.monotonic() - started,
     )
@@ -154,12 +164,17 @@ def merge_predictions(predictions: Path, whole: Sequence[Path], output: Path, *,
     started = time.monotonic()
     check_output(output, force=force, example="pred.jsonl", inputs=(predictions, *whole))
     check_columns([str(file) for file in whole], "rl")
-    rows = 0
+    rows = malformed = 0
+    reasons = _Reasons()
     with _written([output]) as (file,):
-        for row in merge_windows(read_rows(predictions), whole, name=str(predictions)):
+        answers = read_rows(predictions)
+        for row in merge_windows(answers, whole, name=str(predictions), refuse_second_answers=True):
             write_prediction(file, row)
             rows += 1
-    return InferSummary(rows, 0, 0, 0, (), None, time.monotonic() - started)
+            malformed += row.get("malformed_windows", 0)
+            if row.get("error"):
+                reasons.add(row["error"])
+    return InferSummary(rows, 0, 0, 0, reasons.most_common(), malformed, None, time.monotonic() - started)
 
 
 def _check_merge(asked: AskedRows, whole: Sequence[Path]) -> None:
@@ -170,33 +185,79 @@ def _check_merge(asked: AskedRows, whole: Sequence[Path]) -> None:
         pass
 
 
-def _faults(journal: AnswerJournal) -> tuple[Counter[str], int]:
-    errors: Counter[str] = Counter()
-    cut_off = 0
-    for record in journal.records():
-        if record is None or "error" in record:
-            errors["no answer after all retries" if record is None else record["error"]] += 1
-        else:
-            cut_off += record.get("is_cut_off", False)
-    return errors, cut_off
+class _Reasons:
+    """Counts why rows have no answer; reasons that differ in numbers only are one."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, str] = {}
+        self._counts: Counter[str] = Counter()
+
+    def add(self, reason: str) -> None:
+        kind = _NUMBER.sub("#", reason)
+        self._first.setdefault(kind, reason)
+        self._counts[kind] += 1
+
+    def most_common(self) -> tuple[tuple[str, int], ...]:
+        """The first reason of each kind, and how many there are."""
+        return tuple([(self._first[kind], count) for kind, count in self._counts.most_common()])
 
 
-def _write(asked: AskedRows, journal: AnswerJournal, output: Path, whole: Sequence[Path], *, logprobs: bool) -> int:
-    """Write the predictions, those of windows beside; how many the output has."""
+@dataclass(frozen=True, slots=True)
+class _Faults:
+    """What is not as it should be: `errors` and `cut_off` as in `InferSummary`; `without_logprobs` counts answers."""
+
+    errors: tuple[tuple[str, int], ...]
+    cut_off: int
+    without_logprobs: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Records:
+    """What a journal has of each row; of a row without an answer why it has none.
+
+    Attributes:
+        journal: with the answers.
+        failure: of the last request that got no answer.
+    """
+
+    journal: AnswerJournal
+    failure: str | None
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        why = f" ({self.failure})" if self.failure else ""
+        none = {"response": "", "logprobs": [], "error": f"no answer after all retries{why}"}
+        return (none if record is None else record for record in self.journal.records())
+
+    def faults(self) -> _Faults:
+        reasons, cut_off, without_logprobs = _Reasons(), 0, 0
+        for record in self:
+            if "error" in record:
+                reasons.add(record["error"])
+            else:
+                cut_off += record.get("is_cut_off", False)
+                without_logprobs += bool(record["response"]) and not record["logprobs"]
+        return _Faults(reasons.most_common(), cut_off, without_logprobs)
+
+
+def _write(
+    asked: AskedRows, records: _Records, output: Path, whole: Sequence[Path], *, logprobs: bool
+) -> tuple[int, int]:
+    """Write the predictions, those of windows beside; how many the output has, and how many windows are malformed."""
     has_windows = bool(whole) or asked.window is not None
     with _written([output, *([windows_path(output)] if has_windows else [])]) as (file, *windows):
-        rows = 0
-        for row in _predictions(asked, journal, windows, whole, logprobs=logprobs):
+        rows = malformed = 0
+        for row in _predictions(asked, records, windows, whole, logprobs=logprobs):
             write_prediction(file, row)
             rows += 1
-        return rows
+            malformed += row.get("malformed_windows", 0)
+        return rows, malformed
 
 
 def _predictions(
-    asked: AskedRows, journal: AnswerJournal, windows: Sequence[IO[str]], whole: Sequence[Path], *, logprobs: bool
+    asked: AskedRows, answers: _Records, windows: Sequence[IO[str]], whole: Sequence[Path], *, logprobs: bool
 ) -> Iterator[dict[str, Any]]:
     """The rows of the output; those of windows are written to a file of their own."""
-    records = journal.records()
+    records = iter(answers)
     if not windows:
         for row, record in zip(asked, records, strict=True):
             yield prediction_row(row, record, logprobs=logprobs)
@@ -209,12 +270,12 @@ def _predictions(
         yield from merge_windows(read_rows(Path(file.name)), whole, name=file.name)
         return
     for row in asked.whole():
-        answers = []
+        parts = []
         for part in asked.parts(row):
             prediction = prediction_row(part, next(records), logprobs=logprobs)
             write_prediction(file, prediction)
-            answers.append(WindowAnswer.of(prediction))
-        yield merged_prediction(row, answers)
+            parts.append(WindowAnswer.of(prediction))
+        yield merged_prediction(row, parts)
 
 
 @contextlib.contextmanager

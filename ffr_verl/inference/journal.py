@@ -50,6 +50,8 @@ def check_output(output: Path, *, force: bool, example: str, inputs: Iterable[Pa
         raise FFRError(f"--output {output}: a folder; give the name of a file, such as {output / example}")
     if output.exists() and any(file.exists() and output.samefile(file) for file in inputs):
         raise FFRError(f"--output {output}: is read by this command; give another name, such as {example}")
+    if output.suffix == ".gz":
+        raise FFRError(f"--output {output}: the file is not compressed; give a name without .gz")
     if output.exists() and not force:
         raise FFRError(f"{output}: is there already; choose another --output, or replace it with --force")
 
@@ -97,6 +99,8 @@ class AnswerJournal:
     ) -> None:
         for file in (self._sink, self._source, self._lock):
             file.close()
+        if error is not None and not self.answered:  # there is nothing to go on with
+            self.remove()
 
     def __contains__(self, row: int) -> bool:
         return self._offsets[row] != _NONE

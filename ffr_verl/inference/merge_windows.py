@@ -95,13 +95,19 @@ def merged_prediction(row: Mapping[str, Any], answers: Sequence[WindowAnswer]) -
         response is empty when no window has an answer in the format, and nothing could be read of them.
 
     Raises:
-        ValueError: when the answers are not to windows of this dialogue, or turns are in none of them.
+        ValueError: when the answers are not to windows of this dialogue, a window has two or none, or turns are in
+            none of them.
     """
     identifier = str(row["extra_info"]["dialogue_id"])
     if len(answers) == 1 and answers[0].dialogue_id == identifier:
         return answers[0].prediction(row)
     dialogue = parse_dialogue(row["prompt"], identifier)
     parts = [_part(dialogue, answer) for answer in answers]
+    numbers = sorted([window.number for window, _ in parts])
+    for place, number in enumerate(numbers):
+        if number != place:
+            what = f"two answers to window {number}" if number < place else f"no answer to window {place}"
+            raise ValueError(f"{what} ({identifier}_split_{min(number, place)})")
     seen = {utterance for window, _ in parts for utterance in range(*window.utterances)}
     lost = [utterance.id for utterance in dialogue.utterances if utterance.id not in seen]
     if lost:
@@ -118,7 +124,11 @@ def merged_prediction(row: Mapping[str, Any], answers: Sequence[WindowAnswer]) -
 
 
 def merge_windows(
-    predictions: Iterable[tuple[int, Mapping[str, Any]]], files: Sequence[Path], *, name: str
+    predictions: Iterable[tuple[int, Mapping[str, Any]]],
+    files: Sequence[Path],
+    *,
+    name: str,
+    refuse_second_answers: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """An answer to each row of the files, out of predictions of rows `ID_split_k`.
 
@@ -127,6 +137,7 @@ def merge_windows(
             `dialogue_id` are read; rows of dialogues that were not cut are among them as they are.
         files: RL files of the whole dialogues.
         name: of the predictions, for messages.
+        refuse_second_answers: of a row that is there twice with different answers; otherwise the first one counts.
 
     Raises:
         FFRError: when a prediction cannot be read, or a row of the files has no answers or not to all of its windows.
@@ -138,7 +149,14 @@ def merge_windows(
             answer = WindowAnswer.of(prediction)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise FFRError(f"{name}: row {number}: {error}; docs/inference.md says what a row has") from None
-        uncut[answer.dialogue_id, answer.query] = answer
+        first = uncut.setdefault((answer.dialogue_id, answer.query), answer)
+        if first is not answer:  # a row that the data have twice
+            if first.response != answer.response and refuse_second_answers:
+                raise FFRError(
+                    f"{name}: row {number}: another answer to {answer.query!r} of {answer.dialogue_id}, which has one "
+                    "already; leave one of them out"
+                )
+            continue
         split = window_id(answer.dialogue_id)
         if split is not None:
             windows.setdefault((split[0], answer.query), []).append(answer)

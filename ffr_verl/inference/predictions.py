@@ -9,13 +9,12 @@ from typing import IO, Any
 __all__ = ["prediction_row", "write_prediction"]
 
 
-def prediction_row(row: Mapping[str, Any], record: Mapping[str, Any] | None, *, logprobs: bool) -> dict[str, Any]:
+def prediction_row(row: Mapping[str, Any], record: Mapping[str, Any], *, logprobs: bool) -> dict[str, Any]:
     """A row of an RL file and the answer to it.
 
     Args:
         row: of an RL file.
-        record: `response`, `logprobs` and, where there is none, the `error`, as an `AnswerJournal` has it; `None` for
-            a row without an answer.
+        record: `response`, `logprobs` and, where there is none, the `error`, as an `AnswerJournal` has it.
         logprobs: whether to keep log-probabilities.
 
     Returns:
@@ -30,7 +29,6 @@ def prediction_row(row: Mapping[str, Any], record: Mapping[str, Any] | None, *, 
         {'response': 'yes', 'labels': 'gold', 'logprobs': {'content': [{'logprob': -0.5}]}, 'messages': [{'role': \
 'user', 'content': 'Find it.'}, {'role': 'assistant', 'content': 'yes'}], 'images': ['a.png'], 'dialogue_id': 'd'}
     """
-    record = record or {"response": "", "logprobs": [], "error": "no answer"}
     response = record["response"]
     found: dict[str, Any] = {"response": response, "labels": row["reward_model"]["ground_truth"]}
     if logprobs:

@@ -55,6 +55,7 @@ class RowProgress:
         self._task = self._bar.add_task(verb, total=None, rate="")
         self._start: tuple[float, int] | None = None
         self._last_line = time.monotonic()
+        self._done: tuple[int, int] | None = None
 
     def __enter__(self) -> RowProgress:
         self._bar.__enter__()
@@ -64,10 +65,19 @@ class RowProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.__exit__(kind, error, trace)
+        if self._done and isinstance(error, (KeyboardInterrupt, SystemExit)):
+            done, total = self._done
+            self._console.print(
+                f"stopped: {done:,} of {total:,} rows are done and kept; the same command goes on there",
+                style="yellow",
+                highlight=False,
+                soft_wrap=True,
+            )
 
     def update(self, done: int, total: int) -> None:
         """Show it; the clock starts with the first call, when the model is ready."""
         now = time.monotonic()
+        self._done = done, total
         self._start = self._start or (now, done)
         started, first = self._start
         rate = describe(done, total, first=first, seconds=now - started)

@@ -16,8 +16,9 @@ from ffr_verl.data.windows import WindowSettings, cut_row
 from ffr_verl.errors import FFRError
 from ffr_verl.samplers.difficulty_file import rows_of_files
 
-__all__ = ["AskedRows", "images_root_of"]
+__all__ = ["IMAGES_ROOT_OPTION", "AskedRows", "images_root_of"]
 
+IMAGES_ROOT_OPTION = "--images-root FOLDER"
 _WITHOUT_IMAGES = ("prompt", "reward_model", "extra_info")
 
 
@@ -84,4 +85,5 @@ class AskedRows:
 
 def images_root_of(files: Sequence[Path], given: Path | None) -> Path:
     """The folder of the images: the given one, or the one recorded in the files."""
-    return images_root([str(file) for file in files], DataConfig(images_root=None if given is None else str(given)))
+    config = DataConfig(images_root=None if given is None else str(given))
+    return images_root([str(file) for file in files], config, option=IMAGES_ROOT_OPTION)

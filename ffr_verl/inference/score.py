@@ -22,7 +22,7 @@ from ffr_verl.errors import FFRError
 from ffr_verl.fragments import parse_leniently
 from ffr_verl.inference.generate import Answer, GeneratorSettings, generate_answers
 from ffr_verl.inference.journal import AnswerJournal, check_output, journal_folder
-from ffr_verl.inference.rows import AskedRows
+from ffr_verl.inference.rows import IMAGES_ROOT_OPTION, AskedRows
 from ffr_verl.samplers.difficulty import LEVELS, difficulty_f1
 from ffr_verl.samplers.difficulty_file import (
     difficulty_table,
@@ -133,7 +133,7 @@ def score(
     assert settings is not None
     rows = AskedRows(files)
     count, digest = rows.survey(max_images=settings.max_images)
-    check_images(names, settings.images_root, sample=False)
+    check_images(names, settings.images_root, sample=False, option=IMAGES_ROOT_OPTION)
     work = {**settings.work(), "rows": digest}
     with AnswerJournal(journal_folder(output), work, rows=count, restart=restart) as journal:
         resumed = journal.answered
@@ -148,10 +148,7 @@ def score(
 def _record(answer: Answer, row: Mapping[str, Any]) -> dict[str, Any]:
     if answer.error is not None:
         info = row["extra_info"]
-        raise FFRError(
-            f"row {info['index']} ({info['dialogue_id']}) has no answer: {answer.error}; raise --max-model-len, or "
-            "cut long dialogues with ffr-verl prepare --window"
-        )
+        raise FFRError(f"row {info['index']} ({info['dialogue_id']}) has no answer: {answer.error}")
     record = answer.to_record()
     if answer.samples:
         gold = parse_leniently(row["reward_model"]["ground_truth"])
@@ -166,13 +163,15 @@ def answers_of_predictions(path: Path, files: Sequence[Path]) -> Iterator[dict[s
     Args:
         path: JSONL of `response`, `labels` (the gold answer), `dialogue_id`, `messages` and, where there are
             log-probabilities, `logprobs: {"content": [{"logprob": …}, …]}`; as ms-swift and the published tools write
-            it. Its rows may stand in any order, and there may be more than are asked for.
+            it. Rows with an `error` are no answers. Rows may stand in any order, and there may be more than are asked
+            for.
         files: the RL files.
 
     Raises:
         FFRError: when a row of `files` has no answer, or a prediction cannot be read.
     """
     found: dict[int, dict[str, Any]] = {}
+    refused: list[str] = []
     for number, row in read_rows(path):
         where = f"{path}: row {number}"
         missing = [name for name in ("response", "labels", "dialogue_id", "messages") if name not in row]
@@ -180,6 +179,9 @@ def answers_of_predictions(path: Path, files: Sequence[Path]) -> Iterator[dict[s
             raise FFRError(
                 f"{where}: no {', '.join(missing) or 'text in response and labels'}; see docs/curriculum.md"
             )
+        if row.get("error"):
+            refused.append(f"row {number}: {row['error']}")
+            continue
         try:
             query = parse_dialogue(row["messages"], "").query
             content = (row.get("logprobs") or {}).get("content") or ()
@@ -193,9 +195,10 @@ def answers_of_predictions(path: Path, files: Sequence[Path]) -> Iterator[dict[s
     keys = row_keys(files).tolist()
     without = [number for number, key in enumerate(keys) if key not in found]
     if without:
+        why = f"; {len(refused)} predictions say that they are no answer ({refused[0]})" if refused else ""
         raise FFRError(
             f"{path}: no answer to {len(without)} of {len(keys)} rows (row {without[0]} ...), by dialogue_id, query "
-            "and labels"
+            f"and labels{why}"
         )
     for key in keys:
         yield found[key]

@@ -222,6 +222,11 @@ def test_predictions_that_do_not_fit(parquet: Path, predictions: Path, tmp_path:
     predictions.write_text("\n".join(lines[1:]))
     with pytest.raises(FFRError, match="no answer to 1 of 160 rows"):
         score(source, tmp_path / "d.parquet", predictions=predictions)
+    predictions.write_text("\n".join([json.dumps({**json.loads(lines[0]), "error": "400: too long"}), *lines[1:]]))
+    with pytest.raises(
+        FFRError, match=r"no answer to 1 of 160 .*1 predictions say .* no answer \(row 0: 400: too long"
+    ):
+        score(source, tmp_path / "d.parquet", predictions=predictions)
     assert not (tmp_path / "d.parquet").exists()
 
 

@@ -6,10 +6,7 @@ import base64
 import io
 import json
 import os
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -57,7 +54,8 @@ def settings(server: FakeServer, data: Path, **options: Any) -> EndpointSettings
 
 
 def ask(server: FakeServer, data: Path, output: Path, **options: Any) -> InferSummary:
-    of_infer = {name: options.pop(name) for name in ("limit", "allow_errors", "force", "restart") if name in options}
+    names = ("limit", "allow_errors", "force", "restart", "say")
+    of_infer = {name: options.pop(name) for name in names if name in options}
     return infer([data], output, settings(server, data, **options), **of_infer)
 
 
@@ -240,6 +238,8 @@ def test_a_refused_row_is_kept_with_its_reason(server: FakeServer, data: Path, t
             8: failure(403, "flagged by moderation"),
             9: (200, '{"choices": [', {}),
             10: (200, "<html>", {"content-type": "text/html"}),
+            11: completion([{"type": "text", "text": "in "}, {"type": "text", "text": "parts"}]),
+            12: completion(None, finish_reason="length", reasoning="well, let me think"),
         }.get(position(body, data), completion("yes"))
 
     server.reply = reply
@@ -252,10 +252,32 @@ def test_a_refused_row_is_kept_with_its_reason(server: FakeServer, data: Path, t
     assert errors[8] == "403: flagged by moderation"
     assert errors[9].startswith("what came back is not JSON")
     assert errors[10] == "no choices in what came back: <html>"
-    assert sorted(errors) == [3, 4, 5, 8, 9, 10]
+    assert errors[12].startswith("reasoning and no answer (finish_reason length): give the answer more room")
+    assert sorted(errors) == [3, 4, 5, 8, 9, 10, 12]
+    assert found[11]["response"] == "in parts"
     assert [found[number]["response"] for number in (3, 4, 5, 6, 7, 8)] == ["", "", "", "", "too lo", ""]
-    assert all(found[number]["response"] == "yes" for number in (0, 1, 2, *range(11, 16)))
-    assert (sum(count for _, count in summary.errors), summary.cut_off) == (6, 1)
+    assert all(found[number]["response"] == "yes" for number in (0, 1, 2, 13, 14, 15))
+    assert (sum(count for _, count in summary.errors), summary.cut_off) == (7, 1)
+
+
+def test_reasons_that_differ_in_numbers_are_one(server: FakeServer, data: Path, tmp_path: Path) -> None:
+    def reply(body: dict[str, Any], number: int) -> Any:
+        place = position(body, data)
+        return failure(400, f"{5000 + place} tokens, at most 4096") if place % 4 == 1 else completion("yes")
+
+    server.reply = reply
+    summary = ask(server, data, tmp_path / "pred.jsonl")
+    assert summary.errors == (("400: 5001 tokens, at most 4096", 4),)
+
+
+def test_log_probabilities_that_do_not_come_are_told(server: FakeServer, data: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    ask(server, data, tmp_path / "pred.jsonl", logprobs=True, say=said.append)
+    assert said == ["16 answers came without log-probabilities, although they were asked for"]
+    said.clear()
+    server.reply = lambda body, number: completion("yes", logprobs=[-0.5])
+    ask(server, data, tmp_path / "more.jsonl", logprobs=True, say=said.append)
+    assert said == []
 
 
 @pytest.mark.parametrize(
@@ -268,6 +290,8 @@ def test_a_refused_row_is_kept_with_its_reason(server: FakeServer, data: Path, t
         ),
         (failure(403, "not yours"), r"refuses the key \(403: not yours\)", 1),
         (failure(404, "no model m"), r"404: no model m; most addresses end in /v1, and --model must be a name", 1),
+        ((200, "<html>", {"content-type": "text/html"}), "no choices in .*<html>; is the address right", 1),
+        ((200, "{", {}), "what came back is not JSON.*; is the address right", 1),
         (failure(402, "no credit"), r"402: no credit; 0 of 16 rows have their answer and are kept", 1),
         (
             failure(429, "quota", code="insufficient_quota"),
@@ -286,6 +310,7 @@ def test_what_stops_the_run(
         ask(server, data, tmp_path / "pred.jsonl")
     assert len(server.bodies) <= asked
     assert not (tmp_path / "pred.jsonl").exists()
+    assert journal_folder(tmp_path / "pred.jsonl").exists() == ("refused, such as" in message), "nothing to go on with"
 
 
 def test_a_key_that_is_refused_in_the_middle(server: FakeServer, data: Path, tmp_path: Path) -> None:
@@ -308,9 +333,10 @@ def test_rows_without_an_answer_for_now(server: FakeServer, data: Path, tmp_path
     server.bodies.clear()
     summary = ask(server, data, tmp_path / "pred.jsonl", allow_errors=True)
     assert {position(body, data) for body in server.bodies} == {2, 9}
-    assert summary.errors == (("no answer after all retries", 2),)
+    assert summary.errors == (("no answer after all retries (500: odd)", 2),)
     found = lines(tmp_path / "pred.jsonl")
-    assert [number for number, line in enumerate(found) if line.get("error") == "no answer"] == [2, 9]
+    why = "no answer after all retries (500: odd)"
+    assert [number for number, line in enumerate(found) if line.get("error") == why] == [2, 9]
     server.reply = lambda body, number: completion("later")
     ask(server, data, tmp_path / "pred.jsonl", force=True)
     assert {line["response"] for line in lines(tmp_path / "pred.jsonl")} == {"later"}
@@ -327,7 +353,7 @@ def test_what_there_is_is_written_although_the_server_is_silent(
     with pytest.raises(FFRError, match="run the same command again later"):
         ask(server, data, tmp_path / "pred.jsonl", concurrency=2)
     summary = ask(server, data, tmp_path / "pred.jsonl", concurrency=2, allow_errors=True)
-    assert summary.errors == (("no answer after all retries", 8),)
+    assert summary.errors == (("no answer after all retries (500: odd)", 8),)
     found = lines(tmp_path / "pred.jsonl")
     assert {number for number, line in enumerate(found) if "error" in line} == lost
 
@@ -378,6 +404,7 @@ def test_nobody_listens(data: Path, tmp_path: Path) -> None:
         ({"url": "localhost:8000/v1"}, "give an address such as http://localhost:8000/v1"),
         ({"url": "http://me:secret@host/v1"}, "carries a user, a password or a query"),
         ({"url": "https://host/v1?key=secret"}, "carries a user, a password or a query"),
+        ({"url": "https://host/v1/chat/completions/"}, "give the base address, without /chat/completions"),
         ({"url": "https://host/v1", "api_key_env": "FFR_NOT_SET"}, "--api-key-env FFR_NOT_SET: no such environment"),
     ],
 )
@@ -385,60 +412,6 @@ def test_addresses_and_keys_that_are_refused(options: dict[str, Any], message: s
     with pytest.raises(FFRError, match=message) as caught:
         EndpointSettings(**options, model="m", images_root=tmp_path)
     assert "secret" not in str(caught.value)
-
-
-def command(server: FakeServer, data: Path, output: Path, *more: str) -> list[str]:
-    options = {"data": data, "output": output, "model": "m", "endpoint": server.url, "api-key-env": "FFR_TEST_KEY"}
-    given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    return [sys.executable, "-m", "ffr_verl", "infer", *given, *more]
-
-
-def run(*arguments: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), capture_output=True, text=True, check=False, timeout=60)
-
-
-def test_a_kill_costs_only_the_requests_in_flight(server: FakeServer, data: Path, tmp_path: Path) -> None:
-    """As a user sees it: kill -9 in the middle, the same command again; the key is in no file and on no screen."""
-    hang = threading.Event()
-
-    def reply(body: dict[str, Any], number: int) -> Any:
-        if number >= 9:
-            hang.wait(30)
-        return completion(f"answer {position(body, data)}")
-
-    server.reply = reply
-    output = tmp_path / "pred.jsonl"
-    log = tmp_path / "first.log"
-    with log.open("wb") as sink:
-        process = subprocess.Popen(command(server, data, output, "--concurrency", "3"), stdout=sink, stderr=sink)
-        for _ in range(300):
-            if len(server.bodies) == 12:
-                break
-            time.sleep(0.1)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert len(server.bodies) == 12
-    assert not output.exists()
-    work = journal_folder(output)
-    assert KEY not in "".join(file.read_text() for file in work.iterdir()) + log.read_text()
-    hang.set()
-    server.bodies.clear()
-    server.reply = lambda body, number: completion(f"answer {position(body, data)}")
-    finished = run(server, data, output, "--concurrency", "3")
-    assert finished.returncode == 0, finished.stderr
-    assert "going on: 9 of 16 rows have their answer from an interrupted run" in finished.stdout
-    assert len(server.bodies) == 7, "the three in flight, and the four that had not been asked"
-    assert [line["response"] for line in lines(output)] == [f"answer {number}" for number in range(16)]
-    assert KEY not in finished.stdout + finished.stderr + output.read_text()
-    assert {file.name for file in tmp_path.iterdir()} == {"pred.jsonl", "first.log"}
-
-
-def test_the_command_tells_what_failed(server: FakeServer, data: Path, tmp_path: Path) -> None:
-    server.reply = lambda body, number: failure(400, "too long") if number in (3, 7) else completion("yes")
-    finished = run(server, data, tmp_path / "pred.jsonl")
-    assert finished.returncode == 0, finished.stderr
-    assert "2 without an answer: 400: too long" in finished.stdout
-    assert "answering: 16 of 16 rows" in finished.stdout
 
 
 def test_without_a_key_none_is_sent(server: FakeServer, data: Path, tmp_path: Path) -> None:

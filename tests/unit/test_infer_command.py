@@ -41,9 +41,17 @@ SERVER = ["--model", "m", "--endpoint", "http://127.0.0.1:9/v1"]
         (["--data", "DATA", *SERVER, "--max-images", "0"], r"images, at most 0; raise --max-images"),
         (["--data", "SFT", *SERVER], r"no column .*; this stage needs NAME\.rl\.parquet"),
         (["--data", "none.parquet", *SERVER], "none.parquet: no such file"),
-        (["--data", "DATA", *SERVER, "--images-root", "/nowhere"], "no such file .*; bring the images there"),
+        (
+            ["--data", "DATA", *SERVER, "--images-root", "/nowhere"],
+            "no such file .*; bring the images there, or give --images-root",
+        ),
+        (
+            ["--data", "DATA", "--model", "sft"],
+            "--model sft: no Hugging Face model folder; `ffr-verl merge` makes one",
+        ),
+        (["--data", "DATA", *SERVER, "--output", "p.jsonl.gz"], "the file is not compressed; give a name without .gz"),
         (["--data", "DATA", "--model", "./none"], "no Hugging Face model folder; `ffr-verl merge` makes one"),
-        (["--data", "DATA", "--model", "m", "--lora", "none"], "--lora none: no adapter_config.json in it"),
+        (["--data", "DATA", "--model", "o/m", "--lora", "none"], "--lora none: no adapter_config.json in it"),
     ],
 )
 def test_options_that_are_refused(

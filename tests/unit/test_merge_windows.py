@@ -178,6 +178,14 @@ def test_answers_that_cannot_be_united() -> None:
     ]
     with pytest.raises(ValueError, match=r"no answer to a window with utterance 4 \(2 utterances are in none\)"):
         merged_prediction(row, parts[:1])
+    three = [
+        WindowAnswer.of(prediction_row(part, gold_of(part), logprobs=True))
+        for part in cut_row(row, WindowSettings(4, 1, "global"))
+    ]
+    with pytest.raises(ValueError, match=r"no answer to window 1 \(d_split_1\)"):
+        merged_prediction(row, [three[0], three[2]])  # which show all turns
+    with pytest.raises(ValueError, match=r"two answers to window 1 \(d_split_1\)"):
+        merged_prediction(row, [*three, three[1]])
     with pytest.raises(ValueError, match="d_split_0 is not a window of it; the data were prepared otherwise"):
         merged_prediction(other, parts)
     part = prediction_row(cut_row(row, WindowSettings(4, 2, "global"))[1], gold_of(row), logprobs=True)
@@ -262,6 +270,13 @@ def test_predictions_of_any_tool_are_united(data: Path, tmp_path: Path, ids: Win
     )
     with pytest.raises(FFRError, match=r"windows\.jsonl: to row 0 of .*whole.* \(twice, .*\): no answer to a window"):
         merge_predictions(tmp_path / "windows.jsonl", [whole], tmp_path / "other.jsonl")
+    second = {**made[0], "response": "another"}
+    (tmp_path / "windows.jsonl").write_text("\n".join(json.dumps(row) for row in [*made, made[0], second]))
+    with pytest.raises(FFRError, match=rf"row {len(made) + 1}: another answer to .* of .*, which has one already"):
+        merge_predictions(tmp_path / "windows.jsonl", [whole], tmp_path / "other.jsonl")
+    (tmp_path / "windows.jsonl").write_text("\n".join(json.dumps(row) for row in [*made, made[0]]))
+    assert merge_predictions(tmp_path / "windows.jsonl", [whole], tmp_path / "same.jsonl").rows == 8
+    assert (tmp_path / "same.jsonl").read_text() == (tmp_path / "new" / "pred.jsonl").read_text()
     (tmp_path / "windows.jsonl").write_text("")
     with pytest.raises(FFRError, match="no answer to it or its windows"):
         merge_predictions(tmp_path / "windows.jsonl", [whole], tmp_path / "other.jsonl")
@@ -321,6 +336,6 @@ def test_what_cannot_be_merged_is_found_before_a_model_is_asked(
     table = pq.read_table(data / "global.rl.parquet")
     pq.write_table(table.slice(1), tmp_path / "less.rl.parquet")
     asked = EndpointSettings(server.url, "m", data.resolve(), max_images=20)
-    with pytest.raises(FFRError, match=r"less\.rl\.parquet: to row 0 of .*: no answer to a window with utterance 0"):
+    with pytest.raises(FFRError, match=r"less\.rl\.parquet: to row 0 of .*: no answer to window 0 \(twice_split_0\)"):
         infer([tmp_path / "less.rl.parquet"], tmp_path / "a.jsonl", asked, whole=[data / "whole.rl.parquet"])
     assert not server.bodies

@@ -7,12 +7,9 @@ import errno
 import io
 import json
 import os
-import random
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -287,71 +284,3 @@ def test_the_closing_table(folder: Path) -> None:
         "empty golds",
     ]
     assert all(most for name, (_, most) in lines.items() if name not in ("rows", "dialogues", "empty golds"))
-
-
-KILLED = """
-import sys, pathlib
-from ffr_verl.data.prepare import prepare
-folder = pathlib.Path(sys.argv[1])
-print("started", flush=True)
-prepare(folder / "train.json", images_root=folder, output=folder / "out", split="train")
-"""
-
-
-def test_killed_at_any_moment_it_leaves_nothing_or_whole_files(folder: Path) -> None:
-    (folder / "train.json").write_text(json.dumps(list(demo_rows(folder / "images", rows=800, seed=3))))
-    source = random.Random(0)
-    command = [sys.executable, "-c", KILLED, str(folder)]
-    # The moments are spread over what an undisturbed run takes here and now.
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as undisturbed:
-        assert undisturbed.stdout is not None
-        undisturbed.stdout.readline()
-        started = time.monotonic()
-        assert undisturbed.wait() == 0
-        taken = time.monotonic() - started
-    for path in (folder / "out").iterdir():
-        path.unlink()
-    started = time.monotonic()
-    whole = interrupted = 0
-    while (whole < 2 or interrupted < 3) and time.monotonic() - started < 60:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(source.uniform(0.0, 2.0 * taken))
-        process.kill()
-        process.wait()
-        process.stdout.close()
-        visible = [path for path in (folder / "out").glob("*") if not path.name.startswith(".")]
-        assert len(visible) in (0, 2), "both files or none"
-        for path in visible:
-            assert pq.read_table(path).num_rows == 800
-            path.unlink()
-        whole += len(visible)
-        interrupted += not visible
-    assert whole >= 2
-    assert interrupted >= 3
-    summary = run(folder)
-    assert sorted((folder / "out").iterdir()) == sorted((summary.rl_path, summary.sft_path)), "what was left is gone"
-
-
-@pytest.mark.parametrize(("by", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_an_end_on_request_leaves_nothing_at_all(folder: Path, by: signal.Signals, status: int) -> None:
-    lines = "".join(json.dumps(row) + "\n" for row in demo_rows(folder / "images", rows=400, seed=3))
-    with (folder / "train.jsonl").open("w") as file:
-        file.writelines([lines] * 100)
-    command = [sys.executable, "-m", "ffr_verl", "prepare", str(folder / "train.jsonl"), "--images-root", str(folder)]
-    process = subprocess.Popen(
-        [*command, "--output", str(folder / "out"), "--split", "train", "--report", str(folder / "r.json")],
-        stderr=subprocess.PIPE,
-        # A job in the background of a shell inherits SIGINT ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    deadline = time.monotonic() + 30
-    while not (folder / "out" / ".train.rl.parquet.partial").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(by)
-    _, error = process.communicate(timeout=30)
-    assert process.returncode == status, error
-    assert not (folder / "out").exists()
-    assert json.loads((folder / "r.json").read_text())["error"].startswith("interrupted")

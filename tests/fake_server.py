@@ -15,13 +15,17 @@ __all__ = ["FakeServer", "completion", "failure", "fake_server"]
 Reply = tuple[int, dict[str, Any] | str, dict[str, str]]
 
 
-def completion(text: str | None, *, finish_reason: str = "stop", logprobs: list[float] | None = None) -> Reply:
+def completion(
+    text: Any, *, finish_reason: str = "stop", logprobs: list[float] | None = None, reasoning: str | None = None
+) -> Reply:
     """An answer."""
     choice: dict[str, Any] = {
         "index": 0,
         "finish_reason": finish_reason,
         "message": {"role": "assistant", "content": text},
     }
+    if reasoning is not None:
+        choice["message"]["reasoning_content"] = reasoning
     if logprobs is not None:
         choice["logprobs"] = {"content": [{"token": "x", "logprob": value, "top_logprobs": []} for value in logprobs]}
     return 200, {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}, {}
