@@ -9,16 +9,17 @@ from typing import Literal
 import msgspec
 
 from ffr_verl.evaluation.lines import read_lines
-from ffr_verl.evaluation.prediction_rows import NO_USER, prediction_of, prediction_of_verl, user_prompt
+from ffr_verl.evaluation.prediction_rows import NO_USER, Prediction, prediction_of, prediction_of_verl, user_prompt
 from ffr_verl.evaluation.predictions import UnusableLines, predictions_of_lines
 
-__all__ = ["Answered", "PredictionFormat", "read_answered"]
+__all__ = ["Answered", "PredictionFormat", "answered", "read_answered"]
 
 PredictionFormat = Literal["ffr", "verl"]
 
-# Line, response, labels, user's message and dialogue_id of a row: all that the metrics need. A plain tuple, and read
-# without the rest of the row, because these are most of the time that an evaluation takes.
-Answered = tuple[int, str, str, str, str]
+# Line, response, labels, user's message, dialogue_id and error (why there is no answer) of a row: all that the
+# metrics need. A plain tuple, and read without the rest of the row, because these are most of the time that an
+# evaluation takes.
+Answered = tuple[int, str, str, str, str, str | None]
 
 
 def read_answered(
@@ -44,7 +45,7 @@ def read_answered(
         rows = _typed_rows(lines) if row_format == "ffr" else None
         if rows is None:  # one of the lines is broken, or unusual: look at each
             for one in predictions_of_lines(first, lines, unusable, convert):
-                yield one.line, one.response, one.labels, user_prompt(one.messages), one.dialogue_id
+                yield answered(one)
             continue
         for number, row in enumerate(rows, start=first):
             messages = row.messages
@@ -56,7 +57,12 @@ def read_answered(
                     unusable.add(number, NO_USER)
                     continue
                 prompt = found[0]
-            yield number, row.response, row.labels, prompt, row.dialogue_id
+            yield number, row.response, row.labels, prompt, row.dialogue_id, row.error
+
+
+def answered(one: Prediction) -> Answered:
+    """What the metrics need of a prediction."""
+    return one.line, one.response, one.labels, user_prompt(one.messages), one.dialogue_id, one.error
 
 
 class _Message(msgspec.Struct, gc=False):
@@ -85,6 +91,7 @@ class _Row(msgspec.Struct, gc=False):
     dialogue_id: str
     images: list[str | _Image] | None = None
     logprobs: _Logprobs | None = None
+    error: str | None = None
 
 
 _decode_row = msgspec.json.Decoder(_Row).decode

@@ -16,15 +16,17 @@ from ffr_verl.errors import FFRError
 from ffr_verl.evaluation.answered import PredictionFormat
 from ffr_verl.evaluation.bootstrap import BootstrapSettings
 from ffr_verl.evaluation.comparison import compare as compare_counts
-from ffr_verl.evaluation.counts import RowCounts
+from ffr_verl.evaluation.counts import FAULTS, RowCounts
 from ffr_verl.evaluation.predictions import UnusableLines
 from ffr_verl.evaluation.result import count_file, result_of
 from ffr_verl.evaluation.tables import comparison_tables, result_tables
-from ffr_verl.fragments import AnswerStyle
+from ffr_verl.fragments import AnswerStyle, MalformedReason
 
 __all__ = ["evaluate_command"]
 
 _LINES_SHOWN = 5
+_REASONS_SHOWN = 3
+_TEXT_OUTSIDE = FAULTS.index(MalformedReason.TEXT_OUTSIDE) + 1
 
 
 def evaluate_command(
@@ -93,22 +95,27 @@ def evaluate_command(
         result = result_of(counts, skipped=unusable.count, bootstrap=settings, on_rows=task("resampling", len(counts)))
         comparison = None
         if compare is not None:
-            others, _ = counts_of(compare)
+            others, unusable_others = counts_of(compare)
             comparison = compare_counts(
                 counts, others, bootstrap=settings, on_rows=task("comparing", min(len(counts), len(others)))
             )
     found: dict[str, Any] = result.to_dict()
     if comparison is not None:
-        found["comparison"] = {"other": str(compare), **comparison.to_dict()}
+        found["comparison"] = {
+            "other": str(compare),
+            "skipped": unusable_others.count,
+            "unanswered": int(others.is_unanswered.sum()),
+            **comparison.to_dict(),
+        }
     # Before the tables: a pager or `head` that closes early takes nothing away.
     if json_file is not None:
         _write(json_file, lambda file: file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8"))
     if csv_file is not None:
-        _write(csv_file, lambda file: _write_csv(file, result.to_rows()))
+        lines = result.to_rows() + ([] if comparison is None else comparison.to_rows())
+        _write(csv_file, lambda file: _write_csv(file, lines))
     for table in result_tables(result, title=predictions.name):
         console.print(table)
-    if result.skipped:
-        console.print(f"lines left out: {result.skipped:,}", style="yellow", highlight=False)
+    _warn(console, predictions, unusable.count, counts, style)
     if comparison is not None:
         for table in comparison_tables(comparison, title=f"{predictions.name} less {compare and compare.name}"):
             console.print(table)
@@ -119,9 +126,39 @@ def evaluate_command(
             highlight=False,
             soft_wrap=True,
         )
+        _warn(console, compare, unusable_others.count, others, style)
     for path in (json_file, csv_file):
         if path is not None:
             console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _warn(console: Console, path: Path | None, skipped: int, counts: RowCounts, style: AnswerStyle) -> None:
+    """Say what the numbers of a file do not show."""
+    lines = []
+    if skipped:
+        lines.append(f"{skipped:,} lines left out")
+    if unanswered := int(counts.is_unanswered.sum()):
+        lines.append(
+            f"{unanswered:,} of {len(counts):,} rows have no answer, or no whole one (field error): 0 in macro and "
+            "rewards"
+        )
+        reasons = list(counts.errors.items())
+        lines += [f"  {count:,}: {reason}" for reason, count in reasons[:_REASONS_SHOWN]]
+        if len(reasons) > _REASONS_SHOWN:
+            lines.append(f"  and {len(reasons) - _REASONS_SHOWN:,} more reasons")
+    around = int((counts.column("fault") == _TEXT_OUTSIDE).sum())
+    if style == "plain" and around > len(counts) / 2:
+        lines.append(
+            f"{around:,} of {len(counts):,} answers have text around the ids; if that is "
+            "<think>…</think><answer>…</answer>, give --answer-style reasoning"
+        )
+    if unread := int((counts.column("turns") == 0).sum()):
+        lines.append(
+            f"in {unread:,} of {len(counts):,} prompts there is no utterance: ids outside the dialogue are not "
+            "counted there, and MCC takes 0 to 20 as all ids"
+        )
+    for line in lines:
+        console.print(f"{path}: {line}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _refuse_to_overwrite(sources: Sequence[Path | None], outputs: Sequence[Path | None]) -> None:
@@ -131,6 +168,8 @@ def _refuse_to_overwrite(sources: Sequence[Path | None], outputs: Sequence[Path 
             raise FFRError(f"{output}: holds the predictions; choose another name for the result")
         if output is not None and output.is_dir():
             raise FFRError(f"{output}: a folder; give the name of a file")
+        if output is not None and output.exists() and output.suffix.lower() not in (".json", ".csv"):
+            raise FFRError(f"{output}: is there already; a result replaces only files named .json or .csv")
         if output is not None and output.parent.exists() and not output.parent.is_dir():
             raise FFRError(f"{output}: {output.parent} is no folder")
     if outputs[0] is not None and outputs[0] == outputs[1]:

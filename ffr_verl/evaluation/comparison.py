@@ -11,7 +11,7 @@ import numpy as np
 from ffr_verl.errors import FFRError
 from ffr_verl.evaluation.bootstrap import BootstrapSettings, interval, resampled_metrics
 from ffr_verl.evaluation.counts import RowCounts
-from ffr_verl.evaluation.row_statistics import chunks, metrics_of_sums, nested, row_statistics
+from ffr_verl.evaluation.row_statistics import chunks, metric_rows, metrics_of_sums, nested, row_statistics
 
 __all__ = ["Comparison", "compare"]
 
@@ -43,6 +43,15 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """As it stands in the file of `ffr-verl evaluate --compare --json`, under `comparison`."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Lines as of `EvaluationResult.to_rows`, with `comparison` as the break-down and `first`, `second` and
+        `difference` as its parts."""
+        lines = []
+        for part in ("first", "second", "difference"):
+            about = {"breakdown": "comparison", "part": part, "samples": self.matched}
+            lines += metric_rows(about, getattr(self, part), self.intervals if part == "difference" else None)
+        return lines
 
 
 def compare(

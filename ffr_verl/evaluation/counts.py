@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import struct
 from array import array
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -32,6 +33,8 @@ __all__ = ["FAULTS", "RowCounter", "RowCounts"]
 FAULTS = tuple(MalformedReason)
 _REPEATED = FAULTS.index(MalformedReason.REPEATED_ID) + 1
 _OUTSIDE = FAULTS.index(MalformedReason.ID_OUTSIDE_DIALOGUE) + 1
+# No answer, or no whole one; no fault of an answer.
+_UNANSWERED = len(FAULTS) + 1
 
 # Of each modality, `hits`, `predicted`, `gold` and `rest` (in neither) count sets of leniently read ids, and `outside`
 # those that the dialogue does not have; `strict_hits`, `listed` and `gold_listed` are what a reward sees: 0 in a
@@ -49,6 +52,7 @@ _ROW = struct.Struct(f"{len(_COLUMNS)}i")
 _pack = _ROW.pack
 _PLACE = {name: place for place, name in enumerate(_COLUMNS)}
 _DEFAULT_UNIVERSE = Ids(0, 0).universe
+_MOST_ERRORS = 1000
 _QUERY = re.compile(r"<\|query_start\|>(.*?)<\|query_end\|>", re.DOTALL)
 
 
@@ -59,10 +63,12 @@ class RowCounts:
     Attributes:
         values: shape `(rows, 20)`, int32; take columns by name with `column`.
         keys: of the rows, to find them again in another file, see `row_key`; `None` when not asked for.
+        errors: why rows have no answer, and how many; most frequent first. Of all rows, not of some (`of`).
     """
 
     values: np.ndarray
     keys: np.ndarray | None = None
+    errors: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.values)
@@ -82,6 +88,16 @@ class RowCounts:
         """Whether it can, and repeats no id: the format reward."""
         return self.is_readable & (self.column("fault") != _REPEATED)
 
+    @property
+    def is_unanswered(self) -> np.ndarray:
+        """Whether there is no answer, or no whole one."""
+        return self.column("fault") == _UNANSWERED
+
+    @property
+    def has_fault(self) -> np.ndarray:
+        """Whether there is an answer with a fault."""
+        return (self.column("fault") > 0) & ~self.is_unanswered
+
     def of(self, rows: slice | np.ndarray) -> RowCounts:
         """Some of the rows."""
         return RowCounts(self.values[rows], None if self.keys is None else self.keys[rows])
@@ -100,6 +116,7 @@ class RowCounter:
         self._style = style
         self._row_key = _row_key() if with_keys else None
         self._dialogues = DialogueIdsReader()
+        self._errors: Counter[str] = Counter()
 
     def add_all(self, rows: Iterable[Answered], on_malformed_gold: Callable[[int, str], None]) -> None:
         """Count rows.
@@ -110,21 +127,27 @@ class RowCounter:
                 wrong with it.
         """
         values, read_ids, is_plain = self._values, self._dialogues.read, self._style == "plain"
-        for line, response, labels, prompt, dialogue_id in rows:
+        for line, response, labels, prompt, dialogue_id, error in rows:
             gold = plain_masks(labels)
             answer = gold if response == labels else plain_masks(response)
             ids = read_ids(prompt)
-            if gold is not None and answer is not None and is_plain and ids.is_counting:
+            if gold is not None and answer is not None and is_plain and ids.is_counting and not error:
                 values += _quick_row(answer, gold, ids, response == labels)
             else:
                 fragment = parse_gold(labels)
                 if fragment is None:
                     on_malformed_gold(line, malformed_gold(labels))
                     continue
-                values += _row(response, fragment, ids, self._style)
+                values += _row(response, fragment, ids, self._style, is_unanswered=bool(error))
+                if error:
+                    self._note(error)
             if self._row_key is not None:
                 query = _QUERY.search(prompt)
                 self._keys.append(self._row_key(dialogue_id, query.group(1) if query else "", labels))
+
+    def _note(self, error: str) -> None:
+        """Count a reason; not all of a file in which each row has another one are kept."""
+        self._errors[error if error in self._errors or len(self._errors) < _MOST_ERRORS else "other reasons"] += 1
 
     def __len__(self) -> int:
         return len(self._values) // _ROW.size
@@ -132,7 +155,8 @@ class RowCounter:
     def counts(self) -> RowCounts:
         """Of the rows so far; no row can be added while they are in use."""
         values = np.frombuffer(self._values, dtype=np.int32).reshape(-1, len(_COLUMNS))
-        return RowCounts(values, None if self._row_key is None else np.frombuffer(self._keys, dtype=np.int64))
+        keys = None if self._row_key is None else np.frombuffer(self._keys, dtype=np.int64)
+        return RowCounts(values, keys, dict(self._errors.most_common()))
 
 
 def _row_key() -> Callable[[str, str, str], int]:
@@ -164,12 +188,15 @@ def _quick_row(answer: tuple[int, int], gold: tuple[int, int], ids: DialogueIds,
     # fmt: on
 
 
-def _row(response: str, gold: Fragment, ids: DialogueIds, style: AnswerStyle) -> bytes:
+def _row(response: str, gold: Fragment, ids: DialogueIds, style: AnswerStyle, *, is_unanswered: bool = False) -> bytes:
     """The counts of any row, in the order of `_COLUMNS`."""
     lenient, strict = parse_leniently(response), parse_fragment(response, style=style)
     read = strict or Fragment((), ())
-    utterances = _counts(lenient.utterance_ids, read.utterance_ids, gold.utterance_ids, ids.utterances)
-    images = _counts(lenient.image_ids, read.image_ids, gold.image_ids, ids.images)
+    is_dialogue = ids.turns > 0  # else there is nothing to be outside of
+    utterances = _counts(
+        lenient.utterance_ids, read.utterance_ids, gold.utterance_ids, ids.utterances, is_dialogue=is_dialogue
+    )
+    images = _counts(lenient.image_ids, read.image_ids, gold.image_ids, ids.images, is_dialogue=is_dialogue)
     reason: MalformedReason | None
     if strict is None:
         reason = malformed_reason(response, style=style)
@@ -177,13 +204,16 @@ def _row(response: str, gold: Fragment, ids: DialogueIds, style: AnswerStyle) ->
         reason = MalformedReason.REPEATED_ID
     else:
         reason = MalformedReason.ID_OUTSIDE_DIALOGUE if utterances[-1] or images[-1] else None
-    fault = 0 if reason is None else FAULTS.index(reason) + 1
+    fault = _UNANSWERED if is_unanswered else 0 if reason is None else FAULTS.index(reason) + 1
     span = max(gold.utterance_ids) - min(gold.utterance_ids) + 1 if gold.utterance_ids else 0
-    return _pack(*utterances, *images, fault, strict == gold, ids.turns, span)
+    return _pack(*utterances, *images, fault, strict == gold and not is_unanswered, ids.turns, span)
 
 
-def _counts(lenient: Sequence[int], strict: Sequence[int], gold: Sequence[int], ids: Ids) -> tuple[int, ...]:
+def _counts(
+    lenient: Sequence[int], strict: Sequence[int], gold: Sequence[int], ids: Ids, *, is_dialogue: bool
+) -> tuple[int, ...]:
     """Of one modality, in the order of `_OF_MODALITY`."""
     guess, truth = set(lenient), set(gold)
     tp, fp, fn, tn = confusion(guess, truth, universe=ids.universe)
-    return tp, tp + fp, tp + fn, tn, len(truth.intersection(strict)), len(strict), len(gold), ids.outside(guess)
+    outside = ids.outside(guess) if is_dialogue else 0
+    return tp, tp + fp, tp + fn, tn, len(truth.intersection(strict)), len(strict), len(gold), outside

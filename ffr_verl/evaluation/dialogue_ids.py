@@ -96,7 +96,7 @@ class DialogueIdsReader:
         if not is_known:
             turns = _UTTERANCE.findall(prompt, start)
             utterances, images = _ids(turns), _ids(_IMAGE.findall(prompt, start))
-            is_counting = not utterances.first and utterances.others is None
+            is_counting = bool(turns) and not utterances.first and utterances.others is None
             is_counting = is_counting and not images.first and images.others is None
             self._ids = DialogueIds(utterances, images, len(turns), is_counting)
             self._dialogue = prompt[start:]

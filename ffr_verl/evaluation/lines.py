@@ -35,6 +35,8 @@ def read_lines(
     """
     try:
         with path.open("rb", buffering=0) as raw:
+            if not raw.seekable():
+                raise FFRError(f"{path}: a pipe; give a file, which can be read more than once")
             is_packed = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
             file: io.FileIO | gzip.GzipFile = gzip.GzipFile(fileobj=raw) if is_packed else raw

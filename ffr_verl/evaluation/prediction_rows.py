@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from ffr_verl.rewards.f1 import parse_gold
 __all__ = ["NO_USER", "Prediction", "kind_of", "malformed_gold", "prediction_of", "prediction_of_verl", "user_prompt"]
 
 NO_USER = "field messages: no message of role 'user'"
-_FIELDS = ("response", "labels", "messages", "images", "dialogue_id", "logprobs")
+_FIELDS = ("response", "labels", "messages", "images", "dialogue_id", "logprobs", "error")
 _REQUIRED = ("response", "labels", "messages", "dialogue_id")
 
 
@@ -27,6 +28,7 @@ class Prediction:
         images: paths, one for each `<image>`.
         dialogue_id: of the dialogue; several rows may ask of one.
         logprobs: natural logarithms of the chosen tokens' probabilities; empty without any.
+        error: why there is no answer, or no whole one; `None` where there is one.
         extra: the row's further fields.
     """
 
@@ -37,7 +39,13 @@ class Prediction:
     images: tuple[str, ...]
     dialogue_id: str
     logprobs: tuple[float, ...]
+    error: str | None
     extra: Mapping[str, Any]
+
+    @property
+    def rewarded(self) -> str:
+        """What rewards are of: the response, but nothing where it is not whole."""
+        return "" if self.error else self.response
 
 
 def user_prompt(messages: Sequence[Mapping[str, Any]]) -> str:
@@ -73,6 +81,7 @@ def prediction_of(number: int, row: Mapping[str, Any]) -> Prediction:
         _images(row.get("images")),
         str(identifier),
         _logprobs(row.get("logprobs")),
+        _error(row.get("error")),
         {name: value for name, value in row.items() if name not in _FIELDS},
     )
 
@@ -87,7 +96,7 @@ def prediction_of_verl(number: int, row: Mapping[str, Any]) -> Prediction:
             "nothing: evaluate answers of `ffr-verl infer`"
         )
     extra = {name: value for name, value in row.items() if name not in ("input", "output", "gts")}
-    return Prediction(number, response, labels, ({"role": "user", "content": prompt},), (), "", (), extra)
+    return Prediction(number, response, labels, ({"role": "user", "content": prompt},), (), "", (), None, extra)
 
 
 def _refuse_missing(row: Mapping[str, Any], names: Sequence[str]) -> None:
@@ -153,6 +162,11 @@ def _images(images: Any) -> tuple[str, ...]:
         if not isinstance(path, str):
             raise ValueError(f'field images[{position}]: found {kind_of(path)}, expected a path, or {{"path": …}}')
     return tuple(paths)
+
+
+def _error(error: Any) -> str | None:
+    """As text; tools write what they like."""
+    return (error if isinstance(error, str) else json.dumps(error)) if error else None
 
 
 def _logprobs(logprobs: Any) -> tuple[float, ...]:

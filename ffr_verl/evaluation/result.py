@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ffr_verl.errors import FFRError
-from ffr_verl.evaluation.answered import Answered, PredictionFormat, read_answered
+from ffr_verl.evaluation.answered import Answered, PredictionFormat, answered, read_answered
 from ffr_verl.evaluation.bootstrap import BootstrapSettings, interval, resampled_metrics
 from ffr_verl.evaluation.breakdowns import BREAKDOWNS, part_names, parts_of
 from ffr_verl.evaluation.counts import FAULTS, RowCounter, RowCounts
-from ffr_verl.evaluation.prediction_rows import Prediction, prediction_of, user_prompt
+from ffr_verl.evaluation.prediction_rows import Prediction, prediction_of
 from ffr_verl.evaluation.predictions import UnusableLines
 from ffr_verl.evaluation.row_statistics import (
     MALFORMED,
     MODALITIES,
     STATISTICS,
     chunks,
+    metric_rows,
     metrics_of_sums,
     nested,
     row_statistics,
@@ -67,6 +68,7 @@ class EvaluationResult:
         rewards: means of the rewards `f1`, `f1_utterances`, `f1_images`, `format` and `exact_match`, as verl's
             validation reports them.
         malformed: answers by their first fault, and `any`.
+        unanswered: rows with an `error`, by what it says, and `any`; 0 in `macro` and `rewards`.
         ids_outside: predicted ids that the dialogue does not have, of each modality, and `answers` that have such.
         breakdowns: of each break-down, the parts that have rows.
         intervals: `micro`, `macro` and `rewards` with `(low, high)` in place of each number, and what they were made
@@ -79,6 +81,7 @@ class EvaluationResult:
     macro: Mapping[str, Mapping[str, float]]
     rewards: Mapping[str, float]
     malformed: Mapping[str, int]
+    unanswered: Mapping[str, int]
     ids_outside: Mapping[str, int]
     breakdowns: Mapping[str, tuple[Part, ...]]
     intervals: Mapping[str, Any] | None
@@ -92,6 +95,7 @@ class EvaluationResult:
             "samples": self.samples,
             "skipped": self.skipped,
             "malformed": self.malformed,
+            "unanswered": self.unanswered,
             "ids_outside": self.ids_outside,
             "breakdowns": {
                 name: [{field: getattr(part, field) for field in Part.__dataclass_fields__} for part in parts]
@@ -110,17 +114,9 @@ class EvaluationResult:
         everything = Part("all", self.samples, self.malformed["any"], self.micro, self.macro, self.rewards)
         for breakdown, parts in {"all": (everything,), **self.breakdowns}.items():
             for part in parts:
-                for average, modalities in (("micro", part.micro), ("macro", part.macro)):
-                    for modality, values in modalities.items():
-                        line = {"breakdown": breakdown, "part": part.name, "samples": part.samples}
-                        line |= {"average": average, "modality": modality, **values}
-                        bounds = None
-                        if part is everything and self.intervals is not None:
-                            bounds = self.intervals[average][modality]
-                        for name in values:
-                            low, high = bounds[name] if bounds else (None, None)
-                            line |= {f"{name}_low": low, f"{name}_high": high}
-                        lines.append(line)
+                about = {"breakdown": breakdown, "part": part.name, "samples": part.samples}
+                averages = {"micro": part.micro, "macro": part.macro}
+                lines += metric_rows(about, averages, self.intervals if part is everything else None)
         return lines
 
     def to_pandas(self) -> pandas.DataFrame:
@@ -212,7 +208,7 @@ def count_records(
         for number, record in enumerate(records):
             try:
                 one = record if isinstance(record, Prediction) else prediction_of(number, record)
-                yield number, one.response, one.labels, user_prompt(one.messages), one.dialogue_id
+                yield number, *answered(one)[1:]
             except ValueError as error:
                 raise FFRError(f"record {number}: {error}") from None
 
@@ -265,13 +261,17 @@ def result_of(
         [resampled] = resampled_metrics([counts], settings, on_rows=on_rows)
         bounds = interval(resampled, level=settings.level).tolist()
         intervals = {"level": settings.level, "resamples": settings.resamples, "seed": settings.seed, **nested(bounds)}
-    fault = np.bincount(counts.column("fault"), minlength=len(FAULTS) + 1).tolist()
+    fault = np.bincount(counts.column("fault"), minlength=len(FAULTS) + 2).tolist()
     outside = {modality: counts.column(f"{modality}_outside") for modality in MODALITIES[:2]}
     return EvaluationResult(
         samples=len(counts),
         skipped=skipped,
         **nested(metrics_of_sums(total, len(counts)).tolist()),
-        malformed={"any": sum(fault[1:]), **{one.value: fault[place] for place, one in enumerate(FAULTS, start=1)}},
+        malformed={
+            "any": int(counts.has_fault.sum()),
+            **{one.value: fault[place] for place, one in enumerate(FAULTS, start=1)},
+        },
+        unanswered={"any": int(counts.is_unanswered.sum()), **counts.errors},
         ids_outside={
             **{modality: int(column.sum(dtype=np.int64)) for modality, column in outside.items()},
             "answers": int(((outside["utterance"] > 0) | (outside["image"] > 0)).sum()),

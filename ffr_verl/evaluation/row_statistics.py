@@ -5,7 +5,7 @@ All metrics of a result, of a break-down's part and of a resample are functions 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ __all__ = [
     "REWARDS",
     "STATISTICS",
     "chunks",
+    "metric_rows",
     "metrics_of_sums",
     "nested",
     "row_statistics",
@@ -53,12 +54,13 @@ def chunks(rows: int) -> Iterator[slice]:
 def row_statistics(counts: RowCounts) -> np.ndarray:
     """Of each row; shape `(rows, STATISTICS)`, float64."""
     confusions = [_confusion(counts, modality) for modality in MODALITIES[:2]]
-    of_rows = [row_scores(one) for one in confusions]
+    is_answered = ~counts.is_unanswered
+    of_rows = [Scores(*[value * is_answered for value in row_scores(one)]) for one in confusions]
     of_rows.append(joint_scores(*of_rows))
     rewards = [_f1_reward(counts, modality) for modality in MODALITIES[:2]]
     rewards = [(rewards[0] + rewards[1]) / 2, *rewards, counts.is_well_formed, counts.column("is_exact")]
     columns = [*[count for one in confusions for count in one], *[value for one in of_rows for value in one]]
-    return np.stack([*columns, *rewards, counts.column("fault") > 0], axis=1, dtype=np.float64, casting="unsafe")
+    return np.stack([*columns, *rewards, counts.has_fault], axis=1, dtype=np.float64, casting="unsafe")
 
 
 def metrics_of_sums(sums: np.ndarray, samples: Any) -> np.ndarray:
@@ -88,6 +90,22 @@ def nested(values: Any) -> dict[str, Any]:
             inner = inner.setdefault(name, {})
         inner[path[-1]] = value
     return result
+
+
+def metric_rows(
+    about: Mapping[str, Any], averages: Mapping[str, Any], intervals: Mapping[str, Any] | None
+) -> list[dict[str, Any]]:
+    """Lines of a table: `about`, then an average and a modality with the four metrics and their intervals, `None`
+    where there are none."""
+    lines = []
+    for average in AVERAGES:
+        for modality, values in averages[average].items():
+            line = {**about, "average": average, "modality": modality, **values}
+            for name in values:
+                low, high = (None, None) if intervals is None else intervals[average][modality][name]
+                line |= {f"{name}_low": low, f"{name}_high": high}
+            lines.append(line)
+    return lines
 
 
 def _confusion(counts: RowCounts, modality: str) -> Confusion:

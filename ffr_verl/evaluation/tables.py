@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -22,22 +22,26 @@ def result_tables(result: EvaluationResult, *, title: str) -> Iterator[Table]:
     intervals = result.intervals
     level = f", with {intervals['level']:.0%} intervals" if intervals else ""
     averages = {"micro": result.micro, "macro": result.macro}
-    yield _metrics_table(averages, intervals, title=escape(f"{title}: {result.samples:,} answers{level}"))
+    yield _metrics_table(averages, intervals, title=escape(f"{title}: {_counted(result.samples, 'answer')}{level}"))
     yield _rewards_table(result.rewards, intervals)
     yield _faults_table(result)
     yield _breakdowns_table(result)
 
 
 def comparison_tables(comparison: Comparison, *, title: str) -> Iterator[Table]:
-    """Differences of the metrics and of the rewards."""
+    """Differences of the metrics and of the rewards, and what they are differences of."""
     found = comparison.intervals
     level = f", with {found['level']:.0%} intervals" if found else ""
-    heading = f"{title}: difference on {comparison.matched:,} answers to the same rows{level}"
-    yield _metrics_table(comparison.difference, found, title=escape(heading), sign="+")
-    yield _rewards_table(comparison.difference["rewards"], found, sign="+")
+    heading = f"{title}: difference on {_counted(comparison.matched, 'answer')} to the same rows{level}"
+    both = (comparison.first, comparison.second)
+    yield _metrics_table(comparison.difference, found, title=escape(heading), of=both)
+    rewards = (comparison.first["rewards"], comparison.second["rewards"])
+    yield _rewards_table(comparison.difference["rewards"], found, of=rewards)
 
 
-def _metrics_table(averages: Mapping[str, Any], intervals: Any, *, title: str, sign: str = "") -> Table:
+def _metrics_table(
+    averages: Mapping[str, Any], intervals: Any, *, title: str, of: tuple[Mapping[str, Any], ...] = ()
+) -> Table:
     table = Table(title=title, box=box.SIMPLE_HEAD)
     table.add_column("")
     table.add_column("")
@@ -47,18 +51,21 @@ def _metrics_table(averages: Mapping[str, Any], intervals: Any, *, title: str, s
         for modality in MODALITIES:
             values = averages[average][modality]
             bounds = intervals[average][modality] if intervals else {}
-            cells = [_cell(values[name], bounds.get(name), sign=sign) for name in Scores._fields]
+            cells = [
+                _cell(values[name], bounds.get(name), of=[one[average][modality][name] for one in of])
+                for name in Scores._fields
+            ]
             table.add_row(average if modality == MODALITIES[0] else "", modality, *cells)
     return table
 
 
-def _rewards_table(rewards: Mapping[str, float], intervals: Any, *, sign: str = "") -> Table:
-    heading = "difference of mean rewards" if sign else "mean rewards, as verl's validation reports them"
+def _rewards_table(rewards: Mapping[str, float], intervals: Any, *, of: tuple[Mapping[str, float], ...] = ()) -> Table:
+    heading = "difference of mean rewards" if of else "mean rewards, as verl's validation reports them"
     table = Table(title=heading, box=box.SIMPLE_HEAD)
     for name in REWARDS:
         table.add_column(name, justify="right")
     bounds = intervals["rewards"] if intervals else {}
-    table.add_row(*[_cell(rewards[name], bounds.get(name), sign=sign) for name in REWARDS])
+    table.add_row(*[_cell(rewards[name], bounds.get(name), of=[one[name] for one in of]) for name in REWARDS])
     return table
 
 
@@ -74,7 +81,7 @@ def _breakdowns_table(result: EvaluationResult) -> Table:
                 f"  {part.name}",
                 f"{part.samples:,}",
                 # Without a gold id there is no recall, and the micro f1 says nothing.
-                "-" if part.name in ("none", "empty") else f"{part.micro['joint']['f1']:.3f}",
+                "-" if part.name in ("none", "empty", "no utterances") else f"{part.micro['joint']['f1']:.3f}",
                 f"{part.macro['joint']['f1']:.3f}",
                 f"{part.macro['utterance']['f1']:.3f}",
                 f"{part.macro['image']['f1']:.3f}",
@@ -101,8 +108,16 @@ def _faults_table(result: EvaluationResult) -> Table:
     return table
 
 
-def _cell(value: float, bounds: Any, *, sign: str) -> str:
-    if bounds is None:
-        return f"{value:{sign}.3f}"
-    low, high = bounds
-    return f"{value:{sign}.3f}\n[dim]{low:.3f} {high:.3f}[/dim]"
+def _cell(value: float, bounds: Any, *, of: Sequence[float] = ()) -> str:
+    """A value, its interval and, of a difference, the two values."""
+    sign = "+" if of else ""
+    lines = [f"{value:{sign}.3f}"]
+    if bounds is not None:
+        lines.append(f"[dim]{bounds[0]:{sign}.3f} to {bounds[1]:{sign}.3f}[/dim]")
+    if of:
+        lines.append("[dim]{:.3f} less {:.3f}[/dim]".format(*of))
+    return "\n".join(lines)
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"

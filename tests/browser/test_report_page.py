@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import HOSTILE, Report  # type: ignore[import-not-found]
+from conftest import HOSTILE, Report, write  # type: ignore[import-not-found]
 from playwright.sync_api import Page, expect
 
 from ffr_verl.dialogues import parse_dialogue
@@ -163,6 +163,21 @@ def test_a_filter_shows_the_rows_that_have_it(
     assert current_row(page) in expected
     page.get_by_role("button", name="Show all").click()
     assert len(shown_lines(page)) == 60
+
+
+def test_rows_without_an_answer_have_a_filter_and_their_reason(
+    report: Report, open_page: OpenPage, tmp_path: Path
+) -> None:
+    reason = "400: <b>too long</b>"
+    rows = [report.rows[0], {**report.rows[1], "response": "", "error": reason}]
+    page = open_page(write(tmp_path, rows), "#row-2")
+    expect(page.locator(".fault")).to_contain_text(f"no answer: there is no answer, or no whole one. {reason}")
+    expect(page.locator("#count")).to_have_text("2 rows")
+    page.get_by_role("checkbox", name="no answer").check()
+    assert shown_lines(page) == [2]
+    page.get_by_role("searchbox").fill("nothing has this text")
+    expect(page.get_by_text("No row fits these filters.")).to_be_in_viewport()
+    expect(open_page(report).get_by_role("checkbox", name="no answer")).to_have_count(0)
 
 
 def test_the_worst_come_first(report: Report, open_page: OpenPage) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -57,13 +58,22 @@ def test_the_command_writes_tables_json_and_csv(tmp_path: Path, command: Command
 def test_the_command_compares(tmp_path: Path, command: Command) -> None:
     rows = drawn(60)
     pred, other = saved(tmp_path / "pred.jsonl", rows), saved(tmp_path / "other.jsonl", rows[:50])
-    status, text = command(pred, "--compare", other, "--bootstrap", 100, "--json", tmp_path / "r.json")
+    to_csv = ("--csv", tmp_path / "r.csv")
+    status, text = command(pred, "--compare", other, "--bootstrap", 100, "--json", tmp_path / "r.json", *to_csv)
     assert status == 0, text
     assert "50 rows are in both files, 10 in pred.jsonl only, 0 in other.jsonl only" in text
     found = json.loads((tmp_path / "r.json").read_text())["comparison"]
     assert found["other"] == str(other)
     assert found["difference"]["micro"]["joint"] == {"precision": 0, "recall": 0, "f1": 0, "mcc": 0}
     assert found["intervals"]["micro"]["joint"]["f1"] == [0, 0]
+    assert (found["skipped"], found["unanswered"]) == (0, 0)
+    shared = evaluate(rows[:50], bootstrap=NONE).micro["joint"]["f1"]
+    assert f"{shared:.3f} less {shared:.3f}" in text, "the values that the difference is of"
+    with (tmp_path / "r.csv").open(newline="") as file:
+        lines = [line for line in csv.DictReader(file) if line["breakdown"] == "comparison"]
+    assert [line["part"] for line in lines] == [part for part in ("first", "second", "difference") for _ in range(6)]
+    assert {(line["part"] == "difference", bool(line["f1_low"])) for line in lines} == {(True, True), (False, False)}
+    assert float(lines[2]["f1"]) == shared
 
 
 def test_the_command_counts_what_it_leaves_out(tmp_path: Path, command: Command) -> None:
@@ -82,6 +92,10 @@ def test_the_command_counts_what_it_leaves_out(tmp_path: Path, command: Command)
 def test_the_command_does_not_overwrite_the_predictions(tmp_path: Path, command: Command) -> None:
     path = saved(tmp_path / "pred.jsonl", drawn(3))
     before = path.read_bytes()
+    other = saved(tmp_path / "other.jsonl", drawn(3))
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    keeps_it_open = os.open(pipe, os.O_RDWR)
     for arguments, message in (
         (("--json", path), "holds the predictions; choose another name"),
         (("--csv", tmp_path / ".." / tmp_path.name / "pred.jsonl"), "holds the predictions"),
@@ -89,10 +103,29 @@ def test_the_command_does_not_overwrite_the_predictions(tmp_path: Path, command:
         (("--json", tmp_path / "r", "--csv", tmp_path / "r"), "given for --json and for --csv"),
         (("--json", path / "r.json"), f"{path} is no folder"),
         (("--compare", tmp_path / "missing"), "no such file or directory"),
+        (("--json", other), "is there already; a result replaces only files named .json or .csv"),
+        (("--compare", pipe), "a pipe; give a file"),
     ):
         status, text = command(path, *arguments)
         assert (status, message in text) == (2, True), text
-    assert path.read_bytes() == before
+    os.close(keeps_it_open)
+    assert path.read_bytes() == other.read_bytes() == before
+
+
+def test_what_the_numbers_do_not_show_is_told(tmp_path: Path, command: Command) -> None:
+    rows = drawn(8)
+    marked: list[Row | str] = [{**row, "error": f"reason {number % 5}"} for number, row in enumerate(rows[:7])]
+    path = saved(tmp_path / "pred.jsonl", [*marked, rows[7]])
+    thoughts = [{**row, "response": f"<think>so</think><answer>{row['labels']}</answer>"} for row in rows]
+    messages = [{"role": "user", "content": "What is in it?"}]
+    other = saved(tmp_path / "other.jsonl", [*thoughts, {**rows[0], "messages": messages}])
+    status, text = command(path, "--compare", other, "--bootstrap", 0)
+    assert status == 0, text
+    assert f"{path}: 7 of 8 rows have no answer, or no whole one (field error): 0 in macro and rewards" in text
+    assert f"{path}:   2: reason 0" in text
+    assert "and 2 more reasons" in text
+    assert f"{other}: 8 of 9 answers have text around the ids; if that is <think>" in text
+    assert f"{other}: in 1 of 9 prompts there is no utterance" in text
 
 
 def test_names_with_brackets_are_shown_as_they_are(tmp_path: Path, command: Command) -> None:

@@ -230,6 +230,23 @@ def test_ids_are_read_anew_when_the_dialogue_changes(prompts: list[tuple[bool, i
         assert (found.turns, found.utterances.end, found.images.end) == (turns, turns, images)
 
 
+def test_a_row_without_an_answer_is_no_right_answer() -> None:
+    """Not even where nothing is gold; micro counts what its response holds, as the published script does."""
+    nothing, some = Fragment((), ()), Fragment((1, 2), (0,))
+    rows = [row_of(some, some), row_of("", nothing), row_of("", some), row_of(some, some), row_of(nothing, nothing)]
+    errors: list[Any] = [None, "400: too long", "400: too long", {"code": 5}, ""]
+    marked = [{**row, "error": error} for row, error in zip(rows, errors, strict=True)]
+    result, plain = evaluate(marked, bootstrap=NONE), evaluate(rows, bootstrap=NONE)
+    assert result.unanswered == {"any": 3, "400: too long": 2, '{"code": 5}': 1}
+    assert plain.unanswered == {"any": 0}
+    assert (result.malformed["any"], plain.malformed["any"]) == (0, 2)
+    assert result.micro == plain.micro
+    assert result.macro["joint"]["f1"] == pytest.approx(2 / 5)
+    assert result.rewards == pytest.approx(dict.fromkeys(result.rewards, 2 / 5))
+    assert plain.macro["joint"]["f1"] == pytest.approx(4 / 5)
+    assert {part.name: part.malformed for part in result.breakdowns["gold"]} == {"empty": 0, "a fragment": 0}
+
+
 def test_the_layout_of_the_json() -> None:
     found = json.loads(json.dumps(evaluate(drawn(50), bootstrap=BootstrapSettings(20)).to_dict()))
     metrics = {"precision", "recall", "f1", "mcc"}

@@ -55,13 +55,13 @@ def without(name: str) -> dict[str, Any]:
 
 def test_every_field_is_read(tmp_path: Path) -> None:
     logprobs = {"content": [{"logprob": -0.5, "token": "x"}, {"logprob": -1}]}
-    row = {**ROW, "images": ["a.jpg", {"path": "b.jpg"}], "logprobs": logprobs, "split": "val", "error": None}
+    row = {**ROW, "images": ["a.jpg", {"path": "b.jpg"}], "logprobs": logprobs, "split": "val", "error": "too long"}
     [found] = read_predictions(written(tmp_path / "p.jsonl", row))
     assert (found.line, found.response, found.labels, found.dialogue_id) == (1, GOLD, GOLD, "d")
     assert found.messages == tuple(row["messages"])
     assert found.images == ("a.jpg", "b.jpg")
     assert found.logprobs == (-0.5, -1.0)
-    assert found.extra == {"split": "val", "error": None}
+    assert (found.error, found.extra) == ("too long", {"split": "val"})
 
 
 @pytest.mark.parametrize(
@@ -271,8 +271,11 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, monkeypatch: pytest.
 def test_the_quick_reader_and_the_thorough_one_give_the_same(tmp_path: Path) -> None:
     rows = [{**ROW, "dialogue_id": f"d{number}", "response": "x" * number} for number in range(60)]
     rows[40]["dialogue_id"] = 40  # the quick reader does not take it
+    rows[7]["error"] = rows[41]["error"] = "too long"
     path = written(tmp_path / "p.jsonl", *rows)
-    expected = [(one.line, one.response, one.labels, PROMPT, one.dialogue_id) for one in read_predictions(path)]
+    expected = [
+        (one.line, one.response, one.labels, PROMPT, one.dialogue_id, one.error) for one in read_predictions(path)
+    ]
     assert list(read_answered(path, UnusableLines(path))) == expected
 
 

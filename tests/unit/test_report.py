@@ -233,6 +233,23 @@ def test_a_prompt_that_holds_no_dialogue_is_shown_as_it_is(tmp_path: Path) -> No
     assert "mcc" not in rows.rows[0]["rewards"]
 
 
+def test_rows_without_an_answer_are_told_apart(folder: Path) -> None:
+    partly = row(answer((1,), (0,)), query="two", error="1 of 2 windows have no answer: 400: no")
+    write_rows(folder / "other.jsonl", [row("x"), row("", query="two", error="500: busy")])
+    page = report_of(
+        folder, [row("", error="400: too long"), partly, row("x", query="three")], compare=folder / "other.jsonl"
+    )
+    found = embedded(page)["rows"]
+    assert [one["fault"] for one in found] == ["unanswered", "unanswered", "missing_tag"]
+    assert [one["malformed"] for one in found] == [False, False, True]
+    assert [one["error"] for one in found] == ["400: too long", partly["error"], None]
+    assert {one["rewards"]["f1"] for one in found} == {0.0}
+    assert "Rows without an answer, or without a whole one, which count as 0 in macro and rewards: 2." in page
+    assert "Rows of other.jsonl without an answer" in page
+    assert 'name="unanswered"' in page
+    assert 'name="unanswered"' not in report_of(folder, [row("x")])
+
+
 def test_an_answer_without_end_is_cut(tmp_path: Path) -> None:
     [made] = rows_of([row("z" * 100_000)], tmp_path).rows
     assert len(made["answer"]) < 5_000

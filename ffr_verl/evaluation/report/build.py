@@ -20,11 +20,12 @@ from ffr_verl.data.parquet_writer import whole_or_nothing
 from ffr_verl.errors import FFRError
 from ffr_verl.evaluation.answered import PredictionFormat
 from ffr_verl.evaluation.comparison import compare
+from ffr_verl.evaluation.counts import RowCounts
 from ffr_verl.evaluation.predictions import Prediction, read_predictions, read_verl_dump
 from ffr_verl.evaluation.report.charts import histogram, line_charts
 from ffr_verl.evaluation.report.page import render_page
 from ffr_verl.evaluation.report.pictures import Pictures, make_pictures
-from ffr_verl.evaluation.report.rows import ReportRows, reward_settings
+from ffr_verl.evaluation.report.rows import UNANSWERED, ReportRows, reward_settings
 from ffr_verl.evaluation.report.summary import (
     FAULTS,
     Notice,
@@ -52,6 +53,7 @@ _TRAITS = (
     ("empty", "empty gold"),
     ("outside", "ids outside"),
 )
+_UNANSWERED_TRAIT = (UNANSWERED, "no answer")
 _MOST_LISTED = 50
 
 
@@ -159,15 +161,20 @@ def write_report(
 
     def scored() -> Iterator[Prediction]:
         for prediction in read(predictions, skipped):
-            f1.append(f1_reward(prediction.response, prediction.labels, style=settings.answer_style))
+            f1.append(f1_reward(prediction.rewarded, prediction.labels, style=settings.answer_style))
             on_progress("evaluating", len(f1), None)
             yield prediction
 
     counts = count_records(scored(), style=settings.answer_style, with_keys=settings.compare is not None)
     result = result_of(counts, skipped=len(skipped))
+    unanswered = _unanswered(counts)
     comparison = None
     if settings.compare is not None:
-        others = count_records(read(settings.compare, []), style=settings.answer_style, with_keys=True)
+        left_out: list[str] = []
+        others = count_records(read(settings.compare, left_out), style=settings.answer_style, with_keys=True)
+        if left_out:
+            say(f"{settings.compare}: {len(left_out):,} lines left out, the first is {left_out[0]}")
+        unanswered += _unanswered(others, of=f" of {settings.compare.name}")
         comparison = compare(counts, others)
     rows = ReportRows(
         reward_settings(
@@ -210,8 +217,8 @@ def write_report(
         training=None
         if training is None
         else {"charts": line_charts(training.metrics), "files": [path.name for path in training.files]},
-        traits=_TRAITS,
-        notices=_notices(len(f1), rows, pictures, skipped),
+        traits=_TRAITS if not counts.errors else (*_TRAITS, _UNANSWERED_TRAIT),
+        notices=[*_notices(len(f1), rows, pictures, skipped), *unanswered],
     )
     try:
         with whole_or_nothing([output]) as (temporary,):
@@ -265,7 +272,10 @@ def _page_data(rows: ReportRows, pictures: Pictures, *, has_coherence: bool) -> 
         "rows": rows.rows,
         "dialogues": rows.dialogues,
         "images": images,
-        "faults": {reason.value: {"label": label, "meaning": text} for reason, (label, text) in FAULTS.items()},
+        "faults": {
+            UNANSWERED: {"label": "no answer", "meaning": "there is no answer, or no whole one."},
+            **{reason.value: {"label": label, "meaning": text} for reason, (label, text) in FAULTS.items()},
+        },
         "worstBelow": WORST_BELOW,
         "mostReward": 2.3 if has_coherence else 1.3,
     }
@@ -287,6 +297,16 @@ def _notices(count: int, rows: ReportRows, pictures: Pictures, skipped: list[str
         text = f"Images that could not be shown: {len(missing):,} of {len(pictures.of_name):,}."
         notices.append(Notice(text, _some(missing)))
     return notices
+
+
+def _unanswered(counts: RowCounts, *, of: str = "") -> list[Notice]:
+    if not counts.errors:
+        return []
+    text = (
+        f"Rows{of} without an answer, or without a whole one, which count as 0 in macro and rewards: "
+        f"{sum(counts.errors.values()):,}."
+    )
+    return [Notice(text, _some([f"{count:,}: {reason}" for reason, count in counts.errors.items()]))]
 
 
 def _some(lines: list[str]) -> list[str]:

@@ -60,6 +60,7 @@
     malformed: (row) => row.malformed,
     empty: (row) => isEmpty(row.gold),
     outside: isOutside,
+    unanswered: (row) => row.error !== null,
   };
 
   // ---- the list
@@ -100,14 +101,15 @@
     best: (a, b) => rows[b].rewards.f1 - rows[a].rewards.f1 || a - b,
     longest: (a, b) => turnsOf(rows[b]) - turnsOf(rows[a]) || a - b,
   };
-  for (const [name, has] of Object.entries(TRAITS)) {
-    byId(`count-${name}`).textContent = rows.filter(has).length.toLocaleString("en");
+  const traitNames = Object.keys(TRAITS).filter((name) => form.elements[name]);
+  for (const name of traitNames) {
+    byId(`count-${name}`).textContent = rows.filter(TRAITS[name]).length.toLocaleString("en");
   }
   function applyFilters() {
     const text = form.elements.text.value.trim().toLowerCase();
     const least = form.elements.least.value === "" ? 0 : Number(form.elements.least.value);
     const most = form.elements.most.value === "" ? Infinity : Number(form.elements.most.value);
-    const traits = Object.keys(TRAITS).filter((name) => form.elements[name].checked).map((name) => TRAITS[name]);
+    const traits = traitNames.filter((name) => form.elements[name].checked).map((name) => TRAITS[name]);
     shown = [];
     for (let index = 0; index < rows.length; index += 1) {
       const turns = turnsOf(rows[index]);
@@ -117,8 +119,8 @@
     if (form.elements.order.value !== "file") shown.sort(ORDERS[form.elements.order.value]);
     list.replaceChildren(...shown.map((index) => items[index]));
     byId("none").hidden = shown.length > 0;
-    const all = rows.length.toLocaleString("en");
-    byId("count").textContent = shown.length === rows.length ? `${all} rows` : `${shown.length.toLocaleString("en")} of ${all} rows`;
+    const all = plural(rows.length, "row");
+    byId("count").textContent = shown.length === rows.length ? all : `${shown.length.toLocaleString("en")} of ${all}`;
     byId("reset").hidden = !(text || traits.length || form.elements.least.value || form.elements.most.value);
     list.scrollTop = 0;
     if (shown.length && !shown.includes(current)) select(shown[0], { announce: false });
@@ -254,7 +256,7 @@
 
     const notes = [];
     if (row.fault) notes.push(make("p", { class: "fault" }, icon("warning"), make("span", null, make("b", null, `${faults[row.fault].label}: `),
-      faults[row.fault].meaning, row.malformed ? " The rewards count the answer as nothing; the marks below show what can be read in it." : "")));
+      faults[row.fault].meaning, row.error === null ? "" : ` ${row.error}`, row.malformed ? " The rewards count the answer as nothing; the marks below show what can be read in it." : "")));
     if (isOutside(row)) notes.push(make("p", { class: "fault" }, icon("wrong"), make("span", null, make("b", null, "Outside the dialogue: "),
       [["utterances", row.outside.utterances], ["images", row.outside.images]].filter(([, ids]) => ids.length).map(([name, ids]) => `${name} ${ids.join(", ")}`).join("; "))));
     if (dialogue.problem) notes.push(make("p", { class: "fault" }, icon("warning"), make("span", null, make("b", null, "The dialogue cannot be read: "), dialogue.problem)));

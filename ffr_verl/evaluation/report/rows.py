@@ -13,7 +13,9 @@ from ffr_verl.rewards.diagnosis import diagnose
 from ffr_verl.rewards.f1 import parse_gold
 from ffr_verl.rewards.ffr import compute_score
 
-__all__ = ["ReportRows", "reward_settings"]
+__all__ = ["UNANSWERED", "ReportRows", "reward_settings"]
+
+UNANSWERED = "unanswered"  # stands for the fault of a row without an answer
 
 # A model that never stops must not fill the page.
 _LONGEST_ANSWER, _LONGEST_TEXT = 4_000, 20_000
@@ -88,13 +90,14 @@ class ReportRows:
         strict = parse_fragment(prediction.response, style=self._style)
         predicted = parse_leniently(prediction.response) if strict is None else strict
         info = _extra_info(prediction, dialogue)
-        scores = compute_score("report", prediction.response, prediction.labels, info, **self._rewards)
+        scores = compute_score("report", prediction.rewarded, prediction.labels, info, **self._rewards)
         known = None if dialogue is None else info
         if dialogue is None:
             del scores["mcc"]  # the dialogue's size is not known
         if "embeddings" not in self._rewards:
             del scores["coherence"]
-        fault = diagnose(prediction.response, prediction.labels, extra_info=known, style=self._style).malformed
+        reason = diagnose(prediction.response, prediction.labels, extra_info=known, style=self._style).malformed
+        fault = UNANSWERED if prediction.error else None if reason is None else reason.value
         self.rows.append(
             {
                 "line": prediction.line,
@@ -106,8 +109,9 @@ class ReportRows:
                 "outside": _ids(_outside(predicted, dialogue)),
                 "answer": _clipped(prediction.response, _LONGEST_ANSWER),
                 "goldAnswer": _clipped(prediction.labels, _LONGEST_ANSWER),
-                "malformed": strict is None,
-                "fault": None if fault is None else fault.value,
+                "malformed": strict is None and not prediction.error,
+                "fault": fault,
+                "error": prediction.error and _clipped(prediction.error, _LONGEST_ANSWER),
                 "rewards": {name: round(value, 4) for name, value in scores.items()},
             }
         )

@@ -108,11 +108,15 @@ _REWARDS = {
 }
 
 
+def _rows(count: int) -> str:
+    return f"{count:,} row{'s' * (count != 1)}"
+
+
 def _interval(result: EvaluationResult, *path: str) -> str:
     found: Any = result.intervals
     for name in path if found is not None else ():
         found = found[name]
-    return "" if found is None else f"{found[0]:.3f} – {found[1]:.3f}"
+    return "" if found is None else f"{found[0]:.3f}\u00a0–\u00a0{found[1]:.3f}"  # in one line
 
 
 def figures(result: EvaluationResult) -> list[Figure]:
@@ -133,7 +137,7 @@ def figures(result: EvaluationResult) -> list[Figure]:
         Figure(
             "Answers with a fault",
             f"{faults / result.samples:.1%}",
-            f"{faults:,} of {result.samples:,} rows; {outside:,} name ids outside the dialogue",
+            f"{faults:,} of {_rows(result.samples)}; {outside:,} with ids outside the dialogue",
         ),
     ]
 
@@ -204,7 +208,7 @@ def breakdown_charts(result: EvaluationResult) -> list[BarChart]:
 
 def _breakdown(result: EvaluationResult, name: str, title: str) -> BarChart:
     bars = [
-        NamedBar(part.name, f"{value:.3f}", value, f"{part.samples:,} rows")
+        NamedBar(part.name, f"{value:.3f}", value, _rows(part.samples))
         for part in result.breakdowns[name]
         for value in [part.macro["joint"]["f1"]]
     ]
