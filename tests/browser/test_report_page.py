@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from conftest import HOSTILE, Report, write  # type: ignore[import-not-found]
 from playwright.sync_api import Page, expect
 
 from ffr_verl.dialogues import parse_dialogue
+from ffr_verl.evaluation.report import ReportSettings
 from ffr_verl.fragments import Fragment, parse_fragment, parse_leniently
 from ffr_verl.rewards import f1_reward
 
@@ -178,6 +180,24 @@ def test_rows_without_an_answer_have_a_filter_and_their_reason(
     page.get_by_role("searchbox").fill("nothing has this text")
     expect(page.get_by_text("No row fits these filters.")).to_be_in_viewport()
     expect(open_page(report).get_by_role("checkbox", name="no answer")).to_have_count(0)
+
+
+def test_rows_where_another_model_is_better_are_found(report: Report, open_page: OpenPage, tmp_path: Path) -> None:
+    other = tmp_path / "other.jsonl"
+    rows = [{**row, "response": row["labels"]} for row in report.rows[:30]]
+    other.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    page = open_page(write(tmp_path, report.rows, ReportSettings(compare=other)))
+    expected = [line for line in lines_with(report, lambda row: f1_of(row) < 1) if line <= 30]
+    page.get_by_role("checkbox", name="F1 below that of other.jsonl").check()
+    shown = shown_lines(page)
+    assert sorted(shown) == expected
+    assert [f1_of(report.rows[line - 1]) for line in shown] == sorted(
+        f1_of(report.rows[line - 1]) for line in expected
+    )
+    expect(page.locator(".fragments tbody tr").nth(2)).to_contain_text("other.jsonl, F1 1.00")
+    page.evaluate("location.hash = '#row-31'")
+    expect(page.locator("#where")).to_contain_text("Row 31")
+    expect(page.locator(".fragments tbody tr")).to_have_count(2)
 
 
 def test_the_worst_come_first(report: Report, open_page: OpenPage) -> None:

@@ -284,6 +284,17 @@ def test_the_difference_from_another_model_is_shown(folder: Path) -> None:
     assert len(differences) == 24
     assert differences[:4] == ["+1.000*", "+1.000*", "+1.000*", "+2.000*"]
     assert differences[4:8] == ["+0.000"] * 4, "the images are the same"
+    shown = [one["other"] for one in embedded(page)["rows"]]
+    assert shown[40] is None
+    assert shown[0] == {"predicted": {"utterances": [0, 2], "images": [0]}, "answer": wrong, "f1": 0.5}
+    assert embedded(page)["other"] == "other.jsonl"
+
+
+def test_a_row_that_is_there_twice_is_compared_with_its_own(folder: Path) -> None:
+    write_rows(folder / "other.jsonl", [row(answer((0,), ())), row("no", error="500: busy"), row("x", query="else")])
+    page = report_of(folder, [row("x"), row("y"), row("z")], compare=folder / "other.jsonl")
+    shown = [one["other"] and one["other"]["answer"] for one in embedded(page)["rows"]]
+    assert shown == [answer((0,), ()), "500: busy", None]
 
 
 def test_an_output_that_exists_stays(folder: Path) -> None:

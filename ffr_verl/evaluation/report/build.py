@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import os
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,7 +169,7 @@ def write_report(
     counts = count_records(scored(), style=settings.answer_style, with_keys=settings.compare is not None)
     result = result_of(counts, skipped=len(skipped))
     unanswered = _unanswered(counts)
-    comparison = None
+    comparison, others_keys = None, []
     if settings.compare is not None:
         left_out: list[str] = []
         others = count_records(read(settings.compare, left_out), style=settings.answer_style, with_keys=True)
@@ -176,6 +177,7 @@ def write_report(
             say(f"{settings.compare}: {len(left_out):,} lines left out, the first is {left_out[0]}")
         unanswered += _unanswered(others, of=f" of {settings.compare.name}")
         comparison = compare(counts, others)
+        others_keys = _keys(others)
     rows = ReportRows(
         reward_settings(
             embeddings=None if settings.embeddings is None else str(settings.embeddings),
@@ -184,9 +186,15 @@ def write_report(
         )
     )
     kept = _worst(f1, settings.most_rows)
+    keys = _keys(counts)
+    theirs: dict[int, deque[Prediction]] = {}
+    if settings.compare is not None:
+        theirs = _of_same_rows(read(settings.compare, []), others_keys, wanted=set(keys))
     for position, prediction in enumerate(read(predictions, [])):
+        same = theirs.get(keys[position]) if theirs else None
+        other = same.popleft() if same else None  # of rows that are there several times the first is the first's
         if kept[position]:
-            rows.add(prediction)
+            rows.add(prediction, other)
         on_progress("reading dialogues", position + 1, len(f1))
     pictures = make_pictures(
         rows.image_names,
@@ -197,7 +205,10 @@ def write_report(
     if rows.image_names and not pictures.thumbnails:
         say(f"none of the images was found below {root}; --images-root says where they are")
     page = render_page(
-        data=_page_data(rows, pictures, has_coherence=settings.embeddings is not None),
+        data={
+            **_page_data(rows, pictures, has_coherence=settings.embeddings is not None),
+            "other": None if settings.compare is None else settings.compare.name,
+        },
         pictures=[{"src": one.uri, "width": one.width, "height": one.height} for one in pictures.thumbnails],
         title=settings.title,
         source=predictions.name,
@@ -217,7 +228,11 @@ def write_report(
         training=None
         if training is None
         else {"charts": line_charts(training.metrics), "files": [path.name for path in training.files]},
-        traits=_TRAITS if not counts.errors else (*_TRAITS, _UNANSWERED_TRAIT),
+        traits=[
+            *_TRAITS,
+            *([_UNANSWERED_TRAIT] if counts.errors else []),
+            *([("worse", f"F1 below that of {settings.compare.name}")] if settings.compare is not None else []),
+        ],
         notices=[*_notices(len(f1), rows, pictures, skipped), *unanswered],
     )
     try:
@@ -307,6 +322,22 @@ def _unanswered(counts: RowCounts, *, of: str = "") -> list[Notice]:
         f"{sum(counts.errors.values()):,}."
     )
     return [Notice(text, _some([f"{count:,}: {reason}" for reason, count in counts.errors.items()]))]
+
+
+def _keys(counts: RowCounts) -> list[int]:
+    return [] if counts.keys is None else counts.keys.tolist()
+
+
+def _of_same_rows(
+    predictions: Iterator[Prediction], keys: Sequence[int], *, wanted: Collection[int]
+) -> dict[int, deque[Prediction]]:
+    """Another model's predictions by the key of their row, without what the page does not show."""
+    found: dict[int, deque[Prediction]] = {}
+    for key, prediction in zip(keys, predictions, strict=True):
+        if key in wanted:
+            slim = dataclasses.replace(prediction, messages=(), images=(), logprobs=(), extra={})
+            found.setdefault(key, deque()).append(slim)
+    return found
 
 
 def _some(lines: list[str]) -> list[str]:

@@ -61,6 +61,7 @@
     empty: (row) => isEmpty(row.gold),
     outside: isOutside,
     unanswered: (row) => row.error !== null,
+    worse: (row) => row.other !== null && row.rewards.f1 < row.other.f1,
   };
 
   // ---- the list
@@ -95,10 +96,12 @@
   const form = byId("filters");
   let shown = [];
   let current = -1;
+  const gain = (row) => (row.other === null ? 0 : row.rewards.f1 - row.other.f1);
   const ORDERS = {
     file: (a, b) => a - b,
     worst: (a, b) => rows[a].rewards.f1 - rows[b].rewards.f1 || a - b,
     best: (a, b) => rows[b].rewards.f1 - rows[a].rewards.f1 || a - b,
+    worse: (a, b) => gain(rows[a]) - gain(rows[b]) || a - b,
     longest: (a, b) => turnsOf(rows[b]) - turnsOf(rows[a]) || a - b,
   };
   const traitNames = Object.keys(TRAITS).filter((name) => form.elements[name]);
@@ -137,8 +140,8 @@
   let waiting = 0;
   form.addEventListener("input", (event) => {
     clearTimeout(waiting);
-    if (event.target.name === "worst" && event.target.checked && form.elements.order.value === "file")
-      form.elements.order.value = "worst";
+    if (["worst", "worse"].includes(event.target.name) && event.target.checked && form.elements.order.value === "file")
+      form.elements.order.value = event.target.name;
     if (event.target.name === "text") waiting = setTimeout(applyFilters, 60);
     else applyFilters();
   });
@@ -195,7 +198,8 @@
     return make("table", { class: "fragments" },
       make("thead", null, make("tr", null, make("th", null, make("span", { class: "unseen" }, "fragment")),
         make("th", { scope: "col" }, "utterances"), make("th", { scope: "col" }, "images"))),
-      make("tbody", null, line("Gold", row.gold), line("Answer", row.predicted)));
+      make("tbody", null, line("Gold", row.gold), line("Answer", row.predicted),
+        row.other ? line(`${data.other}, F1 ${row.other.f1.toFixed(2)}`, row.other.predicted) : null));
   }
   // Gold above, answer below, one column a turn.
   function fragmentMap(turns, marks, gold, predicted) {
@@ -270,7 +274,8 @@
       rewardList(row),
       fragmentTable(row),
       make("details", { class: "raw", open: row.malformed }, make("summary", null, "The answer as written"),
-        make("pre", { tabindex: "0", dir: "auto" }, row.answer || "(nothing)"), make("pre", { tabindex: "0" }, `gold: ${row.goldAnswer}`)),
+        make("pre", { tabindex: "0", dir: "auto" }, row.answer || "(nothing)"), make("pre", { tabindex: "0" }, `gold: ${row.goldAnswer}`),
+        row.other ? make("pre", { tabindex: "0", dir: "auto" }, `${data.other}: ${row.other.answer || "(nothing)"}`) : null),
       legend,
       turns.length ? fragmentMap(dialogue.turns, marks, gold.utterances, predicted.utterances) : null,
       turns.length ? make("ol", { class: "chat", id: "chat", "aria-label": "The dialogue" }, ...turns) : make("pre", null, dialogue.text),

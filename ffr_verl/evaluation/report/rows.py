@@ -10,7 +10,7 @@ from ffr_verl.evaluation.predictions import Prediction
 from ffr_verl.fragments import AnswerStyle, Fragment, parse_fragment, parse_leniently
 from ffr_verl.rewards.coherence import CoherenceMode
 from ffr_verl.rewards.diagnosis import diagnose
-from ffr_verl.rewards.f1 import parse_gold
+from ffr_verl.rewards.f1 import f1_reward, parse_gold
 from ffr_verl.rewards.ffr import compute_score
 
 __all__ = ["UNANSWERED", "ReportRows", "reward_settings"]
@@ -75,8 +75,12 @@ class ReportRows:
     def image_names(self) -> list[str]:
         return list(self._image_at)
 
-    def add(self, prediction: Prediction) -> None:
+    def add(self, prediction: Prediction, other: Prediction | None = None) -> None:
         """Add a prediction.
+
+        Args:
+            prediction: whose dialogue is shown.
+            other: another model's to the same row.
 
         Raises:
             FFRError: for an embedding store that cannot be opened.
@@ -88,7 +92,7 @@ class ReportRows:
             problem = str(error)
         gold = parse_gold(prediction.labels) or Fragment((), ())
         strict = parse_fragment(prediction.response, style=self._style)
-        predicted = parse_leniently(prediction.response) if strict is None else strict
+        predicted = self._read(prediction.response)
         info = _extra_info(prediction, dialogue)
         scores = compute_score("report", prediction.rewarded, prediction.labels, info, **self._rewards)
         known = None if dialogue is None else info
@@ -113,8 +117,22 @@ class ReportRows:
                 "fault": fault,
                 "error": prediction.error and _clipped(prediction.error, _LONGEST_ANSWER),
                 "rewards": {name: round(value, 4) for name, value in scores.items()},
+                "other": None if other is None else self._other(other),
             }
         )
+
+    def _read(self, response: str) -> Fragment:
+        """The ids that can be read in an answer."""
+        strict = parse_fragment(response, style=self._style)
+        return parse_leniently(response) if strict is None else strict
+
+    def _other(self, other: Prediction) -> dict[str, Any]:
+        """What the page shows of another model's prediction."""
+        return {
+            "predicted": _ids(self._read(other.response)),
+            "answer": _clipped(other.error or other.response, _LONGEST_ANSWER),
+            "f1": round(f1_reward(other.rewarded, other.labels, style=self._style), 4),
+        }
 
     def _dialogue(self, prediction: Prediction, dialogue: Dialogue | None, problem: str | None) -> int:
         if dialogue is None:
