@@ -31,8 +31,8 @@ def result_tables(result: EvaluationResult, *, title: str) -> Iterator[Table]:
 def comparison_tables(comparison: Comparison, *, title: str) -> Iterator[Table]:
     """Differences of the metrics and of the rewards, and what they are differences of."""
     found = comparison.intervals
-    level = f", with {found['level']:.0%} intervals" if found else ""
-    heading = f"{title}: difference on {_counted(comparison.matched, 'answer')} to the same rows{level}"
+    level = f"its {found['level']:.0%} interval, " if found else ""
+    heading = f"{title}: difference on {_counted(comparison.matched, 'row')}, below it {level}both values"
     both = (comparison.first, comparison.second)
     yield _metrics_table(comparison.difference, found, title=escape(heading), of=both)
     rewards = (comparison.first["rewards"], comparison.second["rewards"])
@@ -42,11 +42,12 @@ def comparison_tables(comparison: Comparison, *, title: str) -> Iterator[Table]:
 def _metrics_table(
     averages: Mapping[str, Any], intervals: Any, *, title: str, of: tuple[Mapping[str, Any], ...] = ()
 ) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD)
-    table.add_column("")
-    table.add_column("")
+    # The differences fit into 80 characters.
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("", no_wrap=True)
     for name in Scores._fields:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for average in AVERAGES:
         for modality in MODALITIES:
             values = averages[average][modality]
@@ -113,9 +114,10 @@ def _cell(value: float, bounds: Any, *, of: Sequence[float] = ()) -> str:
     sign = "+" if of else ""
     lines = [f"{value:{sign}.3f}"]
     if bounds is not None:
-        lines.append(f"[dim]{bounds[0]:{sign}.3f} to {bounds[1]:{sign}.3f}[/dim]")
+        low, high = bounds
+        lines.append(f"[dim]{low:{sign}.3f} {high:{sign}.3f}[/dim]" if of else f"[dim]{low:.3f}–{high:.3f}[/dim]")
     if of:
-        lines.append("[dim]{:.3f} less {:.3f}[/dim]".format(*of))
+        lines.append("[dim]{:.3f} | {:.3f}[/dim]".format(*of))
     return "\n".join(lines)
 
 

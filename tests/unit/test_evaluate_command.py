@@ -68,7 +68,7 @@ def test_the_command_compares(tmp_path: Path, command: Command) -> None:
     assert found["intervals"]["micro"]["joint"]["f1"] == [0, 0]
     assert (found["skipped"], found["unanswered"]) == (0, 0)
     shared = evaluate(rows[:50], bootstrap=NONE).micro["joint"]["f1"]
-    assert f"{shared:.3f} less {shared:.3f}" in text, "the values that the difference is of"
+    assert f"{shared:.3f} | {shared:.3f}" in text, "the values that the difference is of"
     with (tmp_path / "r.csv").open(newline="") as file:
         lines = [line for line in csv.DictReader(file) if line["breakdown"] == "comparison"]
     assert [line["part"] for line in lines] == [part for part in ("first", "second", "difference") for _ in range(6)]

@@ -116,12 +116,12 @@ def _interval(result: EvaluationResult, *path: str) -> str:
     found: Any = result.intervals
     for name in path if found is not None else ():
         found = found[name]
-    return "" if found is None else f"{found[0]:.3f}\u00a0–\u00a0{found[1]:.3f}"  # in one line
+    return "" if found is None else f"{found[0]:.3f} – {found[1]:.3f}"
 
 
 def figures(result: EvaluationResult) -> list[Figure]:
     """The numbers at the head of the page."""
-    level = "" if result.intervals is None else f"{100 * result.intervals['level']:g} % interval "
+    level = "" if result.intervals is None else f"{100 * result.intervals['level']:g} % interval\n"
     faults, outside = result.malformed["any"], result.ids_outside["answers"]
     return [
         *[
