@@ -47,7 +47,7 @@ class DemoSettings:
     train_rows: int = 2048
     heldout_rows: int = 192
     sft_steps: int = 64
-    grpo_steps: int = 30
+    grpo_steps: int = 20
     seed: int = 0
 
     @classmethod
