@@ -458,6 +458,8 @@ def score(
     from ffr_verl.inference.score import score as score_rows
 
     _clean_up_when_terminated()
+    if predictions is not None and samples:
+        raise FFRError("--samples draws answers of --model; it does not go with --predictions")
     settings = None
     if model is not None:
         settings = GeneratorSettings(

@@ -129,6 +129,12 @@ def score(
         if not len(row_keys(files)):
             raise FFRError(f"{', '.join(names)}: no rows")
         table = write(answers_of_predictions(predictions, files), str(predictions))
+        without = int(np.isnan(table.column("mean_logprob").to_numpy()).sum())
+        if without:
+            say(
+                f"{without} of {table.num_rows} answers have no log-probabilities: their entropy is 10, as published, "
+                "and keeps them out of the easier levels; `ffr-verl infer --logprobs` writes them"
+            )
         return ScoreSummary(table, 0, time.monotonic() - started)
     assert settings is not None
     rows = AskedRows(files)

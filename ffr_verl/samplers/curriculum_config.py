@@ -88,6 +88,9 @@ class CurriculumConfig:
         steps: number of steps for `pacing: steps`.
         seed: of `competence`, `shuffled` and `online`.
         online: of `online`.
+
+    Raises:
+        FFRError: for a value out of range; the message names the key.
     """
 
     difficulty: str | None = None
@@ -98,6 +101,23 @@ class CurriculumConfig:
     steps: int = 5
     seed: int = 0
     online: OnlineConfig = field(default_factory=OnlineConfig)
+
+    def __post_init__(self) -> None:
+        refuse_unknown_keys(self.shares, allowed=list(PUBLISHED_SHARES), where=f"{_WHERE}.shares")
+        for name, choices in (("order", get_args(CurriculumOrder)), ("pacing", get_args(Pacing))):
+            if getattr(self, name) not in choices:
+                raise FFRError(f"{_WHERE}.{name}: found {getattr(self, name)!r}, expected one of {', '.join(choices)}")
+        for name, value in self.shares.items():
+            if not _is_number(value) or not 0 <= value <= 1:
+                raise FFRError(f"{_WHERE}.shares.{name}: found {value!r}, expected a share from 0 to 1")
+        if not _is_number(self.start) or not 0 < self.start <= 1:
+            raise FFRError(f"{_WHERE}.start: found {self.start!r}, expected a share above 0 and at most 1")
+        for name, least in (("steps", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise FFRError(f"{_WHERE}.{name}: found {value!r}, expected a whole number from {least}")
+        if self.difficulty is not None and not isinstance(self.difficulty, str):
+            raise FFRError(f"{_WHERE}.difficulty: found {self.difficulty!r}, expected a file of `ffr-verl score`")
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> CurriculumConfig:
@@ -114,23 +134,6 @@ class CurriculumConfig:
         shares = {**PUBLISHED_SHARES, **(values.get("shares") or {})}
         online = OnlineConfig.from_mapping(values.get("online") or {})
         config = cls(**{**values, "shares": shares, "online": online})
-        refuse_unknown_keys(config.shares, allowed=list(PUBLISHED_SHARES), where=f"{_WHERE}.shares")
-        for name, choices in (("order", get_args(CurriculumOrder)), ("pacing", get_args(Pacing))):
-            if getattr(config, name) not in choices:
-                raise FFRError(
-                    f"{_WHERE}.{name}: found {getattr(config, name)!r}, expected one of {', '.join(choices)}"
-                )
-        for name, value in config.shares.items():
-            if not _is_number(value) or not 0 <= value <= 1:
-                raise FFRError(f"{_WHERE}.shares.{name}: found {value!r}, expected a share from 0 to 1")
-        if not _is_number(config.start) or not 0 < config.start <= 1:
-            raise FFRError(f"{_WHERE}.start: found {config.start!r}, expected a share above 0 and at most 1")
-        for name, least in (("steps", 1), ("seed", 0)):
-            value = getattr(config, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise FFRError(f"{_WHERE}.{name}: found {value!r}, expected a whole number from {least}")
-        if config.difficulty is not None and not isinstance(config.difficulty, str):
-            raise FFRError(f"{_WHERE}.difficulty: found {config.difficulty!r}, expected a file of `ffr-verl score`")
         if config.order == "online" and config.difficulty is None:
             raise FFRError(
                 f"{_WHERE}.difficulty: null; order: online needs the difficulty of rows that it has not seen yet: "

@@ -134,13 +134,17 @@ class DifficultyFile:
             raise FFRError(f"{path}: no column {', '.join(missing)}; make it with `ffr-verl score`")
         for name in _READ:
             if table.column(name).null_count:
-                raise FFRError(f"{path}: column {name}: {table.column(name).null_count} values are missing")
+                raise FFRError(
+                    f"{path}: column {name}: {table.column(name).null_count} values are missing; make the file again"
+                )
         self.keys = table.column("row_key").to_numpy()
         levels = table.column("level")
         known = pc.index_in(levels, value_set=pa.array(LEVELS))
         if known.null_count:
             unknown = sorted(set(levels.unique().to_pylist()) - set(LEVELS))
-            raise FFRError(f"{path}: column level: found {', '.join(unknown)}; expected {', '.join(LEVELS)}")
+            raise FFRError(
+                f"{path}: column level: found {', '.join(unknown)}; expected {', '.join(LEVELS)}; make the file again"
+            )
         self._rows = RowDifficulty(
             table.column("f1").to_numpy(),
             table.column("entropy").to_numpy(),
@@ -154,7 +158,9 @@ class DifficultyFile:
         ):
             wrong = np.flatnonzero(~((values >= least) & (values <= most) & np.isfinite(values)))
             if len(wrong):
-                raise FFRError(f"{path}: row {wrong[0]}: {name} is {values[wrong[0]]}; make it again")
+                raise FFRError(
+                    f"{path}: row {wrong[0]}: {name} is {values[wrong[0]]}; make the file again with `ffr-verl score`"
+                )
 
     def of_rows(self, keys: np.ndarray, *, name: str) -> RowDifficulty:
         """The difficulty of the rows of a data set, which may be a part of those that were scored.
@@ -174,7 +180,7 @@ class DifficultyFile:
             what = "of another data set: " if not found.any() else ""
             raise FFRError(
                 f"{self.path}: {what}{int((~found).sum())} of {len(keys)} rows of {name} are not in it (row {first} "
-                f"...); score them: ffr-verl score --data {name}"
+                f"...); score them: ffr-verl score --model MODEL --data {name} --output {self.path} --force"
             )
         rows, chosen = self._rows, order[places]
         return RowDifficulty(rows.f1[chosen], rows.entropy[chosen], rows.levels[chosen], rows.is_negative[chosen])

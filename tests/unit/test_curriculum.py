@@ -98,6 +98,8 @@ def test_going_on_at_any_cut_gives_the_same_rows(config: CurriculumConfig, count
 
 
 def test_a_state_of_another_order_is_refused() -> None:
+    with pytest.raises(FFRError, match=r"curriculum\.order: found 'asc', expected one of published, ascending"):
+        CurriculumConfig(order="asc")  # type: ignore[arg-type]
     state = CurriculumSampler(rows_of(20), CurriculumConfig(order="shuffled")).state_dict()
     with pytest.raises(FFRError, match="the state of the curriculum belongs to another order"):
         CurriculumSampler(rows_of(20), CurriculumConfig(order="ascending")).load_state_dict(state)

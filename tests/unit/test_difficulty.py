@@ -222,6 +222,10 @@ def test_predictions_that_do_not_fit(parquet: Path, predictions: Path, tmp_path:
     predictions.write_text("\n".join(lines[1:]))
     with pytest.raises(FFRError, match="no answer to 1 of 160 rows"):
         score(source, tmp_path / "d.parquet", predictions=predictions)
+    said: list[str] = []
+    predictions.write_text("\n".join([json.dumps({**json.loads(lines[0]), "logprobs": None}), *lines[1:]]))
+    score(source, tmp_path / "without.parquet", predictions=predictions, say=said.append)
+    assert said[0].startswith("1 of 160 answers have no log-probabilities: their entropy is 10, as published")
     predictions.write_text("\n".join([json.dumps({**json.loads(lines[0]), "error": "400: too long"}), *lines[1:]]))
     with pytest.raises(
         FFRError, match=r"no answer to 1 of 160 .*1 predictions say .* no answer \(row 0: 400: too long"
@@ -243,7 +247,7 @@ def test_difficulty_files_that_cannot_be_used(parquet: Path, predictions: Path, 
     table = pq.read_table(path)
     for made, message in (
         (table.drop_columns(["entropy", "level"]), "no column entropy, level; make it with `ffr-verl score`"),
-        (damaged(table, "f1", math.nan), "row 3: f1 is nan; make it again"),
+        (damaged(table, "f1", math.nan), "row 3: f1 is nan; make the file again with"),
         (damaged(table, "f1", 1.5), r"row 3: f1 is 1\.5"),
         (damaged(table, "entropy", math.inf), "row 3: entropy is inf"),
         (damaged(table, "f1", None), "column f1: 1 values are missing"),
