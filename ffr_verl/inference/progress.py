@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 import time
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -56,15 +60,19 @@ class RowProgress:
         self._start: tuple[float, int] | None = None
         self._last_line = time.monotonic()
         self._done: tuple[int, int] | None = None
+        self._handler: Any = None
 
     def __enter__(self) -> RowProgress:
         self._bar.__enter__()
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored, in the background
+            self._handler = signal.signal(signal.SIGINT, self._end_at_once)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.__exit__(kind, error, trace)
+        self._give_ctrl_c_back()
         if self._done and isinstance(error, (KeyboardInterrupt, SystemExit)):
             done, total = self._done
             self._console.print(
@@ -77,6 +85,7 @@ class RowProgress:
     def update(self, done: int, total: int) -> None:
         """Show it; the clock starts with the first call, when the model is ready."""
         now = time.monotonic()
+        self._give_ctrl_c_back()
         self._done = done, total
         self._start = self._start or (now, done)
         started, first = self._start
@@ -85,3 +94,15 @@ class RowProgress:
         if not self._console.is_terminal and (now - self._last_line > _LINE_SECONDS or done == total):
             self._last_line = now
             self._console.print(f"{self._verb}: {done:,} of {total:,} rows {rate}", highlight=False, soft_wrap=True)
+
+    def _end_at_once(self, _number: int, _frame: object) -> None:
+        """On Ctrl-C while the model is loaded: vLLM's engine ends, and the one that waits for it would wait on."""
+        self._bar.stop()
+        sys.stderr.write("ffr-verl: interrupted\n")
+        sys.stderr.flush()
+        os._exit(130)  # nothing is lost: answers are on the disk, and vLLM's processes end with this one
+
+    def _give_ctrl_c_back(self) -> None:
+        if self._handler is not None:
+            signal.signal(signal.SIGINT, self._handler)
+            self._handler = None
