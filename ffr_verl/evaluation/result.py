@@ -271,7 +271,7 @@ def result_of(
             "any": int(counts.has_fault.sum()),
             **{one.value: fault[place] for place, one in enumerate(FAULTS, start=1)},
         },
-        unanswered={"any": int(counts.is_unanswered.sum()), **counts.errors},
+        unanswered={"any": 0} | {**counts.errors} | {"any": int(counts.is_unanswered.sum())},
         ids_outside={
             **{modality: int(column.sum(dtype=np.int64)) for modality, column in outside.items()},
             "answers": int(((outside["utterance"] > 0) | (outside["image"] > 0)).sum()),

@@ -62,7 +62,7 @@ def _metrics_table(
 
 def _rewards_table(rewards: Mapping[str, float], intervals: Any, *, of: tuple[Mapping[str, float], ...] = ()) -> Table:
     heading = "difference of mean rewards" if of else "mean rewards, as verl's validation reports them"
-    table = Table(title=heading, box=box.SIMPLE_HEAD)
+    table = Table(title=heading, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
     for name in REWARDS:
         table.add_column(name, justify="right")
     bounds = intervals["rewards"] if intervals else {}

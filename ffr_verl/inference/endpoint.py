@@ -384,7 +384,8 @@ class _Asking:
         text = str(message or error)
         if isinstance(error, self._openai.APIConnectionError) and error.__cause__:
             text = f"{text.rstrip('.')}: {error.__cause__}"
-        text = " ".join(text.split())
+        # What is not printable, half of a surrogate pair too, which fits into no file, becomes a space.
+        text = " ".join("".join([letter if letter.isprintable() else " " for letter in text]).split())
         text = text.replace(self._settings.key(), "***") if self._settings.api_key_env else text
         told = text if status is None or text.startswith("Error code") else f"{status}: {text}"
         return told[:_LONGEST_MESSAGE]

@@ -112,6 +112,19 @@ def test_the_command_does_not_overwrite_the_predictions(tmp_path: Path, command:
     assert path.read_bytes() == other.read_bytes() == before
 
 
+def test_errors_are_shown_as_one_printable_line(tmp_path: Path, command: Command) -> None:
+    errors = ["bad \ud800 text", "\x1b[31mred\nline", "z" * 5000, "any"]
+    path = saved(
+        tmp_path / "pred.jsonl", [{**row, "error": error} for row, error in zip(drawn(4), errors, strict=True)]
+    )
+    status, text = command(path, "--bootstrap", 0, "--json", tmp_path / "r.json")
+    assert status == 0, text
+    assert "1: bad   text" in text
+    assert "\x1b" not in text
+    found = json.loads((tmp_path / "r.json").read_text())["unanswered"]
+    assert (found["any"], found["z" * 300]) == (4, 1)
+
+
 def test_what_the_numbers_do_not_show_is_told(tmp_path: Path, command: Command) -> None:
     rows = drawn(8)
     marked: list[Row | str] = [{**row, "error": f"reason {number % 5}"} for number, row in enumerate(rows[:7])]
