@@ -1,8 +1,8 @@
-"""The one exception that commands show to a user without a traceback."""
+"""The one exception that commands show to a user without a traceback, and texts of others in messages."""
 
 from __future__ import annotations
 
-__all__ = ["FFRError"]
+__all__ = ["FFRError", "one_line"]
 
 
 class FFRError(ValueError):
@@ -17,3 +17,20 @@ class FFRError(ValueError):
             ...
         ffr_verl.errors.FFRError: train.json: row 3: field 'solution' is missing; add the gold answer
     """
+
+
+def one_line(text: str, *, longest: int = 300) -> str:
+    """A text that a server or a file holds, as a line for a terminal and for a file.
+
+    Args:
+        text: may hold line ends, escape sequences, or half of a surrogate pair, which fits into no file.
+        longest: most characters of it.
+
+    Returns:
+        The text with one space for what is not printable.
+
+    Example:
+        >>> one_line("too long:\\n\\x1b[31m \\ud83d 5000")
+        'too long: [31m 5000'
+    """
+    return " ".join("".join([letter if letter.isprintable() else " " for letter in text[:longest]]).split())

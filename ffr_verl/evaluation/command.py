@@ -19,7 +19,7 @@ from ffr_verl.evaluation.comparison import compare as compare_counts
 from ffr_verl.evaluation.counts import FAULTS, RowCounts
 from ffr_verl.evaluation.predictions import UnusableLines
 from ffr_verl.evaluation.result import count_file, result_of
-from ffr_verl.evaluation.tables import comparison_tables, result_tables
+from ffr_verl.evaluation.tables import comparison_tables, counted, result_tables
 from ffr_verl.fragments import AnswerStyle, MalformedReason
 
 __all__ = ["evaluate_command"]
@@ -136,7 +136,7 @@ def _warn(console: Console, path: Path | None, skipped: int, counts: RowCounts, 
     """Say what the numbers of a file do not show."""
     lines = []
     if skipped:
-        lines.append(f"{skipped:,} lines left out")
+        lines.append(f"{counted(skipped, 'line')} left out")
     if unanswered := int(counts.is_unanswered.sum()):
         lines.append(
             f"{unanswered:,} of {len(counts):,} rows have no answer, or no whole one (field error): 0 in macro and "

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ffr_verl.errors import one_line
 from ffr_verl.evaluation.answered import Answered
 from ffr_verl.evaluation.answers import plain_masks
 from ffr_verl.evaluation.dialogue_ids import DialogueIds, DialogueIdsReader, Ids
@@ -52,7 +53,7 @@ _ROW = struct.Struct(f"{len(_COLUMNS)}i")
 _pack = _ROW.pack
 _PLACE = {name: place for place, name in enumerate(_COLUMNS)}
 _DEFAULT_UNIVERSE = Ids(0, 0).universe
-_MOST_ERRORS, _LONGEST_ERROR = 1000, 300
+_MOST_ERRORS = 1000
 _QUERY = re.compile(r"<\|query_start\|>(.*?)<\|query_end\|>", re.DOTALL)
 
 
@@ -146,8 +147,8 @@ class RowCounter:
                 self._keys.append(self._row_key(dialogue_id, query.group(1) if query else "", labels))
 
     def _note(self, error: str) -> None:
-        """Count a reason, as one short line; not all of a file in which each row has another one are kept."""
-        error = "".join([letter if letter.isprintable() else " " for letter in error[:_LONGEST_ERROR]])
+        """Count a reason; not all of a file in which each row has another one are kept."""
+        error = one_line(error)
         self._errors[error if error in self._errors or len(self._errors) < _MOST_ERRORS else "other reasons"] += 1
 
     def __len__(self) -> int:

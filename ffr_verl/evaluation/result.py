@@ -271,6 +271,7 @@ def result_of(
             "any": int(counts.has_fault.sum()),
             **{one.value: fault[place] for place, one in enumerate(FAULTS, start=1)},
         },
+        # The first entry, and it stands also where a reason is the word.
         unanswered={"any": 0} | {**counts.errors} | {"any": int(counts.is_unanswered.sum())},
         ids_outside={
             **{modality: int(column.sum(dtype=np.int64)) for modality, column in outside.items()},

@@ -14,7 +14,7 @@ from ffr_verl.evaluation.metrics import Scores
 from ffr_verl.evaluation.result import EvaluationResult
 from ffr_verl.evaluation.row_statistics import AVERAGES, MODALITIES, REWARDS
 
-__all__ = ["comparison_tables", "result_tables"]
+__all__ = ["comparison_tables", "counted", "result_tables"]
 
 
 def result_tables(result: EvaluationResult, *, title: str) -> Iterator[Table]:
@@ -22,7 +22,7 @@ def result_tables(result: EvaluationResult, *, title: str) -> Iterator[Table]:
     intervals = result.intervals
     level = f", with {intervals['level']:.0%} intervals" if intervals else ""
     averages = {"micro": result.micro, "macro": result.macro}
-    yield _metrics_table(averages, intervals, title=escape(f"{title}: {_counted(result.samples, 'answer')}{level}"))
+    yield _metrics_table(averages, intervals, title=escape(f"{title}: {counted(result.samples, 'answer')}{level}"))
     yield _rewards_table(result.rewards, intervals)
     yield _faults_table(result)
     yield _breakdowns_table(result)
@@ -32,7 +32,7 @@ def comparison_tables(comparison: Comparison, *, title: str) -> Iterator[Table]:
     """Differences of the metrics and of the rewards, and what they are differences of."""
     found = comparison.intervals
     level = f"its {found['level']:.0%} interval, " if found else ""
-    heading = f"{title}: difference on {_counted(comparison.matched, 'row')}, below it {level}both values"
+    heading = f"{title}: difference on {counted(comparison.matched, 'row')}, below it {level}both values"
     both = (comparison.first, comparison.second)
     yield _metrics_table(comparison.difference, found, title=escape(heading), of=both)
     rewards = (comparison.first["rewards"], comparison.second["rewards"])
@@ -121,5 +121,11 @@ def _cell(value: float, bounds: Any, *, of: Sequence[float] = ()) -> str:
     return "\n".join(lines)
 
 
-def _counted(count: int, what: str) -> str:
+def counted(count: int, what: str) -> str:
+    """A number of things in words.
+
+    Example:
+        >>> counted(1, "row"), counted(2000, "row")
+        ('1 row', '2,000 rows')
+    """
     return f"{count:,} {what}{'s' * (count != 1)}"

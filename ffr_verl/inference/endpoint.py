@@ -22,7 +22,7 @@ from PIL import Image
 from ffr_verl.data.config import DEFAULT_MAX_PIXELS
 from ffr_verl.data.images import resized, resolve_image
 from ffr_verl.dialogues import with_image_parts
-from ffr_verl.errors import FFRError
+from ffr_verl.errors import FFRError, one_line
 from ffr_verl.inference.generate import Answer
 from ffr_verl.inference.journal import AnswerJournal
 
@@ -384,8 +384,7 @@ class _Asking:
         text = str(message or error)
         if isinstance(error, self._openai.APIConnectionError) and error.__cause__:
             text = f"{text.rstrip('.')}: {error.__cause__}"
-        # What is not printable, half of a surrogate pair too, which fits into no file, becomes a space.
-        text = " ".join("".join([letter if letter.isprintable() else " " for letter in text]).split())
+        text = one_line(text, longest=len(text))  # it is cut below, when the key is out of it
         text = text.replace(self._settings.key(), "***") if self._settings.api_key_env else text
         told = text if status is None or text.startswith("Error code") else f"{status}: {text}"
         return told[:_LONGEST_MESSAGE]
@@ -410,7 +409,9 @@ def _answer_of(completion: Any) -> Answer:
             f"reasoning and no answer (finish_reason {reason}): give the answer more room with --max-new-tokens, or "
             "turn the server's parsing of reasoning off"
         )
+    if not isinstance(content, str):
+        raise _RowFailed(f"no text in the answer (finish_reason {reason})")
     tokens = getattr(getattr(choice, "logprobs", None), "content", None) or ()
     # Half of a surrogate pair, which JSON can carry, fits into no file.
-    text = content.encode("utf-8", "replace").decode("utf-8") if isinstance(content, str) else ""
+    text = content.encode("utf-8", "replace").decode("utf-8")
     return Answer(text, tuple([float(token.logprob) for token in tokens]), is_cut_off=reason == "length")

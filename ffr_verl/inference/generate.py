@@ -111,7 +111,7 @@ class Generator:
 
     def __init__(self, settings: GeneratorSettings) -> None:
         folder = Path(settings.model).expanduser()
-        if looks_local(settings.model) and not (folder / "config.json").is_file():
+        if _looks_local(settings.model) and not (folder / "config.json").is_file():
             raise FFRError(f"--model {settings.model}: no Hugging Face model folder; `ffr-verl merge` makes one")
         lora_rank = None if settings.lora is None else _lora_rank(settings.lora)
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -239,11 +239,11 @@ class Generator:
             yield fetch_image({"image": picture, "max_pixels": self._settings.max_pixels})
 
 
-def looks_local(model: str) -> bool:
+def _looks_local(model: str) -> bool:
     """Whether a model's name must be a folder: on the hub models are named OWNER/NAME.
 
     Example:
-        >>> [looks_local(name) for name in ("models/sft/step", "sft", "~/sft", "Qwen/Qwen2-VL-7B-Instruct")]
+        >>> [_looks_local(name) for name in ("models/sft/step", "sft", "~/sft", "Qwen/Qwen2-VL-7B-Instruct")]
         [True, True, True, False]
     """
     owner, _, name = model.partition("/")

@@ -91,8 +91,8 @@ def merged_prediction(row: Mapping[str, Any], answers: Sequence[WindowAnswer]) -
 
     Returns:
         A `prediction_row`; of united answers without log-probabilities, but with `windows` (how many),
-        `malformed_windows` (those whose answer is not in the format) and, when windows have no answer, `error`. The
-        response is empty when no window has an answer in the format, and nothing could be read of them.
+        `malformed_windows` (those with an answer that is not in the format) and, when windows have no answer, `error`.
+        The response is empty when no window has an answer in the format, and nothing could be read of them.
 
     Raises:
         ValueError: when the answers are not to windows of this dialogue, a window has two or none, or turns are in
@@ -104,7 +104,7 @@ def merged_prediction(row: Mapping[str, Any], answers: Sequence[WindowAnswer]) -
     dialogue = parse_dialogue(row["prompt"], identifier)
     parts = [_part(dialogue, answer) for answer in answers]
     numbers = sorted([window.number for window, _ in parts])
-    for place, number in enumerate(numbers):
+    for place, number in enumerate(numbers, start=numbers[0]):  # other tools may count from 1
         if number != place:
             what = f"two answers to window {number}" if number < place else f"no answer to window {place}"
             raise ValueError(f"{what} ({identifier}_split_{min(number, place)})")
@@ -113,8 +113,9 @@ def merged_prediction(row: Mapping[str, Any], answers: Sequence[WindowAnswer]) -
     if lost:
         raise ValueError(f"no answer to a window with utterance {lost[0]} ({len(lost)} utterances are in none)")
     united = whole_fragment(parts)
-    malformed = sum(parse_fragment(answer.response) is None for answer in answers)
-    nothing = malformed == len(answers) and united == Fragment((), ())
+    unread = [answer for answer in answers if parse_fragment(answer.response) is None]
+    nothing = len(unread) == len(answers) and united == Fragment((), ())
+    malformed = sum(answer.error is None for answer in unread)
     record: dict[str, Any] = {"response": "" if nothing else format_fragment(united), "logprobs": []}
     errors = [answer.error for answer in answers if answer.error is not None]
     if errors:

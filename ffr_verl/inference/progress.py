@@ -42,6 +42,8 @@ def describe(done: int, total: int, *, first: int, seconds: float) -> str:
 class RowProgress:
     """A bar on a terminal; a line now and then elsewhere, such as in the log of a cluster's job.
 
+    For commands: until the first `update`, while a model is loaded, Ctrl-C ends the process at once, with status 130.
+
     Args:
         verb: what is done to the rows.
         console: where it is shown.

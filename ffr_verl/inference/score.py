@@ -132,8 +132,8 @@ def score(
         without = int(np.isnan(table.column("mean_logprob").to_numpy()).sum())
         if without:
             say(
-                f"{without} of {table.num_rows} answers have no log-probabilities: their entropy is 10, as published, "
-                "and keeps them out of the easier levels; `ffr-verl infer --logprobs` writes them"
+                f"{without} of {table.num_rows} answers have no log-probabilities: their entropy is 10, as published: "
+                "above that of the others, so that among them only f1 tells; `ffr-verl infer --logprobs` writes them"
             )
         return ScoreSummary(table, 0, time.monotonic() - started)
     assert settings is not None

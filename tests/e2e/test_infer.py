@@ -236,6 +236,38 @@ def test_drawn_answers_follow_the_seed(server: str, folder: Path, tmp_path: Path
     assert first != drawn("c", "--temperature", 1, "--seed", 4)
 
 
+def test_ctrl_c_while_the_model_is_loaded(folder: Path, sft_model: Path, tmp_path: Path) -> None:
+    """vLLM's engine gets it too, and its client would wait for the engine for minutes."""
+    data, log = folder / "heldout.rl.parquet", tmp_path / "log"
+    options = ["--model", sft_model, "--data", data, "--output", tmp_path / "pred.jsonl", "--max-model-len", LENGTH]
+    command = [sys.executable, "-m", "ffr_verl", "infer", *map(str, options)]
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            command,
+            stdout=sink,
+            stderr=sink,
+            env={**ENVIRONMENT, "VLLM_LOGGING_LEVEL": "INFO"},
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        try:
+            for _ in range(2400):
+                assert process.poll() is None, log.read_text()[-3000:]
+                if "Loading safetensors" in log.read_text():
+                    break
+                time.sleep(0.05)
+            engine = families(process)
+            assert engine
+            os.killpg(process.pid, signal.SIGINT)
+            assert process.wait(30) == 130, log.read_text()[-3000:]
+        finally:
+            process.kill()
+            process.wait()
+    assert "ffr-verl: interrupted" in log.read_text()
+    _, alive = psutil.wait_procs(engine, timeout=30)
+    assert not [one for one in alive if one.status() != psutil.STATUS_ZOMBIE], "vLLM's processes ended with ours"
+
+
 def test_drawn_answers_to_long_prompts(folder: Path, tmp_path: Path) -> None:
     """Prompts that vLLM would read in pieces, which its CPU engine does not survive with a seed."""
     write_demo_set(tmp_path, train_rows=64, heldout_rows=1, turns_per_topic=(4, 6))

@@ -255,11 +255,12 @@ def test_a_refused_row_is_kept_with_its_reason(server: FakeServer, data: Path, t
     assert errors[10] == "no choices in what came back: <html>"
     assert errors[12].startswith("reasoning and no answer (finish_reason length): give the answer more room")
     assert errors[13] == "400: cut off"
-    assert sorted(errors) == [3, 4, 5, 8, 9, 10, 12, 13]
+    assert errors[6] == "no text in the answer (finish_reason stop)"
+    assert sorted(errors) == [3, 4, 5, 6, 8, 9, 10, 12, 13]
     assert found[11]["response"] == "in parts"
     assert [found[number]["response"] for number in (3, 4, 5, 6, 7, 8)] == ["", "", "", "", "too lo", ""]
     assert all(found[number]["response"] == "yes" for number in (0, 1, 2, 14, 15))
-    assert (sum(count for _, count in summary.errors), summary.cut_off) == (8, 1)
+    assert (sum(count for _, count in summary.errors), summary.cut_off) == (9, 1)
 
 
 def test_reasons_that_differ_in_numbers_are_one(server: FakeServer, data: Path, tmp_path: Path) -> None:

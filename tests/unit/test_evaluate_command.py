@@ -119,7 +119,7 @@ def test_errors_are_shown_as_one_printable_line(tmp_path: Path, command: Command
     )
     status, text = command(path, "--bootstrap", 0, "--json", tmp_path / "r.json")
     assert status == 0, text
-    assert "1: bad   text" in text
+    assert "1: bad text" in text
     assert "\x1b" not in text
     found = json.loads((tmp_path / "r.json").read_text())["unanswered"]
     assert (found["any"], found["z" * 300]) == (4, 1)

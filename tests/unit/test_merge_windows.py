@@ -166,6 +166,7 @@ def test_answers_that_are_united(ids: WindowIds, first: str, second: str, united
 def test_windows_without_an_answer_are_told() -> None:
     found = merged(["", answer((3,), ())], error="400: too long")
     assert found["error"] == "2 of 2 windows have no answer: 400: too long"
+    assert found["malformed_windows"] == 0, "no answer is not a malformed one"
 
 
 def test_answers_that_cannot_be_united() -> None:
@@ -336,6 +337,6 @@ def test_what_cannot_be_merged_is_found_before_a_model_is_asked(
     table = pq.read_table(data / "global.rl.parquet")
     pq.write_table(table.slice(1), tmp_path / "less.rl.parquet")
     asked = EndpointSettings(server.url, "m", data.resolve(), max_images=20)
-    with pytest.raises(FFRError, match=r"less\.rl\.parquet: to row 0 of .*: no answer to window 0 \(twice_split_0\)"):
+    with pytest.raises(FFRError, match=r"less\.rl\.parquet: to row 0 of .*: no answer to a window with utterance 0"):
         infer([tmp_path / "less.rl.parquet"], tmp_path / "a.jsonl", asked, whole=[data / "whole.rl.parquet"])
     assert not server.bodies
