@@ -18,6 +18,7 @@ __all__ = [
     "Fragment",
     "MalformedReason",
     "format_fragment",
+    "locate_ids",
     "malformed_reason",
     "parse_fragment",
     "parse_leniently",
@@ -35,6 +36,7 @@ _IDS = rf"\[\s*((?:{_ID}(?:,\s*{_ID}){{0,{_MOST_IDS - 1}}})?)\]"
 _PLAIN = re.compile(
     re.escape(TAGS[0]) + _IDS + re.escape(TAGS[1]) + ";" + re.escape(TAGS[2]) + _IDS + re.escape(TAGS[3])
 )
+_DIGITS = re.compile("[0-9]+")
 _OPEN_THINK, _CLOSE_THINK, _OPEN_ANSWER, _CLOSE_ANSWER = "<think>", "</think>", "<answer>", "</answer>"
 
 
@@ -105,6 +107,14 @@ def parse_fragment(text: str, *, style: AnswerStyle = "plain") -> Fragment | Non
         >>> parse_fragment("utterances 3 and 4") is None
         True
     """
+    match = _match(text, style)
+    if match is None:
+        return None
+    utterances, images = match.groups()
+    return Fragment(_ids(utterances), _ids(images))
+
+
+def _match(text: str, style: AnswerStyle) -> re.Match[str] | None:
     if style == "reasoning":
         inner = _unwrap(text)
         if inner is None:
@@ -112,11 +122,26 @@ def parse_fragment(text: str, *, style: AnswerStyle = "plain") -> Fragment | Non
         text = inner
     elif style != "plain":
         raise ValueError(f"style: found {style!r}, expected one of {', '.join(get_args(AnswerStyle))}")
-    match = _PLAIN.fullmatch(text)
+    return _PLAIN.fullmatch(text)
+
+
+def locate_ids(text: str, *, style: AnswerStyle = "plain") -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Where the ids of an answer end: offsets into `text` behind the last digit of each utterance and of each image
+    id, in the order in which it names them; `None` when it is malformed.
+
+    Example:
+        >>> locate_ids("<|utt_ids_start|>[3, 14]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>")
+        ((19, 23), ())
+    """
+    match = _match(text, style)
     if match is None:
         return None
-    utterances, images = match.groups()
-    return Fragment(_ids(utterances), _ids(images))
+    # The answer is the last thing in the text but for what the wrapper puts around it.
+    shift = text.rindex(match.string) if match.string is not text else 0
+    utterances, images = (
+        tuple([shift + match.start(group) + one.end() for one in _DIGITS.finditer(match[group])]) for group in (1, 2)
+    )
+    return utterances, images
 
 
 def _lenient_ids(text: str, start: str, end: str) -> tuple[int, ...]:

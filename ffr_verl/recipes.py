@@ -15,13 +15,13 @@ def _folder() -> Path:
 
 
 def recipe_names() -> list[str]:
-    """Names for `+recipe=NAME`, sorted.
+    """Names for `+recipe=NAME`, sorted; parts that recipes have in common begin with `_` and are none.
 
     Example:
         >>> "ffr_grpo" in recipe_names()
         True
     """
-    return sorted(path.stem for path in _folder().glob("*.yaml"))
+    return sorted(path.stem for path in _folder().glob("[!_]*.yaml"))
 
 
 def recipe_path(name: str) -> Path:

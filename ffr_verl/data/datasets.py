@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 from verl.utils.dataset.multiturn_sft_dataset import MultiTurnSFTDataset
 from verl.utils.dataset.rl_dataset import RLHFDataset
@@ -16,8 +16,9 @@ from verl.utils.dataset.rl_dataset import RLHFDataset
 from ffr_verl.data.config import DataConfig
 from ffr_verl.data.images import resolve_image
 from ffr_verl.data.parquet_files import Kind, as_list, check_columns, check_images, images_root
-from ffr_verl.errors import FFRError
-from ffr_verl.samplers.difficulty_file import DifficultyFile, row_key
+from ffr_verl.data.training_rows import NEED_DIFFICULTY, TrainingRows
+from ffr_verl.rewards.ffr import MICRO_COUNTS
+from ffr_verl.samplers.micro_estimate import MicroEstimate
 from ffr_verl.samplers.sampler import CurriculumSampler, activate
 
 __all__ = ["FFRDataset", "FFRSFTDataset"]
@@ -39,28 +40,6 @@ def _picture(image: Any, root: Path) -> str | Image.Image:
     return str(resolve_image(root, image))
 
 
-class _RowOrder:
-    """Which row stands at which position; the curriculum puts the rows into another order than the file's."""
-
-    def __init__(self) -> None:
-        self.order: np.ndarray | None = None
-
-    def set(self, order: Sequence[int] | np.ndarray | None, count: int) -> None:
-        if order is None:
-            self.order = None
-            return
-        rows = np.asarray(order, dtype=np.int64)
-        if rows.ndim != 1 or (len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < count):
-            raise FFRError(f"order: expected row numbers from 0 to {count - 1}, one for each position")
-        self.order = rows
-
-    def row_at(self, position: int) -> int:
-        return position if self.order is None else int(self.order[position])
-
-    def length(self, count: int) -> int:
-        return count if self.order is None else len(self.order)
-
-
 def _check(files: Sequence[str], kind: Kind, config: DataConfig) -> Path:
     """The images root of good files; the preflight check of the recipes opens every image, here a sample is opened."""
     check_columns(files, kind)
@@ -76,11 +55,13 @@ class FFRDataset(RLHFDataset):
     bounded to `data.ffr.max_pixels`. Rows without images are fine, and so are files that hold their images
     (`ffr-verl prepare --embed-images`). Further columns of the file, such as a difficulty, are in each row.
 
-    With `data.ffr.curriculum.difficulty` the training rows (`data.train_files`) come in the order of the curriculum,
-    see `CurriculumConfig`; a `published` one leaves rows out. `data.shuffle` must be off. torchdata's
-    `StatefulDataLoader` saves and restores the curriculum through `state_dict` and `load_state_dict`.
+    The training rows (`data.train_files`) come in the order of the curriculum, see `CurriculumConfig`; a `published`
+    one leaves rows out, and those that need a difficulty file keep the order of the file without one. `data.shuffle`
+    must be off. torchdata's `StatefulDataLoader` saves and restores the curriculum through `state_dict` and
+    `load_state_dict`.
 
-    Each row has `ffr_row`, its number in the files after verl has dropped overlong prompts.
+    Each training row has `ffr_row`, its number in the files after verl has dropped overlong prompts, and in
+    `extra_info` `micro_counts`, where the policy stands, for the reward's `f1_mode: micro`.
 
     Raises:
         FFRError: at construction, for a missing file, another kind of file, a setting of `data.ffr` that does not
@@ -93,62 +74,48 @@ class FFRDataset(RLHFDataset):
         files = as_list(data_files)
         self.ffr_config = DataConfig.from_mapping(config.get("ffr") or {})
         self.images_root = _check(files, "rl", self.ffr_config)
-        self._order = _RowOrder()
         self.curriculum: CurriculumSampler | None = None
         super().__init__(data_files, tokenizer, config, processor=processor, max_samples=max_samples)
-        if self.ffr_config.curriculum.difficulty is not None and files == as_list(config.get("train_files") or ()):
+        if files == as_list(config.get("train_files") or ()):
             self._follow_curriculum(files)
 
     def _follow_curriculum(self, files: Sequence[str]) -> None:
         """Put the training rows into the curriculum's order; rows that verl has dropped as overlong are left out."""
         curriculum = self.ffr_config.curriculum
-        difficulty = DifficultyFile(str(curriculum.difficulty))
-        kept = self.dataframe.select_columns(["extra_info", "reward_model"])
-        keys = [
-            row_key(info["dialogue_id"], info["query"], reward["ground_truth"])
-            for info, reward in zip(kept["extra_info"], kept["reward_model"], strict=True)
-        ]
-        rows = difficulty.of_rows(np.array(keys, dtype=np.int64), name=files[0])
-        self.curriculum = CurriculumSampler(rows, curriculum)
-        logger.info("curriculum %s: %d of %d rows", curriculum.order, len(self.curriculum), len(keys))
+        if curriculum.order in NEED_DIFFICULTY and curriculum.difficulty is None:
+            logger.warning(
+                "data.ffr.curriculum.order: %s needs data.ffr.curriculum.difficulty, which is null: the rows come in "
+                "the order of the file",
+                curriculum.order,
+            )
+            curriculum = dataclasses.replace(curriculum, order="file")
+        rows = TrainingRows.of(self.dataframe, curriculum, files)
+        self.curriculum = CurriculumSampler(rows.difficulty, curriculum, micro=MicroEstimate(*rows.micro_start))
+        logger.info("curriculum %s: %d of %d rows", curriculum.order, len(self.curriculum), len(rows.difficulty))
         activate(self.curriculum)
 
-    def set_order(self, order: Sequence[int] | np.ndarray | None) -> None:
-        """Put the rows into another order: position `i` gives row `order[i]`; rows may be left out or repeat.
-
-        Args:
-            order: row numbers of the file, after verl has dropped overlong prompts; `None` for the file's order.
-
-        Raises:
-            FFRError: for numbers that are no rows, or where a curriculum orders the rows.
-        """
-        if self.curriculum is not None:
-            raise FFRError("order: data.ffr.curriculum orders these rows; leave its difficulty null")
-        self._order.set(order, super().__len__())
-
     def __len__(self) -> int:
-        return len(self.curriculum) if self.curriculum is not None else self._order.length(super().__len__())
+        return len(self.curriculum) if self.curriculum is not None else super().__len__()
 
     def __getitem__(self, item: int) -> dict[str, Any]:
-        number = self.curriculum.row_at(item) if self.curriculum is not None else self._order.row_at(item)
-        return {**super().__getitem__(number), "ffr_row": number}
+        if self.curriculum is None:
+            return super().__getitem__(item)
+        number = self.curriculum.row_at(item)
+        row = super().__getitem__(number)
+        if self.curriculum.micro is not None:
+            row["extra_info"] = {**row["extra_info"], MICRO_COUNTS: self.curriculum.micro.counts()}
+        return {**row, "ffr_row": number}
 
     def state_dict(self) -> dict[str, Any]:
         """State of the curriculum; empty without one."""
         return {} if self.curriculum is None else self.curriculum.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a `state_dict` was taken.
+        """Resume where a `state_dict` was taken.
 
         Raises:
-            FFRError: when it was taken with another curriculum, or one was taken with and the other without one.
+            FFRError: when it was taken with another curriculum.
         """
-        if bool(state) != (self.curriculum is not None):
-            had = "a" if state else "no"
-            raise FFRError(
-                f"the checkpoint was saved with {had} curriculum: data.ffr.curriculum.difficulty has changed since; "
-                "start anew, or give what it was"
-            )
         if self.curriculum is not None:
             self.curriculum.load_state_dict(state)
 

@@ -45,6 +45,8 @@ class Part:
         micro: as in `EvaluationResult`.
         macro: as in `EvaluationResult`.
         rewards: as in `EvaluationResult`.
+        answers: as in `EvaluationResult`.
+        macro_where_gold: as in `EvaluationResult`.
     """
 
     name: str
@@ -53,6 +55,8 @@ class Part:
     micro: Mapping[str, Mapping[str, float]]
     macro: Mapping[str, Mapping[str, float]]
     rewards: Mapping[str, float]
+    answers: Mapping[str, float]
+    macro_where_gold: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +69,18 @@ class EvaluationResult:
         micro: `utterance`, `image` and `joint`, each with `precision`, `recall`, `f1` and `mcc`, of counts summed over
             the rows.
         macro: the same, means over rows.
+        answers: what answers look like beside their golds: `malformed`, `outside` (name ids that the dialogue does
+            not have), `empty` and `gold_empty` are shares of the rows; `utterances`, `gold_utterances`, `images` and
+            `gold_images` mean numbers of ids.
+        macro_where_gold: macro f1 of `utterance` and of `image` over the rows whose gold has such ids.
         rewards: means of the rewards `f1`, `f1_utterances`, `f1_images`, `format` and `exact_match`, as verl's
             validation reports them.
         malformed: answers by their first fault, and `any`.
         unanswered: rows with an `error`, by what it says, and `any`; 0 in `macro` and `rewards`.
         ids_outside: predicted ids that the dialogue does not have, of each modality, and `answers` that have such.
         breakdowns: of each break-down, the parts that have rows.
-        intervals: `micro`, `macro` and `rewards` with `(low, high)` in place of each number, and what they were made
-            with; `None` when no resamples were asked for.
+        intervals: `micro`, `macro`, `rewards`, `answers` and `macro_where_gold` with `(low, high)` in place of each
+            number, and what they were made with; `None` when no resamples were asked for.
     """
 
     samples: int
@@ -80,6 +88,8 @@ class EvaluationResult:
     micro: Mapping[str, Mapping[str, float]]
     macro: Mapping[str, Mapping[str, float]]
     rewards: Mapping[str, float]
+    answers: Mapping[str, float]
+    macro_where_gold: Mapping[str, float]
     malformed: Mapping[str, int]
     unanswered: Mapping[str, int]
     ids_outside: Mapping[str, int]
@@ -92,6 +102,8 @@ class EvaluationResult:
             "micro": self.micro,
             "macro": self.macro,
             "rewards": self.rewards,
+            "answers": self.answers,
+            "macro_where_gold": self.macro_where_gold,
             "samples": self.samples,
             "skipped": self.skipped,
             "malformed": self.malformed,
@@ -111,7 +123,8 @@ class EvaluationResult:
         intervals as `…_low` and `…_high` (`None` elsewhere).
         """
         lines = []
-        everything = Part("all", self.samples, self.malformed["any"], self.micro, self.macro, self.rewards)
+        values = (self.micro, self.macro, self.rewards, self.answers, self.macro_where_gold)
+        everything = Part("all", self.samples, self.malformed["any"], *values)
         for breakdown, parts in {"all": (everything,), **self.breakdowns}.items():
             for part in parts:
                 about = {"breakdown": breakdown, "part": part.name, "samples": part.samples}

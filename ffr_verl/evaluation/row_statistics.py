@@ -14,6 +14,7 @@ from ffr_verl.evaluation.counts import RowCounts
 from ffr_verl.evaluation.metrics import Confusion, Scores, joint_scores, row_scores, scores
 
 __all__ = [
+    "ANSWERS",
     "AVERAGES",
     "MALFORMED",
     "METRICS",
@@ -30,17 +31,32 @@ __all__ = [
 MODALITIES = ("utterance", "image", "joint")
 AVERAGES = ("micro", "macro")
 REWARDS = ("f1", "f1_utterances", "f1_images", "format", "exact_match")
+# What answers look like beside their golds: shares of the rows, and mean numbers of ids.
+ANSWERS = (
+    "malformed",
+    "outside",
+    "empty",
+    "gold_empty",
+    "utterances",
+    "gold_utterances",
+    "images",
+    "gold_images",
+)
 
 # Names of the metrics, in the order of `metrics_of_sums`; where each stands in a result.
 METRICS: tuple[tuple[str, ...], ...] = (
     *[(average, modality, name) for average in AVERAGES for modality in MODALITIES for name in Scores._fields],
     *[("rewards", name) for name in REWARDS],
+    *[("answers", name) for name in ANSWERS],
+    *[("macro_where_gold", modality) for modality in MODALITIES[:2]],
 )
 
 _CONFUSIONS, _ROW_SCORES = 2 * len(Confusion._fields), len(MODALITIES) * len(Scores._fields)
-# The last statistic of a row is whether its answer has a fault.
+_MEANS = _ROW_SCORES + len(REWARDS) + len(ANSWERS)
+# Where a row's statistics tell whether its answer has a fault.
 MALFORMED = _CONFUSIONS + _ROW_SCORES + len(REWARDS)
-STATISTICS = MALFORMED + 1
+# The last four: f1 of each modality where the gold has such ids, and whether it has.
+STATISTICS = _CONFUSIONS + _MEANS + 4
 
 _LENGTH_PENALTY = 0.95
 _CHUNK = 8192
@@ -54,13 +70,19 @@ def chunks(rows: int) -> Iterator[slice]:
 def row_statistics(counts: RowCounts) -> np.ndarray:
     """Of each row; shape `(rows, STATISTICS)`, float64."""
     confusions = [_confusion(counts, modality) for modality in MODALITIES[:2]]
-    is_answered = ~counts.is_unanswered
+    is_answered = ~counts.is_unanswered & (counts.is_readable | (_ids(counts, "predicted") > 0))
     of_rows = [Scores(*[value * is_answered for value in row_scores(one)]) for one in confusions]
     of_rows.append(joint_scores(*of_rows))
     rewards = [_f1_reward(counts, modality) for modality in MODALITIES[:2]]
     rewards = [(rewards[0] + rewards[1]) / 2, *rewards, counts.is_well_formed, counts.column("is_exact")]
     columns = [*[count for one in confusions for count in one], *[value for one in of_rows for value in one]]
-    return np.stack([*columns, *rewards, counts.has_fault], axis=1, dtype=np.float64, casting="unsafe")
+    has_outside = (counts.column("utterance_outside") > 0) | (counts.column("image_outside") > 0)
+    answers = [counts.has_fault, has_outside, _ids(counts, "predicted") == 0, _ids(counts, "gold") == 0]
+    sizes = [counts.column(f"{kind}_{side}") for kind in MODALITIES[:2] for side in ("predicted", "gold")]
+    has_gold = [counts.column(f"{kind}_gold") > 0 for kind in MODALITIES[:2]]
+    where_gold = [scored.f1 * one for scored, one in zip(of_rows, has_gold, strict=False)]
+    every = [*columns, *rewards, *answers, *sizes, *where_gold, *has_gold]
+    return np.stack(every, axis=1, dtype=np.float64, casting="unsafe")
 
 
 def metrics_of_sums(sums: np.ndarray, samples: Any) -> np.ndarray:
@@ -77,8 +99,9 @@ def metrics_of_sums(sums: np.ndarray, samples: Any) -> np.ndarray:
     modalities = [scores(Confusion(*counts[:4])), scores(Confusion(*counts[4:]))]
     modalities.append(joint_scores(*modalities))
     micro = np.stack([np.asarray(value) for one in modalities for value in one], axis=-1)
-    means = sums[..., _CONFUSIONS:MALFORMED] / np.asarray(samples)[..., None]
-    return np.concatenate([micro, means], axis=-1)
+    means = sums[..., _CONFUSIONS : _CONFUSIONS + _MEANS] / np.asarray(samples)[..., None]
+    where_gold = sums[..., -4:-2] / np.maximum(sums[..., -2:], 1)
+    return np.concatenate([micro, means, where_gold], axis=-1)
 
 
 def nested(values: Any) -> dict[str, Any]:
@@ -113,6 +136,11 @@ def _confusion(counts: RowCounts, modality: str) -> Confusion:
         counts.column(f"{modality}_{name}") for name in ("hits", "predicted", "gold", "rest")
     )
     return Confusion(hits, predicted - hits, gold - hits, rest)
+
+
+def _ids(counts: RowCounts, side: str) -> np.ndarray:
+    """Ids of both modalities, `predicted` or `gold`, of each row."""
+    return counts.column(f"utterance_{side}") + counts.column(f"image_{side}")
 
 
 def _f1_reward(counts: RowCounts, modality: str) -> np.ndarray:

@@ -23,6 +23,7 @@ def result_tables(result: EvaluationResult, *, title: str) -> Iterator[Table]:
     level = f", with {intervals['level']:.0%} intervals" if intervals else ""
     averages = {"micro": result.micro, "macro": result.macro}
     yield _metrics_table(averages, intervals, title=escape(f"{title}: {counted(result.samples, 'answer')}{level}"))
+    yield _answers_table(result.to_dict(), intervals)
     yield _rewards_table(result.rewards, intervals)
     yield _faults_table(result)
     yield _breakdowns_table(result)
@@ -35,6 +36,7 @@ def comparison_tables(comparison: Comparison, *, title: str) -> Iterator[Table]:
     heading = f"{title}: difference on {counted(comparison.matched, 'row')}, below it {level}both values"
     both = (comparison.first, comparison.second)
     yield _metrics_table(comparison.difference, found, title=escape(heading), of=both)
+    yield _answers_table(comparison.difference, found, of=both)
     rewards = (comparison.first["rewards"], comparison.second["rewards"])
     yield _rewards_table(comparison.difference["rewards"], found, of=rewards)
 
@@ -61,12 +63,46 @@ def _metrics_table(
 
 
 def _rewards_table(rewards: Mapping[str, float], intervals: Any, *, of: tuple[Mapping[str, float], ...] = ()) -> Table:
-    heading = "difference of mean rewards" if of else "mean rewards, as verl's validation reports them"
+    heading = (
+        "difference of mean rewards"
+        if of
+        else "mean rewards (macro, strict) with the default settings, as verl's validation reports them"
+    )
     table = Table(title=heading, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
     for name in REWARDS:
         table.add_column(name, justify="right")
     bounds = intervals["rewards"] if intervals else {}
     table.add_row(*[_cell(rewards[name], bounds.get(name), of=[one[name] for one in of]) for name in REWARDS])
+    return table
+
+
+_ANSWERS_LINES = {
+    "utterances named, a row": ("answers", "utterances"),
+    "images named, a row": ("answers", "images"),
+    "empty": ("answers", "empty"),
+    "malformed": ("answers", "malformed"),
+    "ids outside the dialogue": ("answers", "outside"),
+    "macro f1, gold with utterances": ("macro_where_gold", "utterance"),
+    "macro f1, gold with images": ("macro_where_gold", "image"),
+}
+
+
+def _answers_table(values: Mapping[str, Any], intervals: Any, *, of: tuple[Mapping[str, Any], ...] = ()) -> Table:
+    """What answers name beside what is gold."""
+    table = Table(title="answers beside their golds", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("", no_wrap=True)
+    for column in ("difference" if of else "answers", "interval" if intervals else "", "both" if of else "golds"):
+        table.add_column(column, justify="right", no_wrap=True)
+    sign = "+" if of else ""
+    for title, (group, name) in _ANSWERS_LINES.items():
+        low, high = intervals[group][name] if intervals else ("", "")
+        gold = values[group].get(f"gold_{name}")
+        table.add_row(
+            title,
+            f"{values[group][name]:{sign}.3f}",
+            f"{low:{sign}.3f} {high:{sign}.3f}" if intervals else "",
+            " | ".join([f"{one[group][name]:.3f}" for one in of]) if of else "" if gold is None else f"{gold:.3f}",
+        )
     return table
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ffr_verl.fragments import AnswerStyle, Fragment, parse_fragment
 
-__all__ = ["f1_of_fragments", "f1_of_ids", "f1_reward"]
+__all__ = ["f1_of_fragments", "f1_of_ids", "f1_reward", "pooled_f1_of_fragments"]
 
 
 def f1_of_ids(
@@ -48,6 +48,22 @@ def f1_of_fragments(
         f1_of_ids(predicted.utterance_ids, gold.utterance_ids, beta=beta, length_penalty=length_penalty),
         f1_of_ids(predicted.image_ids, gold.image_ids, beta=beta, length_penalty=length_penalty),
     )
+
+
+def pooled_f1_of_fragments(predicted: Fragment, gold: Fragment, *, length_penalty: float = 0.95) -> float:
+    """`f1_of_ids` of utterances and images as one list, so that an empty image list earns nothing by itself.
+
+    Source: ours.
+
+    Example:
+        >>> pooled_f1_of_fragments(Fragment((1,), ()), Fragment((1,), ()))
+        1.0
+        >>> pooled_f1_of_fragments(Fragment((2,), ()), Fragment((1,), ()))
+        0.0
+    """
+    # Images as negative numbers, which no id is.
+    lists = [[*one.utterance_ids, *(-1 - image for image in one.image_ids)] for one in (predicted, gold)]
+    return f1_of_ids(*lists, length_penalty=length_penalty)
 
 
 def f1_reward(

@@ -7,24 +7,28 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from ffr_verl.embeddings.store import EmbeddingStore
 from ffr_verl.errors import FFRError
-from ffr_verl.fragments import AnswerStyle, parse_fragment
+from ffr_verl.fragments import AnswerStyle, Fragment, locate_ids, parse_fragment
 from ffr_verl.rewards.coherence import CoherenceMode, CoherenceScorer, scorer_of
-from ffr_verl.rewards.f1 import f1_of_fragments, parse_gold
+from ffr_verl.rewards.f1 import f1_of_fragments, parse_gold, pooled_f1_of_fragments
 from ffr_verl.rewards.format import has_no_repeats
 from ffr_verl.rewards.mcc import mcc_of_ids
+from ffr_verl.rewards.micro import LOWEST, MODALITIES, NEUTRAL, MicroCounts, id_values, micro_counts, micro_value
 from ffr_verl.unknown_keys import refuse_unknown_keys
 
-__all__ = ["COMPONENTS", "RewardConfig", "compute_score", "open_scorer", "open_store"]
+__all__ = ["COMPONENTS", "F1Mode", "RewardConfig", "compute_score", "id_credits", "open_scorer", "open_store"]
 
 logger = logging.getLogger(__name__)
 
 COMPONENTS = ("f1", "coherence", "format", "exact_match", "mcc")
+F1Mode = Literal["published", "pooled", "micro", "micro_f1_mcc"]
+MICRO_COUNTS = "micro_counts"  # of a row's `extra_info`: where the policy stands, see `ffr_verl.rewards.micro`
+_MCC_SHARES: Mapping[str, float] = {"micro": 0.0, "micro_f1_mcc": 0.5}
 _WHERE = "reward_kwargs"
 
 
@@ -34,6 +38,10 @@ class RewardConfig:
 
     Attributes:
         weights: `(component, weight)` pairs; components are f1, coherence, format, exact_match and mcc.
+        f1_mode: what the weight of f1 counts: `published` F1; `pooled`, F1 of utterances and images as one list;
+            `micro`, what the ids add to micro F1, or `micro_f1_mcc`, to micro F1 and MCC in equal parts, see
+            `ffr_verl.rewards.micro`.
+        micro_counts: where the policy stands, for rows whose `extra_info` does not say it; `None`: a neutral guess.
         embeddings: path of an embedding store, or `None`: then coherence is 0 and its weight does not count.
         coherence_mode: `continuous`, `published` or `gold_anchored`, see `coherence_reward`.
         answer_style: `plain` or `reasoning`, for every component.
@@ -43,6 +51,8 @@ class RewardConfig:
     """
 
     weights: tuple[tuple[str, float], ...] = (("f1", 1.0), ("coherence", 1.0), ("format", 0.3))
+    f1_mode: F1Mode = "published"
+    micro_counts: tuple[tuple[str, tuple[float, ...]], ...] | None = None
     embeddings: str | None = None
     coherence_mode: CoherenceMode = "continuous"
     answer_style: AnswerStyle = "plain"
@@ -69,12 +79,19 @@ class RewardConfig:
         values = dict(kwargs)
         if "weights" in values:
             values["weights"] = _checked_weights(values["weights"])
-        for name, choices in (("coherence_mode", get_args(CoherenceMode)), ("answer_style", get_args(AnswerStyle))):
+        for name, choices in (
+            ("f1_mode", get_args(F1Mode)),
+            ("coherence_mode", get_args(CoherenceMode)),
+            ("answer_style", get_args(AnswerStyle)),
+        ):
             if name in values and values[name] not in choices:
                 raise FFRError(f"{_WHERE}.{name}: found {values[name]!r}, expected one of {', '.join(choices)}")
         for name, upper in (("length_penalty", 1.0), ("utterance_weight", math.inf), ("image_weight", math.inf)):
             if name in values:
                 values[name] = _checked_number(f"{_WHERE}.{name}", values[name], upper=upper)
+        if values.get("micro_counts") is not None:
+            found = micro_counts(values["micro_counts"], where=f"{_WHERE}.micro_counts")
+            values["micro_counts"] = tuple(found.items())
         embeddings = values.get("embeddings")
         if embeddings is not None:
             if not isinstance(embeddings, (str, os.PathLike)) or not str(embeddings):
@@ -143,11 +160,16 @@ class _Settings:
     config: RewardConfig
     coherence: CoherenceScorer | None
     wants_mcc: bool
+    weights: tuple[tuple[str, float], ...]
+    micro: Mapping[str, MicroCounts] | None
+
+
+_MAPPINGS = ("weights", "micro_counts")
 
 
 @functools.lru_cache(maxsize=64)
 def _settings_of(items: tuple[tuple[str, Any], ...]) -> _Settings:
-    config = RewardConfig.from_kwargs({name: dict(value) if name == "weights" else value for name, value in items})
+    config = RewardConfig.from_kwargs({name: dict(value) if name in _MAPPINGS else value for name, value in items})
     weights = dict(config.weights)
     if weights.get("coherence") and config.embeddings is None:
         _warn_once("no embeddings configured: the coherence reward is 0 and its weight does not count")
@@ -155,7 +177,14 @@ def _settings_of(items: tuple[tuple[str, Any], ...]) -> _Settings:
         scorer = None if config.embeddings is None else open_scorer(config.embeddings)
     except FFRError as error:
         raise FFRError(f"{_WHERE}.embeddings: {error}") from None
-    return _Settings(config, scorer, "mcc" in weights)
+    trained = "f1" if config.f1_mode == "published" else "f1_pooled" if config.f1_mode == "pooled" else "f1_micro"
+    counted = tuple((trained if name == "f1" else name, weight) for name, weight in config.weights)
+    micro = None
+    if config.f1_mode in _MCC_SHARES:
+        micro = dict.fromkeys(MODALITIES, NEUTRAL) | {
+            kind: MicroCounts(*counts) for kind, counts in config.micro_counts or ()
+        }
+    return _Settings(config, scorer, "mcc" in weights, counted, micro)
 
 
 class _Same:
@@ -173,23 +202,26 @@ class _Same:
         return isinstance(other, _Same) and self.value is other.value
 
 
+def _items(mapping: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple([(name, tuple(one) if isinstance(one, Sequence) else one) for name, one in mapping.items()])
+
+
 @functools.lru_cache(maxsize=64)
 def _items_of_node(node: _Same) -> tuple[tuple[str, Any], ...]:
-    return tuple(node.value.items())
+    return _items(node.value)
 
 
-def _hashable_weights(weights: Any) -> Any:
-    """The items of `weights`. verl hands a node of its config over, the same one on every call; reading that takes
+def _hashable(value: Any) -> Any:
+    """The items of a mapping. verl hands a node of its config over, the same one on every call; reading that takes
     longer than all rewards together, so it is read once."""
-    if type(weights) is dict:
-        return tuple(weights.items())
-    return _items_of_node(_Same(weights)) if isinstance(weights, Mapping) else weights
+    if type(value) is dict:
+        return _items(value)
+    return _items_of_node(_Same(value)) if isinstance(value, Mapping) else value
 
 
 def _resolve(kwargs: Mapping[str, Any]) -> _Settings:
-    hashable = {**kwargs, "weights": _hashable_weights(kwargs["weights"])} if "weights" in kwargs else kwargs
     try:
-        return _settings_of(tuple(hashable.items()))
+        return _settings_of(tuple([(key, _hashable(one) if key in _MAPPINGS else one) for key, one in kwargs.items()]))
     except (TypeError, ValueError) as error:
         if isinstance(error, FFRError):
             raise
@@ -202,8 +234,85 @@ def _count(extra_info: Mapping[str, Any] | None, name: str) -> int:
         return len((extra_info or {})[name])
     except (KeyError, TypeError):
         raise FFRError(
-            f"extra_info.{name} is missing; mcc needs it to know the dialogue's size, `ffr-verl prepare` writes it"
+            f"extra_info.{name} is missing; mcc and f1_mode micro need it to know the dialogue's size, "
+            "`ffr-verl prepare` writes it"
         ) from None
+
+
+def _is_outside(predicted: Fragment, extra_info: Mapping[str, Any] | None) -> bool:
+    """Whether an answer names an id that the dialogue does not have."""
+    n_utterances, n_images = _count(extra_info, "utterance_ids"), _count(extra_info, "images")
+    return max(predicted.utterance_ids, default=-1) >= n_utterances or max(predicted.image_ids, default=-1) >= n_images
+
+
+def _values_of_ids(extra_info: Mapping[str, Any] | None, settings: _Settings) -> list[tuple[float, float]]:
+    """What a right and a wrong utterance, and a right and a wrong image, add to the micro metric."""
+    given = (extra_info or {}).get(MICRO_COUNTS)
+    counts = settings.micro if given is None else micro_counts(given, where=f"extra_info.{MICRO_COUNTS}")
+    assert counts is not None
+    share = _MCC_SHARES[settings.config.f1_mode]
+    return [id_values(counts[kind], mcc_share=share) for kind in MODALITIES]
+
+
+def _micro_values(
+    predicted: Fragment | None, gold: Fragment | None, extra_info: Mapping[str, Any] | None, settings: _Settings
+) -> tuple[float, float]:
+    """What utterances and images add to the micro metric; the least for an answer that is none or names other ids."""
+    if predicted is None or gold is None or _is_outside(predicted, extra_info):
+        return LOWEST, LOWEST
+    utterances, images = _values_of_ids(extra_info, settings)
+    return (
+        micro_value(predicted.utterance_ids, gold.utterance_ids, utterances),
+        micro_value(predicted.image_ids, gold.image_ids, images),
+    )
+
+
+def id_credits(
+    completion: str, solution: str, extra_info: Mapping[str, Any] | None = None, **reward_kwargs: Any
+) -> list[tuple[int, int, float]] | None:
+    """What each id of an answer adds to its score, with `f1_mode: micro` or `micro_f1_mcc`.
+
+    Args:
+        completion: what the model wrote.
+        solution: the gold answer.
+        extra_info: of the row.
+        **reward_kwargs: as of `compute_score`.
+
+    Returns:
+        For each id, in the order in which the answer names them: its place (utterances by id, then images by id), the
+        offset in `completion` behind its last digit, and its value. `None` for an answer that is none or names an id
+        that the dialogue does not have, and with another `f1_mode`.
+
+    Example:
+        >>> gold = "<|utt_ids_start|>[1, 2]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>"
+        >>> info = {"utterance_ids": [0, 1, 2], "images": []}
+        >>> info["micro_counts"] = {"utterance": [1, 2, 2, 8], "image": [0, 0, 1, 2]}
+        >>> id_credits(gold, gold, info, f1_mode="micro", weights={"f1": 1.0})
+        [(1, 19, 0.1875), (2, 22, 0.1875)]
+    """
+    settings = _resolve(reward_kwargs)
+    config = settings.config
+    ends = locate_ids(completion, style=config.answer_style)
+    predicted, gold = parse_fragment(completion, style=config.answer_style), parse_gold(solution)
+    if settings.micro is None or ends is None or predicted is None or gold is None:
+        return None
+    if _is_outside(predicted, extra_info):
+        return None
+    weight = dict(config.weights).get("f1", 0.0)
+    credits = []
+    for first, shares, ids, right, values, offsets in zip(
+        (0, len((extra_info or {})["utterance_ids"])),
+        (config.utterance_weight, config.image_weight),
+        (predicted.utterance_ids, predicted.image_ids),
+        (set(gold.utterance_ids), set(gold.image_ids)),
+        _values_of_ids(extra_info, settings),
+        ends,
+        strict=True,
+    ):
+        for one, offset in zip(ids, offsets, strict=True):
+            credits.append((first + one, offset, weight * shares * values[one not in right]))
+            right.discard(one)  # once more is a miss
+    return credits
 
 
 def compute_score(
@@ -224,7 +333,9 @@ def compute_score(
 
     Returns:
         The same keys on every call, as verl needs: `score` = sum of weight x component, `f1`, `f1_utterances`,
-        `f1_images`, `coherence`, `format`, `exact_match`, and `mcc` when it has a weight; Python floats.
+        `f1_images` (always the published F1), `coherence`, `format`, `exact_match`, and `mcc` when it has a weight;
+        Python floats. With `f1_mode: pooled` also `f1_pooled`, with `micro` or `micro_f1_mcc` also `f1_micro`,
+        `f1_micro_utterances` and `f1_micro_images`: the weight of f1 then counts `f1_pooled` or `f1_micro`.
 
     Raises:
         FFRError: for settings that `RewardConfig` refuses and a store that does not open, on the first call; for an
@@ -262,5 +373,13 @@ def compute_score(
     }
     if settings.wants_mcc:
         result["mcc"] = mcc
-    result["score"] = sum([weight * result[name] for name, weight in config.weights], 0.0)
+    if config.f1_mode == "pooled":
+        result["f1_pooled"] = 0.0
+        if predicted is not None and gold is not None:
+            result["f1_pooled"] = pooled_f1_of_fragments(predicted, gold, length_penalty=config.length_penalty)
+    elif settings.micro is not None:
+        utterances, images = _micro_values(predicted, gold, extra_info, settings)
+        result["f1_micro"] = config.utterance_weight * utterances + config.image_weight * images
+        result["f1_micro_utterances"], result["f1_micro_images"] = utterances, images
+    result["score"] = sum([weight * result[name] for name, weight in settings.weights], 0.0)
     return result

@@ -10,16 +10,21 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
-from typing import Any
+import itertools
+import json
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 from verl import DataProto
 from verl.experimental.reward_loop.reward_manager import register
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 
-from ffr_verl.fragments import TAGS, parse_fragment
+from ffr_verl.evaluation.dialogue_ids import Ids
+from ffr_verl.evaluation.metrics import confusion
+from ffr_verl.fragments import TAGS, parse_fragment, parse_leniently
 from ffr_verl.rewards.diagnosis import diagnose
-from ffr_verl.rewards.ffr import RewardConfig, compute_score, open_scorer
+from ffr_verl.rewards.ffr import RewardConfig, compute_score, id_credits, open_scorer
 
 __all__ = ["FFRRewardManager", "closing_tokens", "decode_answer"]
 
@@ -63,14 +68,20 @@ class FFRRewardManager(RewardManagerBase):
         self._settings = RewardConfig.from_kwargs(node or {}) if is_ours else RewardConfig()
         self._router = router if router.get("reward_router_address") is not None else {}
         self._closing = closing_tokens(tokenizer)
+        self._reward_kwargs = dict(node or {}) if is_ours else {}
+        self._texts_of_tokens: dict[int, str] = {}
 
     async def run_single(self, data: DataProto) -> dict[str, Any]:
         """Score the last sequence of `data`, as verl's managers do.
 
         Returns:
             `reward_score`, and in `reward_extra_info` what the reward function returned together with `malformed` (a
-            `MalformedReason`, or empty), `predicted_utterances`, `predicted_images`, `gold_utterances`, `gold_images`
-            and `missing_embeddings`, the number of predicted ids without a vector in the store.
+            `MalformedReason`, or empty), `predicted_utterances`, `predicted_images`, `gold_utterances`, `gold_images`,
+            `missing_embeddings` (the number of predicted ids without a vector in the store), `confusion` (as JSON, so
+            that verl averages none of it: true and false positives, false and true negatives of the utterances and of
+            the images, read leniently as `ffr-verl evaluate` does), `cut_off` (1 where the answer does not end with a
+            closing token), and with `f1_mode: micro` or `micro_f1_mcc` the `id_credits` (as JSON: place, token and
+            value of each id).
         """
         item = data[-1:][0]
         fields = item.non_tensor_batch
@@ -104,8 +115,40 @@ class FFRRewardManager(RewardManagerBase):
         scores = dict(result) if isinstance(result, dict) else {"score": result, "acc": result}
         return {
             "reward_score": scores["score"],
-            "reward_extra_info": {**scores, **self._diagnosis(completion, solution, extra_info)},
+            "reward_extra_info": {
+                **scores,
+                **self._diagnosis(completion, solution, extra_info),
+                **self._credits(completion, solution, extra_info, token_ids),
+                "cut_off": float(not token_ids or token_ids[-1] not in self._closing),
+            },
         }
+
+    def _credits(
+        self, completion: str, solution: str, extra_info: dict[str, Any], token_ids: Sequence[int]
+    ) -> dict[str, str]:
+        """`id_credits` with tokens instead of characters."""
+        if not self._settings.f1_mode.startswith("micro"):
+            return {}
+        credits = id_credits(completion, solution, extra_info, **self._reward_kwargs)
+        if credits is None:
+            return {"id_credits": ""}
+        ends = self._token_ends(token_ids, completion)
+        return {"id_credits": json.dumps([(place, bisect_left(ends, end), value) for place, end, value in credits])}
+
+    def _token_ends(self, token_ids: Sequence[int], completion: str) -> list[int]:
+        """The offset in the completion behind each of its tokens."""
+        texts, tokenizer = self._texts_of_tokens, cast(Any, self.tokenizer)
+        for token in token_ids:
+            if token not in texts:
+                texts[token] = str(tokenizer.decode([token], skip_special_tokens=False))
+        ends = list(itertools.accumulate([len(texts[token]) for token in token_ids]))
+        if "".join([texts[token] for token in token_ids]).startswith(completion):
+            return ends
+        # A tokenizer whose tokens read differently by themselves: slower.
+        return [
+            len(str(tokenizer.decode(token_ids[: end + 1], skip_special_tokens=False)))
+            for end in range(len(token_ids))
+        ]
 
     def _diagnosis(self, completion: str, solution: str, extra_info: dict[str, Any]) -> dict[str, Any]:
         style = self._settings.answer_style
@@ -121,7 +164,20 @@ class FFRRewardManager(RewardManagerBase):
             "gold_utterances": found.gold_utterances,
             "gold_images": found.gold_images,
             "missing_embeddings": missing,
+            "confusion": json.dumps(_confusion(completion, solution, extra_info)),
         }
+
+
+def _confusion(completion: str, solution: str, extra_info: Mapping[str, Any]) -> list[list[int]]:
+    """Of utterances and of images, as `ffr-verl evaluate` counts them."""
+    answer, gold = parse_leniently(completion), parse_leniently(solution)
+    return [
+        list(confusion(guess, truth, universe=Ids(0, len(extra_info.get(name) or ())).universe))
+        for guess, truth, name in (
+            (answer.utterance_ids, gold.utterance_ids, "utterance_ids"),
+            (answer.image_ids, gold.image_ids, "images"),
+        )
+    ]
 
 
 _compute_score = compute_score  # the constructor's argument has verl's name for it

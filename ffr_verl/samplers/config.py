@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ffr_verl.errors import FFRError
+from ffr_verl.samplers.advantages import AdvantageConfig
 from ffr_verl.unknown_keys import refuse_unknown_keys
 
 __all__ = ["SamplerConfig"]
@@ -26,6 +27,10 @@ class SamplerConfig:
         max_filtered_batches: after so many batches of evicted groups the filter rests until the next step, so that a
             policy that always agrees with itself cannot regenerate without end; 0 for no limit.
         train_batch_size: prompts a step; needed with `filter_groups`.
+        advantage: of `algorithm.adv_estimator=ffr`, see `AdvantageConfig`; `None` leaves advantages to verl.
+        best_checkpoint: of the validation, by whose largest value `BestCheckpoint` keeps a checkpoint:
+            `micro_joint_f1`,
+            `micro_joint_mcc`, the same of `utterance` and `image`, or a key of the reward function; `None` keeps none.
         max_inflight_gen_batches: how many batches of replacement prompts may be generated at once.
 
     Example:
@@ -40,6 +45,8 @@ class SamplerConfig:
     max_filtered_batches: int = 10
     train_batch_size: int | None = None
     max_inflight_gen_batches: int = 1
+    advantage: AdvantageConfig | None = None
+    best_checkpoint: str | None = None
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> SamplerConfig:
@@ -50,7 +57,14 @@ class SamplerConfig:
         """
         where = "trainer.v1.sampler.sampler_kwargs"
         refuse_unknown_keys(values, allowed=[field.name for field in dataclasses.fields(cls)], where=where)
-        config = cls(**dict(values))
+        given = dict(values)
+        if given.get("advantage") is not None:
+            given["advantage"] = AdvantageConfig.from_mapping(given["advantage"])
+        config = cls(**given)
+        if config.best_checkpoint is not None and (
+            not isinstance(config.best_checkpoint, str) or not config.best_checkpoint
+        ):
+            raise FFRError(f"{where}.best_checkpoint: found {config.best_checkpoint!r}; give a metric's name, or null")
         if not _is_number(config.poll_interval) or not config.poll_interval > 0:
             raise FFRError(f"{where}.poll_interval: found {config.poll_interval!r}; give seconds above 0, such as 0.5")
         if not _is_number(config.min_std) or not 0.0 <= config.min_std < math.inf:

@@ -10,7 +10,17 @@ import numpy as np
 from ffr_verl.samplers.curriculum_config import CurriculumConfig
 from ffr_verl.samplers.difficulty import select_rows
 
-__all__ = ["RowDifficulty", "ascending_order", "competence", "order_rows", "shuffled_order"]
+__all__ = [
+    "GOLD_STRATA",
+    "RowDifficulty",
+    "ascending_order",
+    "competence",
+    "interleaved",
+    "order_rows",
+    "shuffled_order",
+]
+
+GOLD_STRATA = ("no_gold", "utterances_only", "with_images")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +32,27 @@ class RowDifficulty:
         entropy: the same shape, at least 0.
         levels: the same shape, strings, see `assign_levels`.
         is_negative: the same shape, whether the gold is empty.
+        strata: the same shape, the number of each row's stratum; `None`: all rows are one.
+        strata_names: of the strata.
     """
 
     f1: np.ndarray
     entropy: np.ndarray
     levels: np.ndarray
     is_negative: np.ndarray
+    strata: np.ndarray | None = None
+    strata_names: tuple[str, ...] = ("all",)
+
+    @classmethod
+    def unknown(cls, is_negative: np.ndarray) -> RowDifficulty:
+        """Of rows that no model has answered: all alike.
+
+        Example:
+            >>> len(RowDifficulty.unknown(np.zeros(3, bool)))
+            3
+        """
+        count = len(is_negative)
+        return cls(np.full(count, 0.5), np.zeros(count), np.full(count, "hard", "<U9"), is_negative)
 
     def __len__(self) -> int:
         return len(self.f1)
@@ -60,6 +85,28 @@ def shuffled_order(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
+def interleaved(order: np.ndarray, strata: np.ndarray | None) -> np.ndarray:
+    """Rows in an order that gives every stretch of them the strata's shares, to a row of each; inside a stratum they
+    keep the order.
+
+    Args:
+        order: row numbers.
+        strata: of every row, its stratum's number; `None` leaves the order as it is.
+
+    Example:
+        >>> interleaved(np.array([0, 1, 2, 3, 4, 5]), np.array([0, 0, 0, 0, 1, 1])).tolist()
+        [0, 4, 1, 2, 5, 3]
+    """
+    if strata is None or not len(order):
+        return order
+    numbers = strata[order]
+    sizes = np.bincount(numbers)
+    by_stratum = np.argsort(numbers, kind="stable")
+    ranks = np.empty(len(order))
+    ranks[by_stratum] = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return order[np.argsort((ranks + 0.5) / sizes[numbers], kind="stable")]
+
+
 def order_rows(rows: RowDifficulty, config: CurriculumConfig) -> np.ndarray:
     """Row numbers in the order of training, for the first epoch; `CurriculumSampler` knows the later ones.
 
@@ -68,19 +115,23 @@ def order_rows(rows: RowDifficulty, config: CurriculumConfig) -> np.ndarray:
         config: which order; not `online`, which has no order of its own beforehand.
 
     Returns:
-        int64; every row once, but for `published`, which leaves rows out.
+        int64; every row once, but for `published`, which leaves rows out. Strata have the same share in every stretch,
+        but for `file` and `published`.
 
     Example:
         >>> rows = RowDifficulty(np.array([0.2, 1.0, 0.5]), np.ones(3), np.array(["hard"] * 3), np.zeros(3, bool))
         >>> order_rows(rows, CurriculumConfig(order="ascending")).tolist()
         [1, 2, 0]
     """
+    if config.order == "file":
+        return np.arange(len(rows))
     if config.order == "published":
         return select_rows(rows.levels, rows.f1, rows.is_negative, shares=config.shares)
     if config.order == "shuffled":
-        return shuffled_order(len(rows), config.seed, 0)
-    ascending = ascending_order(rows)
-    return _by_competence(ascending, config) if config.order == "competence" else ascending
+        return interleaved(shuffled_order(len(rows), config.seed, 0), rows.strata)
+    # Easy to hard inside each stratum, so that ease is no matter of what a gold fragment is made of.
+    ascending = interleaved(ascending_order(rows), rows.strata)
+    return interleaved(_by_competence(ascending, config), rows.strata) if config.order == "competence" else ascending
 
 
 def _by_competence(ascending: np.ndarray, config: CurriculumConfig) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
@@ -12,9 +13,11 @@ from ffr_verl.unknown_keys import refuse_unknown_keys
 
 __all__ = ["CurriculumConfig", "CurriculumOrder", "OnlineConfig", "Pacing"]
 
-CurriculumOrder = Literal["published", "ascending", "competence", "shuffled", "online"]
+CurriculumOrder = Literal["file", "published", "ascending", "competence", "shuffled", "online"]
 Pacing = Literal["linear", "root", "steps"]
 _WHERE = "data.ffr.curriculum"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,23 +25,21 @@ class OnlineConfig:
     """Settings of `order: online`, the node `data.ffr.curriculum.online`.
 
     Attributes:
-        metric: of an answer, which tells how well the policy does on its row: `reward`, or a key that `compute_score`
-            returns.
-        scale: the metric's largest value, above 0; metric over scale is compared with the f1 of the difficulty file.
+        metric: of an answer, whose standard deviation in a group is the row's spread: `reward`, or a key that
+            `compute_score` returns.
         decay: weight in [0, 1) of what was known of a row when its next group is observed.
-        target: expected score in [0, 1] towards which rows are drawn; `None`: the middle of the policy's range, half
-            way between the 5th and the 95th percentile of the rows' expected scores.
-        width: standard deviation of the bell around the target, above 0.
-        floor: weight in (0, 1] of the rows farthest from the target, beside 1 at the target, so that none is
-            forgotten.
+        floor: weight in (0, 1] of rows without spread, beside 1 of those with the most, so that none is forgotten.
+        scale: no longer read, as `target` and `width`: rows were drawn around a score before. Kept for older recipes.
+        target: see `scale`.
+        width: see `scale`.
     """
 
-    metric: str = "f1"
-    scale: float = 1.0
+    metric: str = "reward"
     decay: float = 0.5
-    target: float | None = None
-    width: float = 0.2
     floor: float = 0.1
+    scale: float | None = None
+    target: float | None = None
+    width: float | None = None
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> OnlineConfig:
@@ -48,8 +49,8 @@ class OnlineConfig:
             FFRError: for an unknown key or a value out of range; the message names the key.
 
         Example:
-            >>> OnlineConfig.from_mapping({"target": 0.5}).target
-            0.5
+            >>> OnlineConfig.from_mapping({"floor": 0.2}).floor
+            0.2
         """
         where = f"{_WHERE}.online"
         refuse_unknown_keys(values, allowed=[one.name for one in fields(cls)], where=where)
@@ -57,17 +58,14 @@ class OnlineConfig:
         if not isinstance(config.metric, str) or not config.metric:
             raise FFRError(f"{where}.metric: found {config.metric!r}, expected `reward` or a key of compute_score")
         for name, is_good, expected in (
-            ("scale", lambda value: 0 < value < float("inf"), "a number above 0"),
             ("decay", lambda value: 0 <= value < 1, "a number from 0, below 1"),
-            ("target", lambda value: 0 <= value <= 1, "a number from 0 to 1, or null"),
-            ("width", lambda value: 0 < value < float("inf"), "a number above 0"),
             ("floor", lambda value: 0 < value <= 1, "a number above 0, at most 1"),
         ):
             value = getattr(config, name)
-            if name == "target" and value is None:
-                continue
             if not _is_number(value) or not is_good(value):
                 raise FFRError(f"{where}.{name}: found {value!r}, expected {expected}")
+        if config.target is not None:
+            logger.warning("%s.target is no longer read: rows are drawn by the spread of their groups", where)
         return config
 
 
@@ -77,10 +75,13 @@ class CurriculumConfig:
 
     Attributes:
         difficulty: file that `ffr-verl score` made for the training rows.
-        order: `published`: the levels one after another, parts of them kept (`select_rows`); `ascending`: all rows by
-            falling f1, of equals by rising entropy; `competence`: all rows, at each time drawn from the easiest ones,
-            whose share grows; `shuffled`: all rows by chance, the baseline; `online`: drawn anew in every step by the
-            policy's own rewards.
+        order: `file`: as they stand in the file; `published`: the levels one after another, parts of them kept
+            (`select_rows`); `ascending`: all rows by falling f1, of equals by rising entropy; `competence`: all rows,
+            at each time drawn from the easiest ones, whose share grows; `shuffled`: all rows by chance, the baseline;
+            `online`: drawn again in every step, by the spread of the policy's own rewards.
+        strata: what every step shall have in the data's shares, whatever the order (but for `file` and `published`):
+            `gold`: rows without a gold id, with utterances only, with images; a list of columns of the data, whose
+            values are the strata; `None` for none.
         shares: kept of each level, for `published`.
         pacing: how the share of `competence` grows with the share of the epoch that is over: `linear`, `root` (fast
             first) or in `steps`.
@@ -95,6 +96,7 @@ class CurriculumConfig:
 
     difficulty: str | None = None
     order: CurriculumOrder = "published"
+    strata: Literal["gold"] | tuple[str, ...] | None = "gold"
     shares: Mapping[Level, float] = field(default_factory=lambda: dict(PUBLISHED_SHARES))
     pacing: Pacing = "root"
     start: float = 0.1
@@ -116,6 +118,11 @@ class CurriculumConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise FFRError(f"{_WHERE}.{name}: found {value!r}, expected a whole number from {least}")
+        strata = self.strata
+        if not (
+            strata in ("gold", None) or (isinstance(strata, tuple) and all(isinstance(one, str) for one in strata))
+        ):
+            raise FFRError(f"{_WHERE}.strata: found {strata!r}, expected gold, a list of column names, or null")
         if self.difficulty is not None and not isinstance(self.difficulty, str):
             raise FFRError(f"{_WHERE}.difficulty: found {self.difficulty!r}, expected a file of `ffr-verl score`")
 
@@ -133,13 +140,10 @@ class CurriculumConfig:
         refuse_unknown_keys(values, allowed=[one.name for one in fields(cls)], where=_WHERE)
         shares = {**PUBLISHED_SHARES, **(values.get("shares") or {})}
         online = OnlineConfig.from_mapping(values.get("online") or {})
-        config = cls(**{**values, "shares": shares, "online": online})
-        if config.order == "online" and config.difficulty is None:
-            raise FFRError(
-                f"{_WHERE}.difficulty: null; order: online needs the difficulty of rows that it has not seen yet: "
-                "ffr-verl score --model MODEL --data TRAIN.rl.parquet --output difficulty.parquet"
-            )
-        return config
+        given = {**values, "shares": shares, "online": online}
+        if isinstance(given.get("strata"), Sequence) and not isinstance(given["strata"], str):
+            given["strata"] = tuple(given["strata"]) or None
+        return cls(**given)
 
 
 def _is_number(value: Any) -> bool:

@@ -159,8 +159,8 @@ def select_rows(
     """The published selection: row numbers in training order, easy to hard.
 
     Rows with an empty gold are dropped from easy and middle. Of each level the share of `shares` is kept, the best f1
-    first (of equals the earlier row), at least one where the share is above 0; kept rows of a level stay in the
-    order of the file.
+    first (of equals the earlier row), at least one where the share is above 0. Kept rows of middle and confusing stand
+    by falling f1, those of easy and hard in the order of the file.
 
     Args:
         levels: of each row, see `assign_levels`.
@@ -197,5 +197,5 @@ def select_rows(
             continue
         count = max(1, int(len(rows) * share + 1e-9))
         best = np.argsort(-scores[rows], kind="stable")[:count]
-        selected.append(np.sort(rows[best]))
+        selected.append(rows[best] if level in ("middle", "confusing") else np.sort(rows[best]))
     return np.concatenate(selected) if selected else np.empty(0, dtype=np.int64)

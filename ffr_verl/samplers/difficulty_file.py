@@ -40,11 +40,16 @@ _SCHEMA = pa.schema(
         ("dispersion", pa.float64()),
         ("malformed", pa.bool_()),
         ("pass_rate", pa.float64()),
+        ("utterance_hits", pa.int32()),
+        ("utterances", pa.int32()),
+        ("image_hits", pa.int32()),
+        ("images", pa.int32()),
         ("level", pa.string()),
     ]
 )
 _MODEL = b"ffr_verl.model"
 _READ = ("row_key", "f1", "entropy", "level", "is_negative")  # what a curriculum needs
+_HITS = ("utterance_hits", "image_hits", "utterances", "images")  # and what files of version 0.1.0 lack
 
 
 def row_key(dialogue_id: str, query: str, solution: str) -> int:
@@ -94,6 +99,10 @@ def difficulty_table(
             ("dispersion", dispersion(gold.utterance_ids)),
             ("malformed", parse_fragment(prediction["response"]) is None),
             ("pass_rate", prediction.get("pass_rate")),
+            ("utterance_hits", len(set(predicted.utterance_ids) & set(gold.utterance_ids))),
+            ("utterances", len(set(predicted.utterance_ids))),
+            ("image_hits", len(set(predicted.image_ids) & set(gold.image_ids))),
+            ("images", len(set(predicted.image_ids))),
         ):
             columns[name].append(value)
     columns["level"] = assign_levels(columns["f1"], columns["entropy"]).tolist()
@@ -124,7 +133,7 @@ class DifficultyFile:
         self.path = Path(path).expanduser()
         try:
             names = pq.read_schema(self.path).names
-            table = pq.read_table(self.path, columns=[name for name in _READ if name in names])
+            table = pq.read_table(self.path, columns=[name for name in (*_READ, *_HITS) if name in names])
         except FileNotFoundError:
             raise FFRError(f"{path}: no such file; make it with `ffr-verl score`") from None
         except (OSError, pa.ArrowInvalid) as error:
@@ -137,6 +146,9 @@ class DifficultyFile:
                 raise FFRError(
                     f"{path}: column {name}: {table.column(name).null_count} values are missing; make the file again"
                 )
+        self._hits = None
+        if set(_HITS) <= set(names):
+            self._hits = np.array([pc.mean(table.column(name)).as_py() or 0.0 for name in _HITS]).reshape(2, 2)
         self.keys = table.column("row_key").to_numpy()
         levels = table.column("level")
         known = pc.index_in(levels, value_set=pa.array(LEVELS))
@@ -161,6 +173,11 @@ class DifficultyFile:
                 raise FFRError(
                     f"{path}: row {wrong[0]}: {name} is {values[wrong[0]]}; make the file again with `ffr-verl score`"
                 )
+
+    def mean_hits(self) -> np.ndarray | None:
+        """Right ids and named ids of an answer, means over the rows, shape `(2, 2)`: the second index is utterances
+        and images. `None` of a file that does not say."""
+        return self._hits
 
     def of_rows(self, keys: np.ndarray, *, name: str) -> RowDifficulty:
         """The difficulty of the rows of a data set, which may be a part of those that were scored.

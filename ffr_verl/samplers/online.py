@@ -1,10 +1,10 @@
-"""The online curriculum: rows are drawn by how well the current policy does on them.
+"""The online curriculum: rows are drawn by how much the current policy's answers to them differ.
 
-Every row has an expected score in [0, 1]: at first the f1 of the SFT model's answer, later the decayed mean of its
-groups' scores. A row's weight is a bell around a target score with a floor below it, so rows that the policy gets
-half right, whose answers differ most inside a group, come most often, and none is forgotten. Source: ours.
+GRPO learns from differences inside a group. Every row has an expected spread: at first a guess from the f1 of the SFT
+model's answer where that is known, later the decayed mean of what its groups had. Rows that stay solved or hopeless
+have none, and are drawn more and more seldom, but never are forgotten. Source: ours.
 
-Rows lie in 128 bins of equal expected score, so a draw and an observation cost the same for any number of rows.
+Rows lie in 128 bins of equal spread, so a draw and an observation cost the same for any number of rows.
 """
 
 from __future__ import annotations
@@ -17,86 +17,72 @@ import numpy as np
 
 from ffr_verl.samplers.curriculum_config import OnlineConfig
 
-__all__ = ["OnlineDraws"]
+__all__ = ["OnlineDraws", "StratifiedDraws", "expected_spread"]
 
 _BINS = 128
 _CENTRES = (np.arange(_BINS) + 0.5) / _BINS
 
 
+def expected_spread(f1: np.ndarray) -> np.ndarray:
+    """A guess at a row's spread from the f1 of a model's answer to it: most where the answer was half right.
+
+    Returns:
+        In [0, 1], on the scale of `OnlineDraws`, where 0.5 is an average row.
+
+    Example:
+        >>> expected_spread(np.array([0.0, 0.5, 1.0])).tolist()
+        [0.25, 0.75, 0.25]
+    """
+    return 0.25 + 2.0 * f1 * (1.0 - f1)
+
+
 class OnlineDraws:
-    """Draws rows without repeating one before it was observed, and learns from the observed scores.
+    """Draws rows without repeating one before it was observed, and learns from the observed spreads.
 
     About 13 bytes a row.
 
     Args:
-        scores: expected score of each row before it was ever observed; shape `(rows,)`, in [0, 1].
-        config: target, width, floor and decay.
+        spreads: expected spread of each row before it was ever observed; shape `(rows,)`, in [0, 1].
+        config: floor and decay.
         seed: equal seeds and equal observations give equal draws.
 
     Example:
-        >>> draws = OnlineDraws(np.array([0.0, 0.5, 1.0]), OnlineConfig(floor=1e-9, width=0.1), seed=0)
+        >>> draws = OnlineDraws(np.array([0.0, 1.0, 0.0]), OnlineConfig(floor=1e-9), seed=0)
         >>> draws.draw()
         1
-        >>> draws.update({1: 1.0})
-        >>> round(draws.expected_score(1), 2)
+        >>> draws.update({1: 0.5})
+        >>> round(draws.spread(1), 2)
         0.75
     """
 
-    def __init__(self, scores: np.ndarray, config: OnlineConfig, *, seed: int) -> None:
+    def __init__(self, spreads: np.ndarray, config: OnlineConfig, *, seed: int | list[int]) -> None:
         self._config = config
-        self._scores = np.clip(np.asarray(scores, dtype=np.float32), 0.0, 1.0)
+        self._weights = config.floor + (1.0 - config.floor) * _CENTRES
+        self._spreads = np.clip(np.asarray(spreads, dtype=np.float32), 0.0, 1.0)
         self._random = np.random.default_rng(seed)
         self._in_flight: dict[int, None] = {}  # in the order of drawing
-        bins = self._bin_of(self._scores)
+        bins = self._bin_of(self._spreads)
         order = np.argsort(bins, kind="stable").astype(np.int32)
-        counts = np.bincount(bins, minlength=_BINS)
-        self._fill(order, counts)
+        self._fill(order, np.bincount(bins, minlength=_BINS))
 
     def _fill(self, order: np.ndarray, counts: np.ndarray) -> None:
         """Put the rows of `order` into the bins, so many into each."""
         self._counts = counts.astype(np.int64)
         self._members = [array("i", part.tobytes()) for part in np.split(order, np.cumsum(counts)[:-1])]
-        self._places = np.zeros(len(self._scores), dtype=np.int32)
+        self._places = np.zeros(len(self._spreads), dtype=np.int32)
         starts = np.repeat(np.cumsum(counts) - counts, counts)
         self._places[order] = np.arange(len(order)) - starts
-        self._weigh()
 
     @staticmethod
-    def _bin_of(scores: Any) -> Any:
-        return np.minimum((np.asarray(scores) * _BINS).astype(np.int64), _BINS - 1)
+    def _bin_of(spreads: Any) -> Any:
+        return np.minimum((np.asarray(spreads) * _BINS).astype(np.int64), _BINS - 1)
 
     def __len__(self) -> int:
-        return len(self._scores)
+        return len(self._spreads)
 
-    @property
-    def target(self) -> float:
-        """Expected score that is drawn most, in [0, 1]."""
-        return self._target
-
-    def expected_score(self, row: int) -> float:
-        """What is known of a row, in [0, 1]."""
-        return float(self._scores[row])
-
-    def expected_scores(self, rows: np.ndarray) -> np.ndarray:
-        """What is known of rows; float32 in [0, 1]."""
-        return self._scores[rows]
-
-    def _weigh(self) -> None:
-        """Weights of the bins for the rows as they are now."""
-        self._aim(self._middle() if self._config.target is None else self._config.target)
-
-    def _aim(self, target: float) -> None:
-        self._target = target
-        bell = np.exp(-0.5 * ((_CENTRES - target) / self._config.width) ** 2)
-        self._weights = self._config.floor + (1.0 - self._config.floor) * bell
-
-    def _middle(self) -> float:
-        """Half way between the 5th and the 95th percentile of the expected scores, to the width of a bin."""
-        total = np.cumsum(self._counts)
-        if not len(total) or not total[-1]:
-            return 0.5
-        low, high = np.searchsorted(total, [0.05 * total[-1], 0.95 * total[-1]])
-        return float((_CENTRES[low] + _CENTRES[min(high, _BINS - 1)]) / 2)
+    def spread(self, row: int) -> float:
+        """What is expected of a row, in [0, 1]."""
+        return float(self._spreads[row])
 
     def draw(self) -> int:
         """A row that is not in flight; it is in flight until the next `update`.
@@ -127,7 +113,7 @@ class OnlineDraws:
         self._counts[number] -= 1
 
     def _put(self, row: int) -> None:
-        number = int(self._bin_of(self._scores[row]))
+        number = int(self._bin_of(self._spreads[row]))
         self._places[row] = len(self._members[number])
         self._members[number].append(row)
         self._counts[number] += 1
@@ -137,39 +123,101 @@ class OnlineDraws:
             self._put(row)
         self._in_flight.clear()
 
-    def update(self, scores: Mapping[int, float]) -> None:
-        """End a step: learn the observed scores, and let all rows be drawn again.
+    def update(self, spreads: Mapping[int, float]) -> None:
+        """End a step: learn the observed spreads, and let all rows be drawn again.
 
         Args:
-            scores: mean score of the groups of each observed row; clipped to [0, 1]. The order does not matter.
+            spreads: of each observed row, in [0, 1]. The order does not matter.
         """
         decay = self._config.decay
-        for row in sorted(scores):
+        for row in sorted(spreads):
             if row not in self._in_flight:
-                self._take(row, int(self._bin_of(self._scores[row])))
+                self._take(row, int(self._bin_of(self._spreads[row])))
                 self._in_flight[row] = None
-            observed = min(1.0, max(0.0, scores[row]))
-            self._scores[row] = decay * float(self._scores[row]) + (1.0 - decay) * observed
+            self._spreads[row] = decay * float(self._spreads[row]) + (1.0 - decay) * spreads[row]
         self._land()
-        self._weigh()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next draws depend on: about 8 bytes a row."""
         return {
-            "scores": self._scores.copy(),
+            "spreads": self._spreads.copy(),
             "order": np.concatenate([np.frombuffer(part, dtype=np.int32) for part in self._members if part])
             if self._counts.sum()
             else np.empty(0, np.int32),
             "counts": self._counts.copy(),
             "in_flight": list(self._in_flight),
             "random": self._random.bit_generator.state,
-            "target": self._target,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a `state_dict` of as many rows was taken."""
-        self._scores = np.array(state["scores"], dtype=np.float32)
+        """Resume from a `state_dict` of as many rows."""
+        self._spreads = np.array(state["spreads"], dtype=np.float32)
         self._fill(np.asarray(state["order"], dtype=np.int32), np.asarray(state["counts"]))
         self._in_flight = dict.fromkeys(state["in_flight"])
         self._random.bit_generator.state = state["random"]
-        self._aim(state["target"])
+
+
+class StratifiedDraws:
+    """`OnlineDraws` inside each stratum; strata are drawn from in turns that keep the data's shares.
+
+    Args:
+        spreads: see `OnlineDraws`.
+        strata: the number of each row's stratum; `None`: all rows are one.
+        config: floor and decay.
+        seed: see `OnlineDraws`.
+
+    Example:
+        >>> draws = StratifiedDraws(np.full(6, 0.5), np.array([0, 0, 0, 0, 1, 1]), OnlineConfig(), seed=0)
+        >>> sorted([draws.draw(), draws.draw(), draws.draw()])[-1] >= 4
+        True
+    """
+
+    def __init__(self, spreads: np.ndarray, strata: np.ndarray | None, config: OnlineConfig, *, seed: int) -> None:
+        self._strata = np.zeros(len(spreads), np.int32) if strata is None else np.asarray(strata, dtype=np.int32)
+        self._rows = [np.flatnonzero(self._strata == one) for one in range(int(self._strata.max(initial=0)) + 1)]
+        self._places = np.empty(len(spreads), dtype=np.int32)
+        for rows in self._rows:
+            self._places[rows] = np.arange(len(rows), dtype=np.int32)
+        self._parts = [
+            OnlineDraws(spreads[rows], config, seed=[seed, number]) for number, rows in enumerate(self._rows)
+        ]
+        self._shares = np.array([len(rows) for rows in self._rows]) / max(1, len(spreads))
+        self._drawn = np.zeros(len(self._rows), dtype=np.int64)
+        # A group's spread beside the typical one, which is the mean of those seen.
+        self._typical = 0.0
+
+    def draw(self) -> int:
+        """A row of the stratum that is most behind its share, see `OnlineDraws.draw`."""
+        number = int(np.argmax(self._shares * (self._drawn.sum() + 1) - self._drawn))
+        self._drawn[number] += 1
+        return int(self._rows[number][self._parts[number].draw()])
+
+    def spread(self, row: int) -> float:
+        """What is expected of a row, in [0, 1]: 0.5 is typical."""
+        return self._parts[self._strata[row]].spread(int(self._places[row]))
+
+    def update(self, deviations: Mapping[int, float]) -> None:
+        """End a step: learn the standard deviations of the rows' groups, and let all rows be drawn again."""
+        if deviations:
+            mean = float(np.mean(list(deviations.values())))
+            self._typical = 0.9 * self._typical + 0.1 * mean if self._typical else mean
+        found: list[dict[int, float]] = [{} for _ in self._parts]
+        for row, deviation in deviations.items():
+            spread = deviation / (deviation + self._typical) if deviation > 0 else 0.0
+            found[self._strata[row]][int(self._places[row])] = spread
+        for part, spreads in zip(self._parts, found, strict=True):
+            part.update(spreads)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next draws depend on."""
+        return {
+            "parts": [part.state_dict() for part in self._parts],
+            "drawn": self._drawn.copy(),
+            "typical": self._typical,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Resume from a `state_dict` of the same rows."""
+        for part, one in zip(self._parts, state["parts"], strict=True):
+            part.load_state_dict(one)
+        self._drawn, self._typical = np.array(state["drawn"]), float(state["typical"])

@@ -1,11 +1,12 @@
-"""verl's replay buffers with a polling interval, a group filter with a tolerance, the rewards' training curves, and
-what the curriculum learns from.
+"""verl's replay buffers with a polling interval, a group filter with a tolerance, the rewards' training curves,
+advantages of our own, micro metrics in validation, and what the curriculum learns from.
 
 verl builds a custom replay buffer without its own filter settings, so they come through `sampler_kwargs`.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -14,10 +15,14 @@ from typing import Any
 
 import numpy as np
 import transfer_queue as tq
+from tensordict import NonTensorStack, TensorDict
 from verl.trainer.ppo.v1.replay_buffer import FILTER_GROUPS_REWARD_METRIC, ReplayBuffer, ReplayBufferAsync
 
+from ffr_verl.integrations.verl.advantages import publish
+from ffr_verl.integrations.verl.validation import ValidationTotals, note_result
+from ffr_verl.samplers.advantages import AdvantageConfig, IdCredit, ScoredAnswer, advantages_of
 from ffr_verl.samplers.config import SamplerConfig
-from ffr_verl.samplers.reward_metrics import has_spread, reward_metrics
+from ffr_verl.samplers.reward_metrics import has_spread, reward_metrics, strata_metrics
 from ffr_verl.samplers.sampler import active_sampler
 
 __all__ = ["FFRReplayBuffer", "FFRReplayBufferAsync"]
@@ -50,44 +55,76 @@ class _FFRSampling:
         self.ffr_config = config
         self._filtered_in_step = 0
         self._filter_is_off = False
-        self._scores_of_rows: dict[int, list[float]] = {}
+        self._deviations: dict[int, list[float]] = {}
+        self._confusions: list[Any] = []
+        self._validation = ValidationTotals()
 
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[Any, dict[str, Any]]:
         """verl's `sample`; for training batches with the metrics of the sampled answers and of the curriculum, which
-        learns how the policy did."""
+        learns how the policy did, and with their advantages; for validation with the micro metrics in each row."""
         self._filtered_in_step, self._filter_is_off = 0, False
         batch, metrics = super().sample(  # type: ignore[misc]
             global_steps=global_steps, partition_id=partition_id, batch_size=batch_size
         )
-        if partition_id == "val" or not batch.keys:
+        if not batch.keys:
             return batch, metrics
-        return batch, {**metrics, **self._reward_metrics(partition_id, list(batch.keys)), **self._end_step()}
+        answers = _Answers.of(partition_id, list(batch.keys))
+        if partition_id == "val":
+            self._validate(global_steps, answers)
+            return batch, metrics
+        metrics = {**metrics, **self._reward_metrics(answers)}
+        if self.ffr_config.advantage is not None:
+            _publish_advantages(answers, self.ffr_config.advantage)
+        return batch, {**metrics, **self._end_step()}
 
-    def _reward_metrics(self, partition_id: str, keys: Sequence[str]) -> dict[str, float]:
-        answers = _Answers.of(partition_id, keys)
-        groups = answers.values(FILTER_GROUPS_REWARD_METRIC)
+    def _validate(self, step: int, answers: _Answers) -> None:
+        """Put the micro metrics into the rows, so that verl's mean over them is the metric."""
+        if not all("confusion" in info for info in answers.infos.values()):
+            return  # another reward manager
+        found = self._validation.add(step, list(answers.sources.values()), list(answers.infos.values()))
+        for session, source in answers.sources.items():
+            answers.infos[session] = {**answers.infos[session], **found[source]}
+        answers.put_infos()
+        note_result(step, self._validation.metrics())
+
+    def _reward_metrics(self, answers: _Answers) -> dict[str, float]:
+        groups, f1 = answers.values(FILTER_GROUPS_REWARD_METRIC), answers.values("f1")
         if self.filter_groups_metric is None:
             self._observe(answers)
-        flat = sum(not has_spread(values, min_std=self.ffr_config.min_std) for values in groups.values())
-        share = (flat + self._filtered_in_step) / (len(groups) + self._filtered_in_step)
-        return {"ffr/groups/without_spread": share, **reward_metrics(answers.infos.values())}
+        flat = {uid for uid, values in groups.items() if not has_spread(values, min_std=self.ffr_config.min_std)}
+        flat_f1 = {uid for uid, values in f1.items() if not has_spread(values, min_std=self.ffr_config.min_std)}
+        metrics = {
+            "ffr/groups/without_spread": (len(flat) + self._filtered_in_step) / (len(groups) + self._filtered_in_step),
+            "ffr/groups/flat_in_f1_only": len(flat_f1 - flat) / len(groups),
+            **reward_metrics(answers.infos.values()),
+        }
+        sampler = active_sampler()
+        if sampler is not None and answers.rows:
+            strata = {session: sampler.stratum(answers.rows[session.split("_")[0]]) for session in answers.infos}
+            metrics |= strata_metrics([(strata[session], info) for session, info in answers.infos.items()])
+        return metrics
 
     def _observe(self, answers: _Answers) -> None:
         """Remember how well the policy did on the rows of finished groups, those evicted afterwards included."""
+        self._confusions += [json.loads(one["confusion"]) for one in answers.infos.values() if "confusion" in one]
         sampler = active_sampler()
         if sampler is None:
             return
         for uid, values in answers.values(sampler.config.online.metric).items():
             if uid in answers.rows:
-                self._scores_of_rows.setdefault(answers.rows[uid], []).extend(values)
+                self._deviations.setdefault(answers.rows[uid], []).append(float(np.std(values)))
 
     def _end_step(self) -> dict[str, float]:
         sampler = active_sampler()
         if sampler is None:
             return {}
-        scores = {row: float(np.mean(values)) for row, values in self._scores_of_rows.items()}
-        self._scores_of_rows = {}
-        return sampler.update(scores)
+        deviations = {row: float(np.mean(values)) for row, values in self._deviations.items()}
+        confusions, self._deviations, self._confusions = self._confusions, {}, []
+        metrics = sampler.update(deviations)
+        if sampler.micro is not None:
+            sampler.micro.observe(confusions)
+            metrics |= {f"ffr/micro/{kind}_f1": value for kind, value in sampler.micro.f1().items()}
+        return metrics
 
     def _dapo_filtered_keys(self, partition_id: str) -> tuple[set[str], Counter[float]]:
         """verl's group filter, with `min_std` for its exact 0 and an end to it.
@@ -150,6 +187,23 @@ class FFRReplayBufferAsync(_FFRSampling, ReplayBufferAsync):  # type: ignore[mis
     """The same for verl's async trainers (`trainer.v1.trainer_mode` other than `sync`)."""
 
 
+def _publish_advantages(answers: _Answers, config: AdvantageConfig) -> None:
+    """Give the answers' advantages to the estimator `ffr`, which finds them by what stands for the group's name."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for session in answers.infos:
+        groups[session.split("_")[0]].append(session)
+    scored = [[answers.scored(session) for session in sessions] for sessions in groups.values()]
+    found: dict[str, np.ndarray] = {}
+    for sessions, advantages in zip(groups.values(), advantages_of(scored, config), strict=True):
+        for session, values in zip(sessions, advantages, strict=True):
+            # Outputs before the last one of a session share what the answer earned.
+            found |= {key: np.full(length, values[0]) for key, length in answers.lengths[session].items()}
+            found[list(answers.lengths[session])[-1]] = values
+    publish(found)
+    fields = TensorDict({"uid": NonTensorStack(*found)}, batch_size=len(found))
+    tq.kv_batch_put(keys=list(found), partition_id=answers.partition, fields=fields)
+
+
 @dataclass(frozen=True, slots=True)
 class _Answers:
     """What TransferQueue holds of finished answers.
@@ -157,32 +211,64 @@ class _Answers:
     A session may have several outputs; verl puts the same reward on each, so the last one stands for all.
 
     Attributes:
+        partition: of the queue.
         infos: what the reward function returned, of each session.
         rewards: of each session.
+        lengths: tokens of each output of each session, by its key.
+        sources: `data_source` of each session, in validation.
         rows: `ffr_row` of each group, where the dataset gives one.
     """
 
+    partition: str
     infos: dict[str, Mapping[str, Any]]
     rewards: dict[str, float]
+    lengths: dict[str, dict[str, int]]
+    sources: dict[str, str]
     rows: dict[str, int]
 
     @classmethod
     def of(cls, partition_id: str, keys: Sequence[str]) -> _Answers:
-        answers = cls({}, {}, {})
+        answers = cls(partition_id, {}, {}, defaultdict(dict), {}, {})
         if not keys:
             return answers
-        fields = ["rm_scores", "extra_fields", *([_ROW] if active_sampler() is not None else [])]
-        data = tq.kv_batch_get(keys=list(keys), partition_id=partition_id, select_fields=fields)
-        rows = list(data[_ROW]) if _ROW in fields else [None] * len(keys)
-        for key, scores, extra, row in zip(
-            keys, list(data["rm_scores"]), list(data["extra_fields"]), rows, strict=True
+        keys = sorted(keys, key=lambda key: (key.rpartition("_")[0], int(key.rpartition("_")[2])))
+        is_validation = partition_id == "val"
+        further = "data_source" if is_validation else _ROW if active_sampler() is not None else None
+        fields = ["rm_scores", "extra_fields", *([further] if further else [])]
+        data = tq.kv_batch_get(keys=keys, partition_id=partition_id, select_fields=fields)
+        values = list(data[further]) if further else [None] * len(keys)
+        for key, scores, extra, value in zip(
+            keys, list(data["rm_scores"]), list(data["extra_fields"]), values, strict=True
         ):
             session = key.rpartition("_")[0]
             answers.infos[session] = _reward_extra_info(extra)
             answers.rewards[session] = float(scores.sum())
-            if row is not None:
-                answers.rows[key.split("_")[0]] = int(getattr(row, "data", row))
+            answers.lengths[session][key] = len(scores)
+            value = getattr(value, "data", value)
+            if is_validation:
+                answers.sources[session] = str(value)
+            elif value is not None:
+                answers.rows[key.split("_")[0]] = int(value)
         return answers
+
+    def put_infos(self) -> None:
+        """Write `infos` back, on the output of each session that verl reads."""
+        last = [list(lengths)[-1] for lengths in self.lengths.values()]
+        data = tq.kv_batch_get(keys=last, partition_id=self.partition, select_fields=["extra_fields"])
+        extras = [
+            {**getattr(extra, "data", extra), "reward_extra_info": dict(info)}
+            for extra, info in zip(list(data["extra_fields"]), self.infos.values(), strict=True)
+        ]
+        fields = TensorDict({"extra_fields": NonTensorStack(*extras)}, batch_size=len(last))
+        tq.kv_batch_put(keys=last, partition_id=self.partition, fields=fields)
+
+    def scored(self, session: str) -> ScoredAnswer:
+        """An answer as `advantages_of` takes it."""
+        info = self.infos[session]
+        credits = info.get("id_credits")
+        ids = None if not credits else [IdCredit(*one) for one in json.loads(credits)]
+        tokens = list(self.lengths[session].values())[-1]
+        return ScoredAnswer(tokens, self.rewards[session], info, ids)
 
     def values(self, metric: str) -> dict[str, list[float]]:
         """A metric of every answer, by group; groups whose answers lack it are left out."""

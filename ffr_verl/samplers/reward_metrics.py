@@ -10,10 +10,10 @@ import numpy as np
 
 from ffr_verl.fragments import MalformedReason
 
-__all__ = ["has_spread", "reward_metrics"]
+__all__ = ["has_spread", "reward_metrics", "strata_metrics"]
 
 _SIZES = ("predicted_utterances", "gold_utterances", "predicted_images", "gold_images")
-_MISSING = "missing_embeddings"
+_MISSING, _CUT_OFF = "missing_embeddings", "cut_off"
 _MALFORMED = "malformed"
 
 
@@ -36,8 +36,8 @@ def reward_metrics(answers: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     Returns:
         `ffr/reward/NAME/{mean,std,min,max}` of each component; and when the manager's keys are there
         `ffr/malformed/any` and `ffr/malformed/REASON` (shares of the answers, one for each `MalformedReason`),
-        `ffr/size/NAME` (mean number of ids) and `ffr/missing_embeddings` (mean number of predicted ids without a
-        vector).
+        `ffr/size/NAME` (mean number of ids), `ffr/missing_embeddings` (mean number of predicted ids without a vector)
+        and `ffr/cut_off` (share of the answers that ended at the length limit).
 
     Example:
         >>> found = reward_metrics([{"f1": 1.0, "malformed": ""}, {"f1": 0.0, "malformed": "repeated_id"}])
@@ -59,8 +59,8 @@ def reward_metrics(answers: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     for name, values in columns.items():
         if name in _SIZES:
             metrics[f"ffr/size/{name}"] = float(np.mean(values))
-        elif name == _MISSING:
-            metrics[f"ffr/{_MISSING}"] = float(np.mean(values))
+        elif name in (_MISSING, _CUT_OFF):
+            metrics[f"ffr/{name}"] = float(np.mean(values))
         else:
             for statistic, function in (("mean", np.mean), ("std", np.std), ("min", np.min), ("max", np.max)):
                 metrics[f"ffr/reward/{name}/{statistic}"] = float(function(values))
@@ -69,3 +69,26 @@ def reward_metrics(answers: Iterable[Mapping[str, Any]]) -> dict[str, float]:
         for reason in MalformedReason:
             metrics[f"ffr/malformed/{reason.value}"] = reasons[reason.value] / diagnosed
     return metrics
+
+
+def strata_metrics(answers: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, float]:
+    """How many ids answers name beside how many are gold, by stratum of the row.
+
+    Args:
+        answers: the stratum of each, and its `reward_extra_info` with the keys that `FFRRewardManager` adds.
+
+    Returns:
+        `ffr/strata/NAME/{utterances,images}_{named,gold}`, mean numbers of ids.
+
+    Example:
+        >>> info = {"predicted_utterances": 2, "gold_utterances": 1, "predicted_images": 0, "gold_images": 1}
+        >>> strata_metrics([("with_images", info)])["ffr/strata/with_images/images_gold"]
+        1.0
+    """
+    found: dict[str, list[float]] = {}
+    for stratum, info in answers:
+        for kind in ("utterances", "images"):
+            for side, name in (("named", f"predicted_{kind}"), ("gold", f"gold_{kind}")):
+                if name in info:
+                    found.setdefault(f"ffr/strata/{stratum}/{kind}_{side}", []).append(float(info[name]))
+    return {name: float(np.mean(values)) for name, values in found.items()}

@@ -13,16 +13,17 @@ from typing import Any
 import numpy as np
 
 from ffr_verl.errors import FFRError
-from ffr_verl.samplers.curriculum import RowDifficulty, ascending_order, order_rows, shuffled_order
+from ffr_verl.samplers.curriculum import RowDifficulty, ascending_order, interleaved, order_rows, shuffled_order
 from ffr_verl.samplers.curriculum_config import CurriculumConfig
 from ffr_verl.samplers.difficulty import LEVELS
-from ffr_verl.samplers.online import OnlineDraws
+from ffr_verl.samplers.micro_estimate import MicroEstimate
+from ffr_verl.samplers.online import StratifiedDraws, expected_spread
 
 __all__ = ["CurriculumSampler", "activate", "active_sampler"]
 
 
 class CurriculumSampler:
-    """Gives the rows of a curriculum one after another, and can be stopped and gone on with at any row.
+    """Gives the rows of a curriculum one after another, and can be stopped and resumed at any row.
 
     A torch `Sampler` as far as data loaders look (`__iter__`, `__len__`, `state_dict`, `load_state_dict`), without
     torch. `benchmarks/curriculum.py` measures its memory.
@@ -30,9 +31,7 @@ class CurriculumSampler:
     Args:
         rows: the difficulty of every row.
         config: which order.
-
-    Raises:
-        FFRError: when the order leaves no row.
+        micro: where the policy stands, kept with the curriculum's state; `None` where nothing asks for it.
 
     Example:
         >>> rows = RowDifficulty(np.array([0.2, 1.0]), np.ones(2), np.array(["hard"] * 2), np.zeros(2, bool))
@@ -41,8 +40,11 @@ class CurriculumSampler:
         (1, 1, [0])
     """
 
-    def __init__(self, rows: RowDifficulty, config: CurriculumConfig) -> None:
+    def __init__(self, rows: RowDifficulty, config: CurriculumConfig, *, micro: MicroEstimate | None = None) -> None:
         self.config = config
+        self.micro = micro
+        self.strata_names = rows.strata_names
+        self._strata = None if rows.strata is None else np.asarray(rows.strata, dtype=np.int32)
         self._f1 = np.asarray(rows.f1, dtype=np.float32)
         self._levels = np.zeros(len(rows), dtype=np.uint8)
         for number, level in enumerate(LEVELS):
@@ -54,11 +56,12 @@ class CurriculumSampler:
         self._position = 0
         self._epoch = 0
         self._step_rows: list[int] = []
-        self._online: OnlineDraws | None = None
+        self._online: StratifiedDraws | None = None
         if config.order == "online":
-            self._online = OnlineDraws(rows.f1, config.online, seed=config.seed)
+            spreads = expected_spread(self._f1)
+            self._online = StratifiedDraws(spreads, self._strata, config.online, seed=config.seed)
             self._order = np.empty(0, np.int32)
-            content = self._f1.tobytes()
+            content = self._f1.tobytes() + (b"" if self._strata is None else self._strata.tobytes())
         else:
             self._order = order_rows(rows, config).astype(np.int32)
             content = self._order.tobytes()
@@ -99,35 +102,43 @@ class CurriculumSampler:
         self._epoch, self._position = epoch, 0
         self._order = self._first_order
         if epoch and self.config.order in ("competence", "shuffled"):
-            self._order = shuffled_order(len(self._f1), self.config.seed, epoch)
+            self._order = interleaved(shuffled_order(len(self._f1), self.config.seed, epoch), self._strata)
 
-    def update(self, scores: Mapping[int, float]) -> dict[str, float]:
-        """End a training step: learn how the policy did, and tell what was drawn for it.
+    def stratum(self, row: int) -> str:
+        """The name of a row's stratum."""
+        return self.strata_names[0 if self._strata is None else int(self._strata[row])]
+
+    def update(self, deviations: Mapping[int, float]) -> dict[str, float]:
+        """End a training step: learn how far the answers to each row differed, and tell what was drawn for it.
 
         Args:
-            scores: mean score of the groups of each row, of the metric `config.online.metric`; not read by static
-                orders.
+            deviations: standard deviation in the group of each row, of the metric `config.online.metric`; not read by
+                static orders.
 
         Returns:
-            `ffr/curriculum/…` of the rows drawn since the last call: `difficulty` (1 minus the expected score, mean),
-            `share/LEVEL`, `coverage` (share of all rows drawn so far), `distance` (mean distance of the rows' ranks
-            in the ascending order from the share of the epoch that is over; 0 for the ascending order, 1/3 by chance)
-            and with `online` the `target`.
+            `ffr/curriculum/…` of the rows drawn since the last call: `difficulty` (1 minus the f1 of the difficulty
+            file, mean), `share/LEVEL`, `stratum/NAME` (shares), `coverage` (share of all rows drawn so far),
+            `distance` (mean distance of the rows' ranks in the ascending order from the share of the epoch that is
+            over; 0 for the ascending order, 1/3 by chance) and with `online` `spread`, the mean of what was expected
+            of the rows (0.5 is typical).
         """
         rows = np.array(self._step_rows, dtype=np.int64)
         self._step_rows = []
         metrics: dict[str, float] = {}
         if len(rows):
-            expected = self._f1[rows] if self._online is None else self._online.expected_scores(rows)
             places = (self._position - len(rows) + np.arange(len(rows))) % max(1, len(self)) / max(1, len(self))
-            metrics["ffr/curriculum/difficulty"] = float(1.0 - expected.mean())
+            metrics["ffr/curriculum/difficulty"] = float(1.0 - self._f1[rows].mean())
             metrics["ffr/curriculum/distance"] = float(np.abs(self._ranks[rows] / len(self._f1) - places).mean())
             for number, level in enumerate(LEVELS):
                 metrics[f"ffr/curriculum/share/{level}"] = float((self._levels[rows] == number).mean())
+            if self._strata is not None:
+                for number, name in enumerate(self.strata_names):
+                    metrics[f"ffr/curriculum/stratum/{name}"] = float((self._strata[rows] == number).mean())
+            if self._online is not None:
+                metrics["ffr/curriculum/spread"] = float(np.mean([self._online.spread(row) for row in rows.tolist()]))
         metrics["ffr/curriculum/coverage"] = self._coverage / max(1, len(self._f1))
         if self._online is not None:
-            metrics["ffr/curriculum/target"] = self._online.target
-            self._online.update({row: score / self.config.online.scale for row, score in scores.items()})
+            self._online.update(deviations)
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
@@ -139,10 +150,11 @@ class CurriculumSampler:
             "draws": self._draws.copy(),
             "step_rows": list(self._step_rows),
             "online": None if self._online is None else self._online.state_dict(),
+            "micro": None if self.micro is None else self.micro.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a `state_dict` was taken.
+        """Resume where a `state_dict` was taken.
 
         Raises:
             FFRError: when it was taken of another order.
@@ -150,7 +162,7 @@ class CurriculumSampler:
         if state["order"] != self._fingerprint:
             raise FFRError(
                 "the state of the curriculum belongs to another order: the difficulty file or data.ffr.curriculum "
-                "has changed since the checkpoint; start anew, or give what it was"
+                "has changed since the checkpoint; start from the beginning, or give what it was"
             )
         if state["epoch"] != self._epoch:
             self._begin_epoch(state["epoch"])
@@ -160,6 +172,8 @@ class CurriculumSampler:
         self._step_rows = list(state["step_rows"])
         if self._online is not None:
             self._online.load_state_dict(state["online"])
+        if self.micro is not None and state.get("micro") is not None:
+            self.micro.load_state_dict(state["micro"])
 
 
 _active: CurriculumSampler | None = None

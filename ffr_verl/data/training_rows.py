@@ -1,0 +1,86 @@
+"""What a curriculum must know of the rows of a training run: difficulty, strata, and where the policy starts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ffr_verl.errors import FFRError
+from ffr_verl.evaluation.dialogue_ids import Ids
+from ffr_verl.fragments import parse_leniently
+from ffr_verl.samplers.curriculum import GOLD_STRATA, RowDifficulty
+from ffr_verl.samplers.curriculum_config import CurriculumConfig
+from ffr_verl.samplers.difficulty_file import DifficultyFile, row_key
+
+__all__ = ["NEED_DIFFICULTY", "TrainingRows"]
+
+NEED_DIFFICULTY = ("published", "ascending", "competence")
+_SCORED_ANSWERS, _UNSCORED_ANSWERS = 256.0, 32.0
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRows:
+    """Of the rows of RL files, in their order.
+
+    Attributes:
+        difficulty: of every row, with its stratum.
+        micro_start: where the policy starts in the micro metric and how many answers that counts for, see
+            `MicroEstimate`: what the difficulty file says, or a neutral guess at half of the gold ids.
+    """
+
+    difficulty: RowDifficulty
+    micro_start: tuple[np.ndarray, float]
+
+    @classmethod
+    def of(cls, rows: Any, config: CurriculumConfig, files: Sequence[str]) -> TrainingRows:
+        """Look at every row once.
+
+        Args:
+            rows: a table of Hugging Face datasets with `extra_info` and `reward_model`.
+            config: names the difficulty file and the strata.
+            files: for messages.
+
+        Raises:
+            FFRError: for a difficulty file of other rows, and strata columns that the data do not have.
+        """
+        columns = config.strata if isinstance(config.strata, tuple) else ()
+        lacking = [name for name in columns if name not in rows.column_names]
+        if lacking:
+            known = ", ".join(rows.column_names)
+            raise FFRError(f"data.ffr.curriculum.strata: {files[0]} has no column {lacking[0]}; it has {known}")
+        keys, kinds, sizes, values = [], [], [], []
+        for row in rows.select_columns(["extra_info", "reward_model", *columns]):
+            info, solution = row["extra_info"], row["reward_model"]["ground_truth"]
+            gold = parse_leniently(solution)
+            keys.append(row_key(info["dialogue_id"], info["query"], solution))
+            kinds.append(2 if gold.image_ids else 1 if gold.utterance_ids else 0)
+            universes = [Ids(0, len(info[name] or ())).universe for name in ("utterance_ids", "images")]
+            sizes.append((len(gold.utterance_ids), universes[0], len(gold.image_ids), universes[1]))
+            values.append(", ".join([f"{name}={row[name]}" for name in columns]))
+        difficulty = RowDifficulty.unknown(np.array(kinds) == 0)
+        scored: np.ndarray | None = None
+        if config.difficulty is not None:
+            file = DifficultyFile(config.difficulty)
+            difficulty = file.of_rows(np.array(keys, dtype=np.int64), name=files[0])
+            scored = file.mean_hits()
+        start = _start(sizes, scored)
+        if config.strata == "gold":
+            strata, names = np.array(kinds, dtype=np.int32), GOLD_STRATA
+        elif columns:
+            different, numbers = np.unique(np.array(values), return_inverse=True)
+            strata, names = numbers.astype(np.int32), tuple(different.tolist())
+        else:
+            return cls(difficulty, start)
+        return cls(dataclasses.replace(difficulty, strata=strata, strata_names=names), start)
+
+
+def _start(sizes: Iterable[Sequence[int]], scored: np.ndarray | None) -> tuple[np.ndarray, float]:
+    means = np.array(list(sizes), dtype=np.float64).reshape(-1, 4).mean(axis=0)
+    gold, universe = means[[0, 2]], means[[1, 3]]
+    hits, predicted = (0.5 * gold, gold) if scored is None else scored
+    start = np.stack([hits, predicted, gold, universe], axis=-1)
+    return start, _UNSCORED_ANSWERS if scored is None else _SCORED_ANSWERS
