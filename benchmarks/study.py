@@ -1,11 +1,13 @@
-"""Does GRPO improve the SFT model, and which order of the rows does it best? Real verl runs on two cores, for hours.
+"""Does GRPO improve the SFT model by the published metric, and which of its parts does it? Real verl runs on two
+cores, for hours.
 
-    python -m benchmarks.study --output study --seeds 0 1 2
+    python -m benchmarks.study --output study --seeds 0 1 2 --arms default published
 
 For each seed a training and a held-out set are drawn, the base model of the package goes through stage 1, scores the
-training rows, and goes through stage 2 once for each order. The held-out F1 (the reward's, greedy answers) is what
-verl's own validation wrote down; intervals are bootstrapped over the held-out rows, differences paired. A finished run
-is kept: the same command goes on where it stopped. Ends with `study.md` and `study.png`.
+training rows, and goes through stage 2 once for each arm. The answers are those of verl's own validation (greedy);
+`ffr_verl.evaluation` makes micro F1 and MCC of them, and intervals of the paired difference to the SFT model. A
+finished run is kept: the same command goes on where it stopped. Writes `study.jsonl` (a line for each arm, seed,
+validated step and metric), `study.md` and `study.png`.
 """
 
 from __future__ import annotations
@@ -15,18 +17,66 @@ import json
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ffr_verl.data.demo import write_demo_set
 from ffr_verl.data.parquet_writer import whole_or_nothing
 from ffr_verl.demo.processes import run_logged
+from ffr_verl.evaluation.bootstrap import BootstrapSettings, interval, resampled_metrics
+from ffr_verl.evaluation.counts import RowCounts
+from ffr_verl.evaluation.result import count_records, result_of
+from ffr_verl.evaluation.row_statistics import nested
 
-ORDERS = ("published", "competence", "online", "shuffled")
-_RESAMPLES = 10_000
+_REWARD, _CURRICULUM = "reward.custom_reward_function.reward_kwargs", "data.ffr.curriculum"
+_SHUFFLED = (f"{_CURRICULUM}.order=shuffled", f"{_CURRICULUM}.strata=null")
+_ADVANTAGE = "trainer.v1.sampler.sampler_kwargs.advantage"
+
+# What each arm changes: a recipe, and overrides of it.
+ARMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "default": ("ffr_grpo_cpu", ()),
+    "shuffled": ("ffr_grpo_cpu", _SHUFFLED),
+    "published": ("ffr_grpo_published_cpu", ()),
+    "published, shuffled": ("ffr_grpo_published_cpu", _SHUFFLED),
+    "strata alone": ("ffr_grpo_published_cpu", (f"{_CURRICULUM}.order=competence", f"{_CURRICULUM}.strata=gold")),
+    "micro reward alone": ("ffr_grpo_cpu", (*_SHUFFLED, f"{_ADVANTAGE}.credit=answer")),
+    "gdpo alone": ("ffr_gdpo_cpu", _SHUFFLED),
+    "online": ("ffr_grpo_online_cpu", ()),
+    "competence": ("ffr_grpo_cpu", (f"{_CURRICULUM}.order=competence",)),
+    "group filter": ("ffr_grpo_cpu", ("algorithm.filter_groups.enable=true",)),
+    "group filter by f1": (
+        "ffr_grpo_cpu",
+        ("algorithm.filter_groups.enable=true", "algorithm.filter_groups.metric=f1"),
+    ),
+    "one update a step": ("ffr_grpo_cpu", ("actor_rollout_ref.actor.ppo_mini_batch_size=16",)),
+    "four updates a step": ("ffr_grpo_cpu", ("actor_rollout_ref.actor.ppo_mini_batch_size=4",)),
+    "lr x 2": ("ffr_grpo_cpu", ("actor_rollout_ref.actor.optim.lr=1e-3",)),
+}
+# What a plain call runs.
+FIRST = ("default", "shuffled", "published", "strata alone", "micro reward alone", "gdpo alone")
+METRICS = (
+    ("micro", "joint", "f1"),
+    ("micro", "joint", "mcc"),
+    ("micro", "utterance", "f1"),
+    ("micro", "image", "f1"),
+    ("micro", "utterance", "mcc"),
+    ("micro", "image", "mcc"),
+    ("macro", "joint", "f1"),
+    ("macro_where_gold", "utterance"),
+    ("macro_where_gold", "image"),
+    ("rewards", "f1"),
+    ("answers", "outside"),
+    ("answers", "malformed"),
+    ("answers", "empty"),
+    ("answers", "utterances"),
+    ("answers", "images"),
+)
+_BOOTSTRAP = BootstrapSettings(resamples=2000)
+_ANSWERS = 8  # of a prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +97,15 @@ class StudySettings:
     """
 
     train_rows: int = 2048
-    heldout_rows: int = 256
+    heldout_rows: int = 512
     sft_steps: int = 64
     sft_lr: float = 3e-3
-    grpo_steps: int = 40
+    grpo_steps: int = 42
     prompts: int = 16
     updates: int = 2
-    grpo_lr: float = 1e-3
+    grpo_lr: float = 5e-4
     kl: float = 0.001
-    test_every: int = 10
+    test_every: int = 14
 
 
 def say(text: str) -> None:
@@ -135,23 +185,23 @@ def prepare_seed(folder: Path, seed: int, settings: StudySettings) -> None:
         run(["ffr_verl", "score", *arguments, "--max-new-tokens", "48"], logs / "score.log", seconds=1800, cwd=folder)
 
 
-def run_grpo(folder: Path, order: str, seed: int, settings: StudySettings) -> None:
-    """Stage 2 with an order; a finished run is kept, a cut one is begun anew."""
-    place = folder / "runs" / order
+def run_grpo(folder: Path, arm: str, seed: int, settings: StudySettings) -> None:
+    """Stage 2 of an arm; a finished run is kept, a cut one begins again."""
+    place, baseline = folder / "runs" / slug(arm), folder / "sft.jsonl"
     last = place / "validation" / f"{settings.grpo_steps}.jsonl"
-    if last.is_file():
+    if last.is_file() and baseline.is_file():
         return
     shutil.rmtree(place, ignore_errors=True)
+    recipe, overrides = ARMS[arm]
     run(
         [
             "verl.trainer.main_ppo",
-            "+recipe=ffr_grpo_cpu",
+            f"+recipe={recipe}",
             f"actor_rollout_ref.model.path={folder / 'sft'}",
             f"data.train_files={folder / 'parquet' / 'train.rl.parquet'}",
             f"data.val_files={folder / 'parquet' / 'heldout.rl.parquet'}",
-            f"data.ffr.curriculum.difficulty={folder / 'difficulty.parquet'}",
-            f"data.ffr.curriculum.order={order}",
-            f"data.ffr.curriculum.seed={seed}",
+            f"{_CURRICULUM}.difficulty={folder / 'difficulty.parquet'}",
+            f"{_CURRICULUM}.seed={seed}",
             "data.max_prompt_length=768",
             "data.max_response_length=48",
             f"data.train_batch_size={settings.prompts}",
@@ -163,74 +213,160 @@ def run_grpo(folder: Path, order: str, seed: int, settings: StudySettings) -> No
             f"trainer.total_training_steps={settings.grpo_steps}",
             "trainer.total_epochs=100",
             "trainer.save_freq=-1",
+            f"trainer.val_before_train={not baseline.is_file()}",
             f"trainer.test_freq={settings.test_every}",
             "trainer.logger=[console,file]",
             f"trainer.validation_data_dir={place / 'validation'}",
             f"trainer.default_local_dir={place}",
+            *overrides,
         ],
-        folder / "logs" / f"{order}.log",
+        folder / "logs" / f"{slug(arm)}.log",
         seconds=3600,
-        metrics=folder / "logs" / f"{order}.jsonl",
+        metrics=folder / "logs" / f"{slug(arm)}.jsonl",
         cwd=folder,
     )
+    if not baseline.is_file():
+        shutil.copy2(place / "validation" / "0.jsonl", baseline)
 
 
-def heldout_f1(folder: Path, order: str) -> dict[int, np.ndarray]:
-    """F1 of each held-out row at each validated step, the rows in one order."""
-    found: dict[int, np.ndarray] = {}
-    for file in (folder / "runs" / order / "validation").glob("*.jsonl"):
-        answers = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        answers.sort(key=lambda answer: (str(answer["input"]), str(answer["gts"])))
-        found[int(file.stem)] = np.array([answer["f1"] for answer in answers])
-    return dict(sorted(found.items()))
+def slug(arm: str) -> str:
+    """The name of an arm's files.
+
+    Example:
+        >>> slug("published, shuffled")
+        'published_shuffled'
+    """
+    return arm.replace(",", "").replace(" ", "_")
 
 
-def interval(values: np.ndarray, *, seed: int = 0) -> tuple[float, float, float]:
-    """Mean and the ends of its bootstrap 95 % interval over rows."""
-    source = np.random.default_rng(seed)
-    means = values[source.integers(0, len(values), (_RESAMPLES, len(values)))].mean(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(values.mean()), float(low), float(high)
+def counts_of(dump: Path) -> RowCounts:
+    """The counts of a validation, its rows in the order of prompt and gold, so that two models' rows are pairs."""
+    answers = [json.loads(line) for line in dump.read_text(encoding="utf-8").splitlines()]
+    answers.sort(key=lambda answer: (str(answer["input"]), str(answer["gts"])))
+    records = [
+        {
+            "response": answer["output"],
+            "labels": answer["gts"],
+            "dialogue_id": str(number),
+            "messages": [{"role": "user", "content": answer["input"]}],
+        }
+        for number, answer in enumerate(answers)
+    ]
+    return count_records(records)
 
 
-def write_results(root: Path, seeds: Sequence[int], orders: Sequence[str], settings: StudySettings) -> str:
-    """The table of what is finished as `study.md`, the curves as `study.png`; returns the table."""
+def generated(metrics: Path, settings: StudySettings) -> dict[int, int]:
+    """Answers generated up to each step, those of replaced groups included."""
+    total, found = 0, {}
+    for line in metrics.read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        if entry["step"] == 0:
+            continue
+        extra = [value for name, value in entry["data"].items() if name.startswith("training/filter_groups/")]
+        total += round((settings.prompts + sum(extra)) * _ANSWERS)
+        found[entry["step"]] = total
+    return found
+
+
+def results_of(folder: Path, arm: str, seed: int, settings: StudySettings) -> list[dict[str, Any]]:
+    """The lines of `study.jsonl` of a finished run."""
+    place, metrics = folder / "runs" / slug(arm), folder / "logs" / f"{slug(arm)}.jsonl"
+    if not (place / "validation" / f"{settings.grpo_steps}.jsonl").is_file():
+        return []
+    before, answers = counts_of(folder / "sft.jsonl"), generated(metrics, settings)
+    timings = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    lines = []
+    for dump in sorted((place / "validation").glob("*.jsonl"), key=lambda path: int(path.stem)):
+        step = int(dump.stem)
+        if step == 0:
+            continue
+        after = counts_of(dump)
+        values = [result_of(one, bootstrap=BootstrapSettings(resamples=0)).to_dict() for one in (before, after)]
+        first, second = resampled_metrics([after, before], _BOOTSTRAP)
+        bounds = nested(interval(first - second, level=_BOOTSTRAP.level).tolist())
+        seconds = sum([entry["data"].get("timing_s/step", 0.0) for entry in timings if entry["step"] <= step])
+        for path in METRICS:
+            sft, grpo, (low, high) = (_at(one, path) for one in (*values, bounds))
+            lines.append(
+                {
+                    "arm": arm,
+                    "default": arm == "default",
+                    "seed": seed,
+                    "metric": "_".join(path),
+                    "sft": round(sft, 5),
+                    "grpo": round(grpo, 5),
+                    "difference": round(grpo - sft, 5),
+                    "low": round(low, 5),
+                    "high": round(high, 5),
+                    "generated_answers": answers[step],
+                    "steps": step,
+                    "seconds": round(seconds),
+                    "heldout_rows": len(after),
+                }
+            )
+    return lines
+
+
+def _change(line: Mapping[str, Any]) -> str:
+    bounds = f"{line['low']:+.3f} to {line['high']:+.3f}"
+    return f"{line['sft']:.3f} → {line['grpo']:.3f} ({line['difference']:+.3f}, {bounds})"
+
+
+def _at(values: Any, path: Sequence[str]) -> Any:
+    for name in path:
+        values = values[name]
+    return values
+
+
+def write_results(root: Path, seeds: Sequence[int], arms: Sequence[str], settings: StudySettings) -> str:
+    """What is finished as `study.jsonl`, `study.md` and `study.png`; returns the table."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    lines = [line for arm in arms for seed in seeds for line in results_of(root / f"seed_{seed}", arm, seed, settings)]
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    lines = [
-        "| order | seed | after SFT | after GRPO | difference (95 % interval, paired) |",
-        "|---|---|---|---|---|",
+    rows = [
+        "| arm | seed | micro joint F1 | micro joint MCC | image F1 | utterance F1 | reward's macro F1 | outside | answers |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for order, marker in zip(orders, "os^Dv", strict=False):
-        curves, gains = [], []
+    for arm in arms:
+        curves = []
         for seed in seeds:
-            values = heldout_f1(root / f"seed_{seed}", order)
-            if settings.grpo_steps not in values:
+            of_run = [line for line in lines if line["arm"] == arm and line["seed"] == seed]
+            if not of_run:
                 continue
-            before, after = values[0], values[settings.grpo_steps]
-            mean, low, high = interval(after - before, seed=seed)
-            gains.append(after - before)
-            curves.append([float(one.mean()) for one in values.values()])
-            first, last = interval(before, seed=seed), interval(after, seed=seed)
-            lines.append(
-                f"| {order} | {seed} | {first[0]:.3f} ({first[1]:.3f} to {first[2]:.3f}) | {last[0]:.3f} "
-                f"({last[1]:.3f} to {last[2]:.3f}) | {mean:+.3f} ({low:+.3f} to {high:+.3f}) |"
-            )
+            last = {line["metric"]: line for line in of_run if line["steps"] == settings.grpo_steps}
+            cells = [
+                _change(one)
+                for one in (
+                    last[name]
+                    for name in (
+                        "micro_joint_f1",
+                        "micro_joint_mcc",
+                        "micro_image_f1",
+                        "micro_utterance_f1",
+                        "rewards_f1",
+                    )
+                )
+            ]
+            outside, answers = last["answers_outside"], last["micro_joint_f1"]["generated_answers"]
+            rows.append(f"| {arm} | {seed} | {' | '.join(cells)} | {outside['grpo']:.1%} | {answers:,} |")
+            joint = [line for line in of_run if line["metric"] == "micro_joint_f1"]
+            curves.append([(0, 0.0), *[(line["generated_answers"], line["difference"]) for line in joint]])
         if curves:
-            mean, low, high = interval(np.concatenate(gains))
-            lines.append(f"| **{order}** | all | | | **{mean:+.3f} ({low:+.3f} to {high:+.3f})** |")
-            steps = sorted(heldout_f1(root / f"seed_{seeds[0]}", order))
-            axes.plot(steps, np.mean(curves, axis=0), marker=marker, label=f"{order} ({len(curves)} seeds)")
-    axes.set_xlabel("GRPO step (0: the SFT model)")
-    axes.set_ylabel("held-out F1, mean over seeds")
+            mean = np.mean(np.array(curves), axis=0)
+            axes.plot(mean[:, 0], mean[:, 1], marker="o", label=f"{arm} ({len(curves)} seeds)")
+    axes.axhline(0, color="0.7", linewidth=1)
+    axes.set_xlabel("generated answers")
+    axes.set_ylabel("held-out micro joint F1 less the SFT model's")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    table = "\n".join(lines) + "\n"
-    with whole_or_nothing([root / "study.md", root / "study.png"]) as (text, picture):
+    table = "\n".join(rows) + "\n"
+    outputs = [root / f"study.{kind}" for kind in ("jsonl", "md", "png")]
+    with whole_or_nothing(outputs) as (records, text, picture):
+        records.write_text("".join([json.dumps(line) + "\n" for line in lines]), encoding="utf-8")
         text.write_text(table, encoding="utf-8")
         figure.savefig(picture, format="png")
     return table
@@ -241,19 +377,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("study"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--orders", nargs="+", choices=ORDERS, default=list(ORDERS))
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(FIRST))
     for name, value in asdict(StudySettings()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     given = vars(parser.parse_args())
-    root, seeds, orders = given.pop("output").absolute(), given.pop("seeds"), given.pop("orders")
+    root, seeds, arms = given.pop("output").absolute(), given.pop("seeds"), given.pop("arms")
     settings = StudySettings(**given)
-    for seed in seeds:
-        folder = root / f"seed_{seed}"
-        folder.mkdir(parents=True, exist_ok=True)
-        prepare_seed(folder, seed, settings)
-        for order in orders:
-            run_grpo(folder, order, seed, settings)
-            say(write_results(root, seeds, orders, settings))
+    for arm in arms:
+        for seed in seeds:
+            folder = root / f"seed_{seed}"
+            folder.mkdir(parents=True, exist_ok=True)
+            prepare_seed(folder, seed, settings)
+            run_grpo(folder, arm, seed, settings)
+            say(write_results(root, seeds, list(ARMS), settings))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from ffr_verl.checkpoints import CONTENTS, check_resume
 from ffr_verl.data.config import DataConfig
 from ffr_verl.data.parquet_files import Kind, as_list, check_columns, check_images, dialogues_of_rows, images_root
+from ffr_verl.data.training_rows import NEED_DIFFICULTY
 from ffr_verl.embeddings.store import EmbeddingStore
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import TAGS
@@ -130,8 +131,10 @@ def check_run(config: Any) -> None:
     data_config = DataConfig.from_mapping(_select(config, "data.ffr") or {})
     if is_grpo:
         rewards = _reward_config(config)
+        sampler = None
         if str(_select(config, "trainer.v1.sampler.custom_sampler.path")) == "pkg://ffr_verl.samplers":
-            SamplerConfig.from_mapping(_select(config, "trainer.v1.sampler.sampler_kwargs") or {})
+            sampler = SamplerConfig.from_mapping(_select(config, "trainer.v1.sampler.sampler_kwargs") or {})
+        _check_advantages(config, sampler, rewards)
         if importlib.util.find_spec("vllm") is None:
             raise FFRError(
                 "vllm is not installed; GRPO generates with it. `make install`, or pip install 'ffr-verl[gpu]'"
@@ -192,18 +195,53 @@ def _check_files(config: Any, kind: Kind, data_config: DataConfig) -> None:
             check_images(files, images_root(files, data_config), sample=False)
 
 
+def _check_advantages(config: Any, sampler: SamplerConfig | None, rewards: RewardConfig | None) -> None:
+    """That reward, advantages and replay buffer suit each other."""
+    estimator, mode = str(_select(config, "algorithm.adv_estimator")), rewards.f1_mode if rewards else None
+    key, node = "algorithm.adv_estimator", "trainer.v1.sampler.sampler_kwargs.advantage"
+    advantage = None if sampler is None else sampler.advantage
+    if estimator == "gdpo":
+        raise FFRError(
+            f"{key}=gdpo: verl {SUPPORTED_VERL}'s own fails in trainer v1, which hands it no reward components; "
+            "give +recipe=ffr_gdpo"
+        )
+    if estimator == "ffr" and advantage is None:
+        raise FFRError(
+            f"{key}=ffr: {node} is not given; give {node}={{credit: id}}, with our replay buffer "
+            "(trainer.v1.sampler.custom_sampler: {path: pkg://ffr_verl.samplers, name: FFRReplayBuffer}), or "
+            f"{key}=grpo for verl's own"
+        )
+    if estimator != "ffr" and advantage is not None:
+        raise FFRError(f"{node} is not read with {key}={estimator}; give {key}=ffr, or {node}=null")
+    if mode is None:
+        return
+    is_micro = mode.startswith("micro")
+    if advantage is not None and advantage.credit == "id" and not is_micro:
+        raise FFRError(
+            f"{node}.credit=id: with f1_mode={mode} an id has no worth of its own; give f1_mode=micro_f1_mcc, or "
+            "credit=answer"
+        )
+    if is_micro and estimator == "grpo" and _select(config, "algorithm.norm_adv_by_std_in_grpo") is not False:
+        raise FFRError(
+            f"algorithm.norm_adv_by_std_in_grpo: with f1_mode={mode} the size of a reward says what an id is worth, "
+            f"and the group's deviation undoes it; give algorithm.norm_adv_by_std_in_grpo=false, or {key}=ffr"
+        )
+
+
 def _check_curriculum(config: Any, data_config: DataConfig) -> None:
     """That the difficulty file belongs to the training rows, and nothing reorders them."""
     curriculum = data_config.curriculum
+    key = "data.ffr.curriculum.difficulty"
+    if curriculum.difficulty is not None or curriculum.order not in ("file", *NEED_DIFFICULTY):
+        for name, wanted in (("data.shuffle", False), ("data.dataloader_num_workers", 0)):
+            found = _select(config, name)
+            if found is not None and found != wanted:
+                raise FFRError(
+                    f"{name}: found {found}; with data.ffr.curriculum.order={curriculum.order} give {name}={wanted}, "
+                    "or the rows come in another order"
+                )
     if curriculum.difficulty is None:
         return
-    key = "data.ffr.curriculum.difficulty"
-    for name, wanted in (("data.shuffle", False), ("data.dataloader_num_workers", 0)):
-        found = _select(config, name)
-        if found is not None and found != wanted:
-            raise FFRError(
-                f"{name}: found {found}; with {key} give {name}={wanted}, or the rows come in another order"
-            )
     files = as_list(_select(config, "data.train_files"))
     if any("://" in name for name in files):
         return

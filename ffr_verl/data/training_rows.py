@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,19 +67,26 @@ class TrainingRows:
             file = DifficultyFile(config.difficulty)
             difficulty = file.of_rows(np.array(keys, dtype=np.int64), name=files[0])
             scored = file.mean_hits()
-        start = _start(sizes, scored)
+        strata, names = None, ("all",)
         if config.strata == "gold":
             strata, names = np.array(kinds, dtype=np.int32), GOLD_STRATA
         elif columns:
             different, numbers = np.unique(np.array(values), return_inverse=True)
             strata, names = numbers.astype(np.int32), tuple(different.tolist())
-        else:
-            return cls(difficulty, start)
-        return cls(dataclasses.replace(difficulty, strata=strata, strata_names=names), start)
+        table = np.array(sizes, dtype=np.float64).reshape(-1, 4)
+        difficulty = dataclasses.replace(
+            difficulty, strata=strata, strata_names=names, spread=_expected_spread(table[:, [0, 2]])
+        )
+        return cls(difficulty, _start(table.mean(axis=0), scored))
 
 
-def _start(sizes: Iterable[Sequence[int]], scored: np.ndarray | None) -> tuple[np.ndarray, float]:
-    means = np.array(list(sizes), dtype=np.float64).reshape(-1, 4).mean(axis=0)
+def _expected_spread(golds: np.ndarray) -> np.ndarray:
+    """How far answers may differ in the micro reward: by what their gold ids are worth, a list of the usual length a
+    quarter, and by what they name beside these."""
+    return 0.25 + 0.25 * (golds / np.maximum(golds.mean(axis=0), 1e-9)).sum(axis=1)
+
+
+def _start(means: np.ndarray, scored: np.ndarray | None) -> tuple[np.ndarray, float]:
     gold, universe = means[[0, 2]], means[[1, 3]]
     hits, predicted = (0.5 * gold, gold) if scored is None else scored
     start = np.stack([hits, predicted, gold, universe], axis=-1)

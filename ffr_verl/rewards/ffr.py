@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 COMPONENTS = ("f1", "coherence", "format", "exact_match", "mcc")
 F1Mode = Literal["published", "pooled", "micro", "micro_f1_mcc"]
 MICRO_COUNTS = "micro_counts"  # of a row's `extra_info`: where the policy stands, see `ffr_verl.rewards.micro`
+_FIRST_IMAGE = 10**9  # ids have nine digits at most
 _MCC_SHARES: Mapping[str, float] = {"micro": 0.0, "micro_f1_mcc": 0.5}
 _WHERE = "reward_kwargs"
 
@@ -280,8 +281,8 @@ def id_credits(
 
     Returns:
         For each id, in the order in which the answer names them: its place (utterances by id, then images by id), the
-        offset in `completion` behind its last digit, and its value. `None` for an answer that is none or names an id
-        that the dialogue does not have, and with another `f1_mode`.
+        offset in `completion` behind its last digit, and its value. Ids that the dialogue does not have take the
+        answer down to the least. `None` for an answer that is none, and with another `f1_mode`.
 
     Example:
         >>> gold = "<|utt_ids_start|>[1, 2]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>"
@@ -296,22 +297,28 @@ def id_credits(
     predicted, gold = parse_fragment(completion, style=config.answer_style), parse_gold(solution)
     if settings.micro is None or ends is None or predicted is None or gold is None:
         return None
-    if _is_outside(predicted, extra_info):
-        return None
     weight = dict(config.weights).get("f1", 0.0)
-    credits = []
-    for first, shares, ids, right, values, offsets in zip(
-        (0, len((extra_info or {})["utterance_ids"])),
-        (config.utterance_weight, config.image_weight),
+    shares = (config.utterance_weight, config.image_weight)
+    credits: list[tuple[int, int, float]] = []
+    outside: list[int] = []  # of `credits`
+    for first, share, ids, right, values, offsets, size in zip(
+        (0, _FIRST_IMAGE),
+        shares,
         (predicted.utterance_ids, predicted.image_ids),
         (set(gold.utterance_ids), set(gold.image_ids)),
         _values_of_ids(extra_info, settings),
         ends,
+        (_count(extra_info, "utterance_ids"), _count(extra_info, "images")),
         strict=True,
     ):
         for one, offset in zip(ids, offsets, strict=True):
-            credits.append((first + one, offset, weight * shares * values[one not in right]))
+            if one >= size:
+                outside.append(len(credits))
+            credits.append((first + one, offset, weight * share * values[one not in right] * (one < size)))
             right.discard(one)  # once more is a miss
+    rest = weight * sum(shares) * LOWEST - sum([value for *_, value in credits])
+    for number in outside:
+        credits[number] = (*credits[number][:2], rest / len(outside))
     return credits
 
 

@@ -34,6 +34,8 @@ class RowDifficulty:
         is_negative: the same shape, whether the gold is empty.
         strata: the same shape, the number of each row's stratum; `None`: all rows are one.
         strata_names: of the strata.
+        spread: the same shape, how far answers to the row are expected to differ in reward, in whatever unit; `None`:
+            all alike. Of `online` only.
     """
 
     f1: np.ndarray
@@ -42,6 +44,7 @@ class RowDifficulty:
     is_negative: np.ndarray
     strata: np.ndarray | None = None
     strata_names: tuple[str, ...] = ("all",)
+    spread: np.ndarray | None = None
 
     @classmethod
     def unknown(cls, is_negative: np.ndarray) -> RowDifficulty:

@@ -1,8 +1,8 @@
 """The online curriculum: rows are drawn by how much the current policy's answers to them differ.
 
-GRPO learns from differences inside a group. Every row has an expected spread: at first a guess from the f1 of the SFT
-model's answer where that is known, later the decayed mean of what its groups had. Rows that stay solved or hopeless
-have none, and are drawn more and more seldom, but never are forgotten. Source: ours.
+GRPO learns from differences inside a group. Every row has an expected spread: at first what its gold ids are worth,
+later the decayed mean of what its groups had. Rows that stay solved or hopeless have none, and are drawn more and more
+seldom, but never are forgotten. Source: ours.
 
 Rows lie in 128 bins of equal spread, so a draw and an observation cost the same for any number of rows.
 """
@@ -17,23 +17,10 @@ import numpy as np
 
 from ffr_verl.samplers.curriculum_config import OnlineConfig
 
-__all__ = ["OnlineDraws", "StratifiedDraws", "expected_spread"]
+__all__ = ["OnlineDraws", "StratifiedDraws"]
 
 _BINS = 128
 _CENTRES = (np.arange(_BINS) + 0.5) / _BINS
-
-
-def expected_spread(f1: np.ndarray) -> np.ndarray:
-    """A guess at a row's spread from the f1 of a model's answer to it: most where the answer was half right.
-
-    Returns:
-        In [0, 1], on the scale of `OnlineDraws`, where 0.5 is an average row.
-
-    Example:
-        >>> expected_spread(np.array([0.0, 0.5, 1.0])).tolist()
-        [0.25, 0.75, 0.25]
-    """
-    return 0.25 + 2.0 * f1 * (1.0 - f1)
 
 
 class OnlineDraws:
@@ -42,7 +29,8 @@ class OnlineDraws:
     About 13 bytes a row.
 
     Args:
-        spreads: expected spread of each row before it was ever observed; shape `(rows,)`, in [0, 1].
+        spreads: expected spread of each row before it was ever observed, where 0.5 is typical; shape `(rows,)`, in
+            [0, 1].
         config: floor and decay.
         seed: equal seeds and equal observations give equal draws.
 
@@ -57,7 +45,7 @@ class OnlineDraws:
 
     def __init__(self, spreads: np.ndarray, config: OnlineConfig, *, seed: int | list[int]) -> None:
         self._config = config
-        self._weights = config.floor + (1.0 - config.floor) * _CENTRES
+        self._weights = config.floor + (1.0 - config.floor) * (2.0 * _CENTRES) ** 2  # 1 of a typical row
         self._spreads = np.clip(np.asarray(spreads, dtype=np.float32), 0.0, 1.0)
         self._random = np.random.default_rng(seed)
         self._in_flight: dict[int, None] = {}  # in the order of drawing
@@ -161,7 +149,7 @@ class StratifiedDraws:
     """`OnlineDraws` inside each stratum; strata are drawn from in turns that keep the data's shares.
 
     Args:
-        spreads: see `OnlineDraws`.
+        spreads: expected spread of each row, in whatever unit; shape `(rows,)`, at least 0.
         strata: the number of each row's stratum; `None`: all rows are one.
         config: floor and decay.
         seed: see `OnlineDraws`.
@@ -178,8 +166,9 @@ class StratifiedDraws:
         self._places = np.empty(len(spreads), dtype=np.int32)
         for rows in self._rows:
             self._places[rows] = np.arange(len(rows), dtype=np.int32)
+        halves = np.minimum(1.0, spreads / max(2.0 * float(np.mean(spreads)), 1e-9)) if len(spreads) else spreads
         self._parts = [
-            OnlineDraws(spreads[rows], config, seed=[seed, number]) for number, rows in enumerate(self._rows)
+            OnlineDraws(halves[rows], config, seed=[seed, number]) for number, rows in enumerate(self._rows)
         ]
         self._shares = np.array([len(rows) for rows in self._rows]) / max(1, len(spreads))
         self._drawn = np.zeros(len(self._rows), dtype=np.int64)
@@ -203,7 +192,7 @@ class StratifiedDraws:
             self._typical = 0.9 * self._typical + 0.1 * mean if self._typical else mean
         found: list[dict[int, float]] = [{} for _ in self._parts]
         for row, deviation in deviations.items():
-            spread = deviation / (deviation + self._typical) if deviation > 0 else 0.0
+            spread = min(1.0, deviation / (2.0 * self._typical)) if deviation > 0 else 0.0
             found[self._strata[row]][int(self._places[row])] = spread
         for part, spreads in zip(self._parts, found, strict=True):
             part.update(spreads)

@@ -17,7 +17,7 @@ from ffr_verl.samplers.curriculum import RowDifficulty, ascending_order, interle
 from ffr_verl.samplers.curriculum_config import CurriculumConfig
 from ffr_verl.samplers.difficulty import LEVELS
 from ffr_verl.samplers.micro_estimate import MicroEstimate
-from ffr_verl.samplers.online import StratifiedDraws, expected_spread
+from ffr_verl.samplers.online import StratifiedDraws
 
 __all__ = ["CurriculumSampler", "activate", "active_sampler"]
 
@@ -58,10 +58,10 @@ class CurriculumSampler:
         self._step_rows: list[int] = []
         self._online: StratifiedDraws | None = None
         if config.order == "online":
-            spreads = expected_spread(self._f1)
+            spreads = np.ones(len(rows)) if rows.spread is None else np.asarray(rows.spread, dtype=np.float64)
             self._online = StratifiedDraws(spreads, self._strata, config.online, seed=config.seed)
             self._order = np.empty(0, np.int32)
-            content = self._f1.tobytes() + (b"" if self._strata is None else self._strata.tobytes())
+            content = spreads.tobytes() + (b"" if self._strata is None else self._strata.tobytes())
         else:
             self._order = order_rows(rows, config).astype(np.int32)
             content = self._order.tobytes()
@@ -159,7 +159,9 @@ class CurriculumSampler:
         Raises:
             FFRError: when it was taken of another order.
         """
-        if state["order"] != self._fingerprint:
+        if not state and self.config.order == "file":
+            return  # of a version that kept no state of this order
+        if state.get("order") != self._fingerprint:
             raise FFRError(
                 "the state of the curriculum belongs to another order: the difficulty file or data.ffr.curriculum "
                 "has changed since the checkpoint; start from the beginning, or give what it was"

@@ -206,19 +206,6 @@ def test_images_out_of_the_file_are_those_of_the_disk(tmp_path: Path, tokenizer:
         assert {image["max_pixels"] for image in images} <= {3136}
 
 
-def test_rows_in_another_order(parquet: Path, tokenizer: Any, processor: Any) -> None:
-    dataset = rl_dataset(parquet / "train.rl.parquet", tokenizer, processor)
-    dataset.set_order([7, 3, 7])
-    assert len(dataset) == 3
-    assert [dataset[position]["extra_info"]["index"] for position in range(3)] == [7, 3, 7]
-    for wrong in ([-1], [len(pq.read_table(parquet / "train.rl.parquet"))], [[1]]):
-        with pytest.raises(FFRError, match="order: expected row numbers from 0 to 159"):
-            dataset.set_order(wrong)  # type: ignore[arg-type]
-    dataset.set_order(None)
-    assert len(dataset) == 160
-    assert dataset[5]["extra_info"]["index"] == 5
-
-
 def test_further_columns_are_in_each_row(parquet: Path, tmp_path: Path, tokenizer: Any, processor: Any) -> None:
     table = pq.read_table(parquet / "train.rl.parquet")
     levels = ["easy", "hard"] * (len(table) // 2)

@@ -6,8 +6,10 @@ Groups are put there as verl's agent loop puts them; only the engine that would 
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +19,12 @@ import torch
 import transfer_queue as tq
 from omegaconf import OmegaConf
 
+from ffr_verl.errors import FFRError
+from ffr_verl.integrations.verl.advantages import compute_ffr_advantage, publish
+from ffr_verl.integrations.verl.validation import micro_metrics, read_results, results_go_to
 from ffr_verl.samplers import CurriculumConfig, CurriculumSampler, FFRReplayBuffer, FFRReplayBufferAsync, RowDifficulty
 from ffr_verl.samplers.curriculum_config import OnlineConfig
+from ffr_verl.samplers.micro_estimate import MicroEstimate
 from ffr_verl.samplers.sampler import activate
 
 pytestmark = pytest.mark.timeout(300)
@@ -43,8 +49,16 @@ def queue() -> Iterator[None]:
 class Rollouts:
     """Puts finished groups into the queue, one after another out of a list of rewards; counts what was asked for."""
 
-    def __init__(self, groups: Sequence[Sequence[float]], *, partition: str = "train", rows: bool = False) -> None:
+    def __init__(
+        self,
+        groups: Sequence[Sequence[float]],
+        *,
+        partition: str = "train",
+        rows: bool = False,
+        confusions: Sequence[Any] = ([[1, 0, 1, 3], [0, 0, 0, 1]],),
+    ) -> None:
         self._rows = rows  # number the rows, as FFRDataset does
+        self._confusions = itertools.cycle(confusions)
         self._groups = itertools.cycle(groups)
         self._numbers = itertools.count()
         self._partition = partition
@@ -54,7 +68,7 @@ class Rollouts:
         self.asked += count
         for _ in range(count):
             number = next(self._numbers)
-            uid, scores = f"prompt{number:03}", next(self._groups)
+            uid, scores, confusion = f"prompt{number:03}", next(self._groups), next(self._confusions)
             for session, score in enumerate(scores):
                 info = {
                     "score": score,
@@ -62,6 +76,7 @@ class Rollouts:
                     "malformed": "repeated_id" if score == 0.0 else "",
                     "predicted_utterances": 3,
                     "gold_utterances": 2,
+                    "confusion": json.dumps(confusion),
                 }
                 tq.kv_put(
                     key=f"{uid}_{session}_0",
@@ -69,6 +84,8 @@ class Rollouts:
                     fields={
                         "rm_scores": torch.tensor([0.0, 0.0, score]),
                         "extra_fields": {"reward_extra_info": info},
+                        "uid": uid,
+                        "data_source": "ffr/mldr",
                         **({"ffr_row": number} if self._rows else {}),
                     },
                     tag={"status": "success"},
@@ -124,14 +141,59 @@ def test_metrics_of_a_step(clear: None) -> None:
     assert rollouts.asked == 4, "the filter is off: nothing is replaced"
 
 
-def test_validation_batches_get_no_metrics(clear: None) -> None:
-    rollouts = Rollouts([FLAT], partition="val")
+def test_validation_rows_hold_the_micro_metrics(clear: None, tmp_path: Path) -> None:
+    """verl averages what each row holds; over all batches of a validation the mean is the metric of all rows."""
+    results_go_to(tmp_path)
+    right, wrong, half = [[[2, 0, 0, 3], [1, 0, 0, 1]], [[0, 2, 1, 2], [0, 0, 1, 1]], [[1, 1, 1, 2], [0, 1, 0, 1]]]
+    rollouts = Rollouts([[1.0], [0.0], [0.5]], partition="val", confusions=[right, wrong, half])
     buffer = buffer_for(rollouts, filter_groups=True)
+    rows: list[dict[str, Any]] = []
+    for size in (2, 1):
+        rollouts(size)
+        batch, metrics = buffer.sample(global_steps=7, partition_id="val", batch_size=size)
+        assert metrics == {}
+        data = tq.kv_batch_get(keys=batch.keys, partition_id="val", select_fields=["extra_fields"])
+        rows += [getattr(one, "data", one)["reward_extra_info"] for one in data["extra_fields"]]
+        tq.kv_clear(partition_id="val", keys=batch.keys)
+    assert len(rows) == rollouts.asked == 3
+    expected = micro_metrics(np.array([right, wrong, half]).sum(axis=0))
+    for name, value in expected.items():
+        assert np.mean([row[name] for row in rows]) == pytest.approx(value)
+    assert [row["score"] for row in rows] == [1.0, 0.0, 0.5], "what the reward returned is still there"
+    assert read_results(tmp_path)[7]["micro_joint_f1"] == pytest.approx(expected["micro_joint_f1"])
+    assert read_results(tmp_path)[7]["score"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("credit", ["answer", "id", "components"])
+def test_the_estimator_gets_the_advantages_of_each_answer(clear: None, credit: str) -> None:
+    """In whatever order verl hands the answers over, padding among them."""
+    rollouts = Rollouts([VARIED, FLAT])
+    components = {"f1": 1.0} if credit == "components" else {}
+    buffer = buffer_for(rollouts, advantage={"credit": credit, "components": components})
     rollouts(2)
-    batch, metrics = buffer.sample(global_steps=1, partition_id="val", batch_size=2)
-    assert len(batch.keys) == 6
-    assert metrics == {}
-    assert rollouts.asked == 2
+    batch, _ = buffer.sample(global_steps=1, partition_id="train", batch_size=2)
+    keys = [*batch.keys[::-1], "pad0_0_0"]
+    data = tq.kv_batch_get(keys=keys[:-1], partition_id="train", select_fields=["uid", "rm_scores"])
+    names = [str(getattr(one, "data", one)) for one in data["uid"]]
+    assert names == keys[:-1]
+    mask = torch.ones(len(keys), 4)
+    mask[:, 3] = 0
+    advantages, returns = compute_ffr_advantage(torch.zeros_like(mask), mask, np.array([*names, "pad0"], dtype=object))
+    assert torch.equal(advantages, returns)
+    assert advantages[-1].tolist() == [0.0] * 4
+    expected = {"prompt000": [-0.5, 0.5, 0.0], "prompt001": [0.0] * 3}
+    if credit == "components":
+        expected["prompt000"] = (np.array(expected["prompt000"]) / np.sqrt(0.5 / 3 * 18 / 17 / 2)).tolist()
+    for key, row in zip(keys[:-1], advantages.tolist(), strict=True):
+        uid, session, _ = key.split("_")
+        assert row == pytest.approx([expected[uid][int(session)]] * 3 + [0.0], abs=1e-3)
+    scores = [round(float(one.sum()), 4) for one in data["rm_scores"]]
+    assert sorted(scores) == sorted([*VARIED, *FLAT]), "score metrics and dumps keep the rewards"
+    publish({})
+    with pytest.raises(
+        FFRError, match="adv_estimator=ffr: no advantages for these answers; it needs our replay buffer"
+    ):
+        compute_ffr_advantage(torch.zeros_like(mask), mask, np.array(names, dtype=object))
 
 
 @pytest.mark.parametrize("metric", ["reward", "f1"])
@@ -190,12 +252,13 @@ class Observed(CurriculumSampler):
     def __init__(self, metric: str) -> None:
         count = 40
         rows = RowDifficulty(np.full(count, 0.5), np.ones(count), np.array(["hard"] * count), np.zeros(count, bool))
-        super().__init__(rows, CurriculumConfig(order="online", online=OnlineConfig(metric=metric)))
-        self.scores: list[dict[int, float]] = []
+        start = MicroEstimate(np.array([[0.5, 1.0, 1.0, 5.0], [0.0, 0.0, 0.5, 1.0]]), 4.0)
+        super().__init__(rows, CurriculumConfig(order="online", online=OnlineConfig(metric=metric)), micro=start)
+        self.deviations: list[dict[int, float]] = []
 
-    def update(self, scores: Mapping[int, float]) -> dict[str, float]:
-        self.scores.append(dict(scores))
-        return super().update(scores)
+    def update(self, deviations: Mapping[int, float]) -> dict[str, float]:
+        self.deviations.append(dict(deviations))
+        return super().update(deviations)
 
 
 @pytest.mark.parametrize(("metric", "scale"), [("f1", 0.5), ("reward", 1.0)])
@@ -211,14 +274,19 @@ def test_the_curriculum_learns_from_every_finished_group(
         buffer = buffer_for(rollouts, filter_groups=filtered)
         rollouts(4)
         _, metrics = buffer.sample(global_steps=1, partition_id="train", batch_size=4)
-        means = {0: 0.5, 1: 0.7, 2: 0.5, 3: 0.5}
-        expected = {row: scale * (means[row % 4]) for row in range(rollouts.asked)}
-        assert sampler.scores == [pytest.approx(expected)]
+        spread = float(np.std(VARIED))
+        deviations = {0: spread, 1: 0.0, 2: spread, 3: spread}
+        expected = {row: scale * (deviations[row % 4]) for row in range(rollouts.asked)}
+        assert sampler.deviations == [pytest.approx(expected, abs=1e-6)]
         assert rollouts.asked == (6 if filtered else 4)
-        assert metrics["ffr/curriculum/target"] == pytest.approx(0.5, abs=0.01)
+        answers = 3 * rollouts.asked
+        hits, named = (2.0 + answers) / (4 + answers), (4.0 + answers) / (4 + answers)
+        gold = (4.0 + 2 * answers) / (4 + answers)
+        assert metrics["ffr/micro/utterance_f1"] == pytest.approx(2 * hits / (named + gold))
+        assert metrics["ffr/strata/all/utterances_named"] == 3.0
         rollouts(4)
         buffer.sample(global_steps=2, partition_id="train", batch_size=4)
-        assert set(sampler.scores[1]).isdisjoint(expected), "a step's groups count once"
+        assert set(sampler.deviations[1]).isdisjoint(expected), "a step's groups count once"
     finally:
         activate(None)
 
@@ -243,6 +311,6 @@ def test_the_async_trainers_buffer_filters_and_learns_too(clear: None) -> None:
         assert sorted(scores_of(batch)) == sorted(VARIED * 4)
         assert rollouts.asked == 6
         assert metrics["ffr/reward/score/mean"] == pytest.approx(0.5)
-        assert sorted(sampler.scores[0]) == [0, 1, 2, 3, 4, 5]
+        assert sorted(sampler.deviations[0]) == [0, 1, 2, 3, 4, 5]
     finally:
         activate(None)

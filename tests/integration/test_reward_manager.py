@@ -5,6 +5,7 @@ On two tokenizers, one of which has the answer's tags as special tokens.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,8 @@ def worker(composed: Callable[..., Any]) -> Callable[..., RewardLoopWorker]:
         config = composed("main_ppo", "+recipe=ffr_grpo_cpu", f"actor_rollout_ref.model.path={model}", *overrides)
         with open_dict(config):
             custom = config.reward.custom_reward_function
+            if custom.path == "pkg://ffr_verl.rewards":
+                reward_kwargs.setdefault("f1_mode", "published")
             custom.reward_kwargs = {**(custom.reward_kwargs or {}), **reward_kwargs}
         return RewardLoopWorker(config)
 
@@ -136,7 +139,37 @@ def test_coherence_and_missing_vectors(worker: Any, base_model: Path, tmp_path: 
     result = score(worker(base_model, embeddings=str(tmp_path / "store")), GOLD)["reward_extra_info"]
     assert result["coherence"] == pytest.approx(0.5**0.5)  # utterance 1 and its image; utterance 2 has no vector
     assert result["missing_embeddings"] == 1
-    assert result["score"] == pytest.approx(1.3 + 0.5**0.5)
+    assert result["score"] == pytest.approx(1.3 + 0.3 * 0.5**0.5)
+
+
+@pytest.mark.parametrize("model", ["base_model", "special_model"])
+def test_ids_are_credited_to_their_tokens(worker: Any, model: str, request: pytest.FixtureRequest) -> None:
+    ours = worker(request.getfixturevalue(model), f1_mode="micro")
+    completion = GOLD.replace("[1, 2]", "[0, 2]")
+    result = score(ours, completion)
+    info, tokens = result["reward_extra_info"], ours.input_tokenizer.encode(completion)
+    credits = json.loads(info["id_credits"])
+    assert [ours.input_tokenizer.decode([tokens[token]]) for _, token, _ in credits] == ["0", "2", "0"]
+    assert [value > 0 for *_, value in credits] == [False, True, True]
+    assert sum(value for *_, value in credits) == pytest.approx(info["f1_micro"])
+    assert json.loads(info["confusion"]) == [[1, 1, 1, 0], [1, 0, 0, 0]]
+    assert info["cut_off"] == 0.0
+    assert score(ours, "no", tail="")["reward_extra_info"]["id_credits"] == ""
+    assert score(ours, "no", tail="")["reward_extra_info"]["cut_off"] == 1.0
+
+
+def test_tokens_that_read_differently_by_themselves(worker: Any, base_model: Path) -> None:
+    """A tokenizer whose decoder drops the blank before a first word, as SentencePiece's do."""
+    manager = worker(base_model).reward_manager
+
+    class Tokenizer:
+        words = ("▁the", "▁ids", "▁1", ",", "▁2")
+
+        def decode(self, tokens: list[int], skip_special_tokens: bool) -> str:
+            return "".join([self.words[token] for token in tokens]).replace("▁", " ").removeprefix(" ")
+
+    manager.tokenizer = Tokenizer()
+    assert manager._token_ends([0, 1, 2, 3, 4], "the ids 1, 2") == [3, 7, 9, 10, 12]
 
 
 @pytest.mark.parametrize("model", ["base_model", "special_model"])

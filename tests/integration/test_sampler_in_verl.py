@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from verl.utils.dataset.rl_dataset import collate_fn
 
 from ffr_verl.data.datasets import FFRDataset
 from ffr_verl.errors import FFRError
+from ffr_verl.rewards import compute_score
 from ffr_verl.samplers.difficulty_file import difficulty_table, rows_of_files, write_difficulty
 from ffr_verl.samplers.sampler import activate, active_sampler
 
@@ -151,13 +153,47 @@ def test_a_checkpoint_of_another_curriculum_is_refused(parquet: Path, base_model
     for run in runs.values():
         run.step(0)
     saved = {name: run.save() for name, run in runs.items()}
-    for taken, message in (("published", "belongs to another order"), ("none", "saved with no curriculum")):
+    for taken in ("published", "none"):
         runs["ascending"].load(saved[taken])
-        with pytest.raises(FFRError, match=message):
+        with pytest.raises(FFRError, match="belongs to another order"):
             iter(runs["ascending"].loader)
     runs["none"].load(saved["ascending"])
-    with pytest.raises(FFRError, match="saved with a curriculum"):
+    with pytest.raises(FFRError, match="belongs to another order"):
         iter(runs["none"].loader)
+
+
+@pytest.mark.parametrize("order", ["shuffled", "online", "published"])
+def test_without_a_difficulty_file(
+    parquet: Path, base_model: Path, order: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Orders that can start without one do; the others keep the order of the file, and say so."""
+    with caplog.at_level(logging.WARNING):
+        run = Run(parquet / "train.rl.parquet", base_model, {"order": order})
+    rows = [run.step(number) for number in range(4)]
+    if order == "published":
+        assert rows == np.arange(4 * BATCH).reshape(4, BATCH).tolist()
+        assert (
+            "published needs data.ffr.curriculum.difficulty, which is null: the rows come in the order of"
+            in caplog.text
+        )
+    else:
+        assert rows != np.arange(4 * BATCH).reshape(4, BATCH).tolist()
+        assert "which is null" not in caplog.text
+
+
+def test_rows_say_where_the_policy_stands(parquet: Path, base_model: Path, difficulty: Path) -> None:
+    run = Run(parquet / "train.rl.parquet", base_model, {"order": "shuffled", "difficulty": str(difficulty)})
+    sampler = run.dataset.curriculum
+    assert sampler is not None
+    assert sampler.micro is not None
+    counts = run.dataset[0]["extra_info"]["micro_counts"]
+    assert counts == sampler.micro.counts()
+    assert 0 < counts["image"][0] < counts["image"][1] < counts["image"][3]
+    sampler.micro.observe([[[0, 9, 9, 9], [0, 9, 9, 9]]] * 500)
+    again = run.dataset[1]["extra_info"]["micro_counts"]
+    assert again["utterance"][1] > counts["utterance"][1]
+    score = compute_score("ffr/mldr", "", run.dataset[2]["reward_model"]["ground_truth"], run.dataset[2]["extra_info"])
+    assert score["f1"] == 0.0
 
 
 @pytest.fixture(autouse=True)

@@ -98,7 +98,7 @@ def test_going_on_at_any_cut_gives_the_same_rows(config: CurriculumConfig, count
 
 
 def test_a_state_of_another_order_is_refused() -> None:
-    with pytest.raises(FFRError, match=r"curriculum\.order: found 'asc', expected one of published, ascending"):
+    with pytest.raises(FFRError, match=r"curriculum\.order: found 'asc', expected one of file, published, ascending"):
         CurriculumConfig(order="asc")  # type: ignore[arg-type]
     state = CurriculumSampler(rows_of(20), CurriculumConfig(order="shuffled")).state_dict()
     with pytest.raises(FFRError, match="the state of the curriculum belongs to another order"):
@@ -109,7 +109,7 @@ def test_a_state_of_another_order_is_refused() -> None:
     ("values", "message"),
     [
         ({"ordr": 1}, r"data\.ffr\.curriculum\.ordr: unknown key; did you mean 'order'\?"),
-        ({"order": "random"}, r"data\.ffr\.curriculum\.order: found 'random', expected one of published"),
+        ({"order": "random"}, r"data\.ffr\.curriculum\.order: found 'random', expected one of file, published"),
         ({"pacing": "fast"}, r"curriculum\.pacing: found 'fast'"),
         ({"shares": {"simple": 1}}, r"curriculum\.shares\.simple: unknown key"),
         ({"shares": {"easy": 2}}, r"curriculum\.shares\.easy: found 2, expected a share"),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ffr_verl.errors import FFRError
 from ffr_verl.samplers import CurriculumConfig, CurriculumSampler, RowDifficulty, assign_levels
 from ffr_verl.samplers.curriculum_config import OnlineConfig
-from ffr_verl.samplers.online import OnlineDraws
+from ffr_verl.samplers.online import OnlineDraws, StratifiedDraws
 
 SCORES = st.lists(st.floats(0, 1), min_size=1, max_size=30)
 
@@ -37,7 +37,7 @@ def test_no_row_comes_twice_in_a_step(scores: list[float], seed: int) -> None:
     assert 0 <= draws.draw() < len(scores), "more than there are: they come again"
 
 
-@given(SCORES, st.lists(st.dictionaries(st.integers(0, 29), st.floats(-1, 2), max_size=5), max_size=5))
+@given(SCORES, st.lists(st.dictionaries(st.integers(0, 29), st.floats(0, 1), max_size=5), max_size=5))
 def test_every_row_stays_in_one_bin_whatever_is_observed(
     scores: list[float], observed: list[dict[int, float]]
 ) -> None:
@@ -48,30 +48,54 @@ def test_every_row_stays_in_one_bin_whatever_is_observed(
     assert sorted(draws.state_dict()["order"].tolist()) == list(range(len(scores)))
 
 
-def test_rows_near_the_target_come_most_and_none_is_forgotten() -> None:
-    draws = OnlineDraws(np.linspace(0, 1, 101), OnlineConfig(target=0.5, width=0.1, floor=0.05), seed=0)
+def test_rows_with_spread_come_most_and_none_is_forgotten() -> None:
+    draws = OnlineDraws(np.linspace(0, 1, 101), OnlineConfig(floor=0.05), seed=0)
     found: Counter[int] = Counter()
-    for _ in range(4000):
+    for _ in range(12_000):
         found[draws.draw()] += 1
         draws.update({})
-    middle, ends = np.mean([found[row] for row in range(45, 56)]), np.mean([found[row] for row in (0, 1, 99, 100)])
-    assert 12 < middle / ends < 32, "20 to 1 are the weights"
+    most, least = np.mean([found[row] for row in range(90, 101)]), np.mean([found[row] for row in range(5)])
+    assert 30 < most / least < 90, "3.5 to 0.05 are the weights"
     assert min(found[row] for row in range(101)) > 0
 
 
-def test_the_target_follows_the_policy() -> None:
-    draws = OnlineDraws(np.linspace(0, 0.4, 200), OnlineConfig(decay=0.0), seed=0)
-    assert draws.target == pytest.approx(0.2, abs=0.02)
-    draws.update({row: 0.6 + row / 500 for row in range(200)})
-    assert draws.target == pytest.approx(0.8, abs=0.02)
+def test_a_row_that_stays_flat_is_drawn_more_and_more_seldom() -> None:
+    draws = OnlineDraws(np.array([0.5, 0.5]), OnlineConfig(decay=0.5), seed=0)
+    expected = []
+    for _ in range(4):
+        draws.update({0: 0.0})
+        expected.append(draws.spread(0))
+    assert expected == [0.25, 0.125, 0.0625, 0.03125]
+    draws.update({0: 1.0})
+    assert draws.spread(0) > 0.5, "and comes back when its answers differ again"
 
 
 def test_a_row_is_the_decayed_mean_of_its_groups() -> None:
     draws = OnlineDraws(np.array([0.5, 0.5]), OnlineConfig(decay=0.75), seed=0)
     draws.update({0: 1.0})
     draws.update({0: 0.0})
-    assert draws.expected_score(0) == pytest.approx(0.75 * (0.75 * 0.5 + 0.25))
-    assert draws.expected_score(1) == 0.5
+    assert draws.spread(0) == pytest.approx(0.75 * (0.75 * 0.5 + 0.25))
+    assert draws.spread(1) == 0.5
+
+
+def test_a_typical_deviation_is_in_the_middle_of_the_scale() -> None:
+    draws = StratifiedDraws(np.array([1.0, 2.0, 3.0]), None, OnlineConfig(decay=0.0), seed=0)
+    assert [draws.spread(row) for row in range(3)] == pytest.approx([0.25, 0.5, 0.75])
+    draws.update({0: 0.2, 1: 0.2, 2: 0.2})
+    assert draws.spread(0) == pytest.approx(0.5)
+    draws.update({0: 0.0, 1: 0.1, 2: 4.0})
+    assert draws.spread(0) == 0.0
+    assert 0.0 < draws.spread(1) < 0.5
+    assert draws.spread(2) == 1.0
+
+
+@given(st.lists(st.integers(0, 3), min_size=4, max_size=60), st.integers(1, 80))
+def test_every_stretch_of_draws_has_the_shares_of_the_strata(strata: list[int], count: int) -> None:
+    numbers = np.array(strata)
+    draws = StratifiedDraws(np.full(len(strata), 0.5), numbers, OnlineConfig(), seed=1)
+    drawn = np.bincount(numbers[[draws.draw() for _ in range(count)]], minlength=4)
+    shares = np.bincount(numbers, minlength=4) / len(strata)
+    assert (np.abs(drawn - shares * count) < 2).all()
 
 
 @given(st.integers(1, 20), st.integers(0, 25), st.integers(1, 4), st.integers(0, 3))
@@ -115,16 +139,16 @@ def test_the_order_of_observations_does_not_matter() -> None:
 
 
 def test_metrics_of_a_step() -> None:
-    sampler = online_sampler(40, target=0.5)
+    sampler = online_sampler(40)
     drawn = [sampler.row_at(place) for place in range(10)]
     metrics = sampler.update({drawn[0]: 1.0})
     expected = np.linspace(0, 1, 40)[drawn]
     assert metrics["ffr/curriculum/difficulty"] == pytest.approx(1 - expected.mean(), abs=1e-6)
     assert metrics["ffr/curriculum/coverage"] == pytest.approx(10 / 40)
-    assert metrics["ffr/curriculum/target"] == 0.5
+    assert metrics["ffr/curriculum/spread"] == pytest.approx(0.5)
     assert sum(value for name, value in metrics.items() if "/share/" in name) == pytest.approx(1.0)
     assert 0 < metrics["ffr/curriculum/distance"] < 1
-    assert sampler.update({}) == {"ffr/curriculum/coverage": 0.25, "ffr/curriculum/target": 0.5}
+    assert sampler.update({}) == {"ffr/curriculum/coverage": 0.25}
 
 
 def test_the_ascending_order_has_no_distance_from_itself_and_chance_has_a_third() -> None:
@@ -143,10 +167,7 @@ def test_the_ascending_order_has_no_distance_from_itself_and_chance_has_a_third(
     [
         ({"metrik": "f1"}, r"curriculum\.online\.metrik: unknown key"),
         ({"metric": ""}, r"online\.metric: found ''"),
-        ({"scale": 0}, r"online\.scale: found 0, expected a number above 0"),
         ({"decay": 1}, r"online\.decay: found 1, expected a number from 0, below 1"),
-        ({"target": 1.5}, r"online\.target: found 1\.5, expected a number from 0 to 1, or null"),
-        ({"width": -1}, r"online\.width: found -1"),
         ({"floor": 0}, r"online\.floor: found 0, expected a number above 0"),
         ({"floor": True}, r"online\.floor: found True"),
     ],
@@ -156,6 +177,7 @@ def test_settings(values: dict[str, Any], message: str) -> None:
         CurriculumConfig.from_mapping({"order": "online", "difficulty": "x.parquet", "online": values})
 
 
-def test_online_needs_a_difficulty_file() -> None:
-    with pytest.raises(FFRError, match=r"curriculum\.difficulty: null; order: online needs .* ffr-verl score"):
-        CurriculumConfig.from_mapping({"order": "online"})
+def test_online_starts_without_a_difficulty_file_and_older_settings_are_read() -> None:
+    config = CurriculumConfig.from_mapping({"order": "online", "online": {"scale": 1.3, "target": 0.5, "width": 0.2}})
+    sampler = CurriculumSampler(RowDifficulty.unknown(np.zeros(5, bool)), config)
+    assert sorted(sampler.row_at(place) for place in range(5)) == [0, 1, 2, 3, 4]
