@@ -45,7 +45,7 @@ ARMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "strata alone": ("ffr_grpo_published_cpu", (f"{_CURRICULUM}.order=competence", f"{_CURRICULUM}.strata=gold")),
     "micro reward alone": ("ffr_grpo_cpu", (*_SHUFFLED, f"{_ADVANTAGE}.credit=answer")),
     "gdpo alone": ("ffr_gdpo_cpu", _SHUFFLED),
-    "online": ("ffr_grpo_online_cpu", ()),
+    "shuffled, strata": ("ffr_grpo_cpu", (f"{_CURRICULUM}.order=shuffled",)),
     "competence": ("ffr_grpo_cpu", (f"{_CURRICULUM}.order=competence",)),
     "group filter": ("ffr_grpo_cpu", ("algorithm.filter_groups.enable=true",)),
     "group filter by f1": (
@@ -328,7 +328,7 @@ def write_results(root: Path, seeds: Sequence[int], arms: Sequence[str], setting
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     rows = [
-        "| arm | seed | micro joint F1 | micro joint MCC | image F1 | utterance F1 | reward's macro F1 | outside | answers |",
+        "| arm | seed | micro joint F1 | micro joint MCC | image F1 | utterance F1 | macro F1 | outside | answers |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for arm in arms:

@@ -1,8 +1,15 @@
-"""Is the checkpoint that a run would go on from whole? verl finds out late, or begins anew without a word."""
+"""Checkpoints of a run: is the one that it would resume from whole, and which one was best?
+
+verl finds out late that one is not whole, or begins from nothing without a word; and it keeps the newest ones only.
+"""
 
 from __future__ import annotations
 
+import json
+import logging
+import os
 import re
+import shutil
 import zipfile
 from collections.abc import Collection
 from pathlib import Path
@@ -10,7 +17,20 @@ from typing import Literal
 
 from ffr_verl.errors import FFRError
 
-__all__ = ["CONTENTS", "check_resume", "missing_in_step"]
+__all__ = [
+    "BEST",
+    "CONTENTS",
+    "RESULTS",
+    "best_checkpoint",
+    "check_resume",
+    "keep_best",
+    "missing_in_step",
+    "read_results",
+]
+
+logger = logging.getLogger(__name__)
+
+BEST, RESULTS = "best", "validation.json"
 
 # What verl's `checkpoint.load_contents` names, and the start of its files; `hf_model` is not read on resume.
 CONTENTS = {"model": "model", "optimizer": "optim", "extra": "extra_state"}
@@ -26,7 +46,7 @@ def missing_in_step(
     contents: Collection[str] = tuple(CONTENTS),
     all_ranks: bool = True,
 ) -> list[str]:
-    """What a `global_step_N` lacks to go on from: names of files that are missing or cut short.
+    """What a `global_step_N` lacks to resume from: names of files that are missing or cut short.
 
     Args:
         folder: of the step.
@@ -53,7 +73,7 @@ def check_resume(
     contents: Collection[str] = tuple(CONTENTS),
     all_ranks: bool = True,
 ) -> int | None:
-    """The step that a run with `trainer.resume_mode=auto` goes on from; `None` where it begins.
+    """The step that a run with `trainer.resume_mode=auto` resumes from; `None` where it begins.
 
     Args:
         folder: `trainer.default_local_dir`.
@@ -87,3 +107,84 @@ def _mend(folder: Path, stage: Literal["sft", "grpo"], contents: Collection[str]
         if not missing_in_step(step, stage, contents=contents, all_ranks=all_ranks):
             return f"go on from step {number}: echo {number} > {folder / _TRACKER}"
     return f"no step in it is whole: begin anew with another trainer.default_local_dir, or remove {folder}"
+
+
+def read_results(folder: Path) -> dict[int, dict[str, float]]:
+    """What the validations of a run found (`validation.json`, which `FFRReplayBuffer` writes), by step; empty without.
+
+    Raises:
+        FFRError: when the file cannot be read.
+    """
+    path = folder / RESULTS
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {int(step): {str(name): float(value) for name, value in one.items()} for step, one in content.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise FFRError(f"{path}: not what a training run wrote ({error})") from None
+
+
+def best_checkpoint(folder: Path, metric: str) -> tuple[int, float, Path]:
+    """The best checkpoint of a GRPO run of those that are there, whole and validated.
+
+    Args:
+        folder: `trainer.default_local_dir`.
+        metric: of `validation.json`; the largest value is best, of equals the earlier step.
+
+    Returns:
+        Its step, its value, and its folder.
+
+    Raises:
+        FFRError: when there is none; the message says which metrics and steps there are.
+    """
+    results = read_results(folder)
+    places: dict[int, Path] = {}
+    for step in [step for step, found in results.items() if metric in found]:
+        for place in (folder / BEST / f"global_step_{step}", folder / f"global_step_{step}"):
+            if place.is_dir() and not missing_in_step(place, "grpo"):
+                places.setdefault(step, place)
+    if not places:
+        names = sorted({name for found in results.values() for name in found})
+        if results and metric not in names:
+            raise FFRError(f"{folder / RESULTS}: no {metric!r} in it; it has {', '.join(names)}")
+        steps = ", ".join(map(str, sorted(results))) or "none"
+        raise FFRError(f"{folder}: no checkpoint of a validated step is there (validated: {steps})")
+    step = max(places, key=lambda one: (results[one][metric], -one))
+    return step, results[step][metric], places[step]
+
+
+def keep_best(folder: Path, metric: str) -> int | None:
+    """Keep the best checkpoint in `folder/best`, by links where the disk can; another one there is removed.
+
+    Args:
+        folder, metric: see `best_checkpoint`.
+
+    Returns:
+        Its step; `None` where no validated step is there.
+    """
+    try:
+        step, value, place = best_checkpoint(folder, metric)
+    except FFRError as error:
+        if read_results(folder):
+            logger.warning("the best checkpoint is not kept: %s", error)
+        return None
+    target = folder / BEST / f"global_step_{step}"
+    if place != target:
+        partial = target.with_name(f".{target.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(place, partial, copy_function=_link)
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+        logger.info("%s %.4f: step %d is the best so far, kept in %s", metric, value, step, target)
+    for other in (folder / BEST).glob("global_step_*"):
+        if other != target:
+            shutil.rmtree(other)
+    return step
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without links
+        shutil.copy2(source, target)

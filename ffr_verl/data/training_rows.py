@@ -67,7 +67,8 @@ class TrainingRows:
             file = DifficultyFile(config.difficulty)
             difficulty = file.of_rows(np.array(keys, dtype=np.int64), name=files[0])
             scored = file.mean_hits()
-        strata, names = None, ("all",)
+        strata: np.ndarray | None = None
+        names: tuple[str, ...] = ("all",)
         if config.strata == "gold":
             strata, names = np.array(kinds, dtype=np.int32), GOLD_STRATA
         elif columns:

@@ -395,11 +395,11 @@ def _table(root: Path, record: _Record, console: Console) -> dict[str, Any]:
     table = Table()
     for column in ("", "base", "after SFT", "after GRPO", "GRPO less SFT"):
         table.add_column(column, justify="left" if not column else "right")
-    for label, path in _FIGURES:
-        values = {name: _figure(found, path) for name, found in measured.items()}
-        difference, bounds = _figure(comparison["difference"], path), _figure(comparison["intervals"], path)
-        figures["_".join(path)] = {**values, "difference": difference, "low": bounds[0], "high": bounds[1]}
-        gold = measured["sft"][path[0]].get(f"gold_{path[1]}") if path[0] == "answers" else None
+    for label, place in _FIGURES:
+        values = {name: _figure(found, place) for name, found in measured.items()}
+        difference, bounds = _figure(comparison["difference"], place), _figure(comparison["intervals"], place)
+        figures["_".join(place)] = {**values, "difference": difference, "low": bounds[0], "high": bounds[1]}
+        gold = measured["sft"][place[0]].get(f"gold_{place[1]}") if place[0] == "answers" else None
         table.add_row(
             label if gold is None else f"{label} (gold {gold:.2f})",
             *["no answers" if _has_no_answers(measured[name]) else f"{value:.3f}" for name, value in values.items()],

@@ -43,7 +43,7 @@ def grpo(folder: Path, sft_model: Path, embeddings: Path, small_train: Path, dif
         folder,
         [
             "verl.trainer.main_ppo",
-            "+recipe=ffr_grpo_cpu",
+            "+recipe=ffr_grpo_published_cpu",
             f"actor_rollout_ref.model.path={sft_model}",
             f"data.train_files={small_train}",
             f"data.val_files={folder / 'heldout.rl.parquet'}",
@@ -60,6 +60,8 @@ def grpo(folder: Path, sft_model: Path, embeddings: Path, small_train: Path, dif
             "trainer.test_freq=2",
             "trainer.max_actor_ckpt_to_keep=3",
             f"reward.custom_reward_function.reward_kwargs.embeddings={embeddings}",
+            # The published one is 0 where images have no vectors.
+            "reward.custom_reward_function.reward_kwargs.coherence_mode=continuous",
             f"trainer.rollout_data_dir={folder / 'rollouts'}",
             f"trainer.validation_data_dir={folder / 'validation'}",
         ],
@@ -209,7 +211,7 @@ def test_the_weights_changed_and_the_vision_tower_did_not(folder: Path, sft_mode
 
 @pytest.mark.parametrize("step", [0, 2])
 def test_verls_validation_and_evaluate_agree(folder: Path, grpo: Stage, step: int) -> None:
-    """The same answers, as verl wrote them down, give the numbers of verl's own `val-*` metrics."""
+    """The same answers, as verl wrote them down, give the numbers of verl's own `val-*` metrics, the micro ones too."""
     logged = next(entry["data"] for entry in grpo.metrics if entry["step"] == step and "val-aux" in str(entry["data"]))
     found = evaluate_file(folder / "validation" / f"{step}.jsonl", row_format="verl")
     assert found.samples == 8
@@ -217,6 +219,10 @@ def test_verls_validation_and_evaluate_agree(folder: Path, grpo: Stage, step: in
     for name, value in found.rewards.items():
         key = next(key for key in logged if key.startswith("val-") and key.endswith(f"/{name}/mean@1"))
         assert logged[key] == pytest.approx(value, abs=1e-6), name
+    for kind in ("utterance", "image", "joint"):
+        for metric in ("f1", "mcc"):
+            key = f"val-aux/ffr/mldr/micro_{kind}_{metric}/mean@1"
+            assert logged[key] == pytest.approx(found.micro[kind][metric], abs=1e-6), key
 
 
 def test_the_rows_come_in_the_order_of_the_published_curriculum(

@@ -13,12 +13,19 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import verl
 from omegaconf import OmegaConf
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from verl import DataProto
+from verl.trainer.ppo.core_algos import get_adv_estimator_fn
+from verl.trainer.ppo.ray_trainer import compute_advantage
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
 
+from ffr_verl.integrations.verl.advantages import compute_ffr_advantage
 from ffr_verl.platforms.cpu import PlatformCPU, _device_module
 from ffr_verl.preflight import SUPPORTED_VERL
 
@@ -187,6 +194,49 @@ def test_keys_and_fields_of_answers_in_the_transfer_queue() -> None:
     assert 'output.extra_fields["reward_extra_info"] = final_output.extra_fields["reward_extra_info"]' in source
     reader = (VERL / "trainer" / "ppo" / "v1" / "replay_buffer.py").read_text()
     assert 'select_fields=["rm_scores"] if use_canonical_reward else ["extra_fields"]' in reader
+
+
+def test_estimators_are_handed_the_rewards_sum_and_a_name_of_each_answers_group() -> None:
+    """And nothing of what the reward is made of, so ours takes its advantages from the replay buffer, by that name."""
+    source = inspect.getsource(PPOTrainer._compute_advantage)
+    wanted = '["uid", "response_mask", "rm_scores", "rollout_log_probs", "old_log_probs", "ref_log_prob", "values"]'
+    assert f"fields = {wanted}" in source
+    assert 'data.non_tensor_batch["uid"] = np.array(data.batch.pop("uid").tolist(), dtype=object)' in source
+    assert "adv_estimator=self.config.algorithm.adv_estimator" in source
+    assert get_adv_estimator_fn("ffr") is compute_ffr_advantage
+    source = inspect.getsource(compute_advantage)
+    assert 'adv_kwargs["index"] = data.non_tensor_batch["uid"]' in source
+    source = inspect.getsource(PPOTrainer._step_once)
+    assert source.index("self.replay_buffer.sample(") < source.index("self._compute_advantage("), "in one process"
+
+
+def test_verls_gdpo_fails_in_its_v1_trainer() -> None:
+    """The reason for credit=components and the check before the run: what it reads is not in the batch there."""
+    mask = torch.ones(2, 3)
+    batch = DataProto.from_dict(
+        tensors={"token_level_rewards": mask, "response_mask": mask}, non_tensors={"uid": np.array(["a", "a"], object)}
+    )
+    config = OmegaConf.create({"gdpo_reward_keys": ["f1"]})
+    with pytest.raises(KeyError, match="prompts"):
+        compute_advantage_for_multi_trajectories(batch, ["a_0_0", "a_1_0"], "gdpo", config=config)
+
+
+def test_rollout_dumps_and_score_metrics_read_the_rewards_not_our_names() -> None:
+    source = inspect.getsource(PPOTrainer._log_rollout_data)
+    assert 'scores = data["rm_scores"].sum(dim=1).tolist()' in source
+    assert 'reward_extra_infos_dict = {"uid": [batch.keys[i] for i in sorted_indices]}' in source
+
+
+def test_validation_averages_what_the_rows_hold_when_the_buffer_has_given_them() -> None:
+    source = inspect.getsource(PPOTrainer._validate)
+    sampled, read = source.index("self.replay_buffer.sample("), source.index('"extra_fields"]')
+    assert sampled < read
+    assert 'partition_id="val"' in source
+    assert "keep only the highest index per session" in source
+    source = inspect.getsource(PPOTrainer.fit)
+    assert source.index("self._save_checkpoint()") < source.index("val_metrics: dict = self._validate()")
+    source = inspect.getsource(PPOTrainer._save_checkpoint)
+    assert "self.checkpoint_callback.on_save(" in source
 
 
 def test_reward_manager_interface() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from ffr_verl.checkpoints import check_resume, missing_in_step
+from ffr_verl.checkpoints import best_checkpoint, check_resume, keep_best, missing_in_step
 from ffr_verl.errors import FFRError
 
 Stage = Literal["sft", "grpo"]
@@ -91,3 +93,49 @@ def test_what_the_run_does_not_load_may_be_missing(tmp_path: Path) -> None:
     assert check_resume(tmp_path, "grpo", contents=["model", "hf_model"]) == 8
     with pytest.raises(FFRError, match="cut short: actor/optim_world_size_2_rank_0"):
         check_resume(tmp_path, "grpo")
+
+
+def note(folder: Path, **results: float) -> None:
+    """`validation.json` of a run: `s4=0.5` is the metric after step 4."""
+    content = {name.removeprefix("s"): {"micro_joint_f1": value} for name, value in results.items()}
+    (folder / "validation.json").write_text(json.dumps(content))
+
+
+def test_the_best_checkpoint_is_kept_when_the_newest_is_worse(tmp_path: Path) -> None:
+    """As verl calls it: after a save, before that step is validated; verl then removes older ones itself."""
+    write_step(tmp_path, 4, "grpo")
+    note(tmp_path, s0=0.9)
+    assert keep_best(tmp_path, "micro_joint_f1") is None, "step 0 was validated and has no checkpoint"
+    note(tmp_path, s0=0.9, s4=0.5)
+    write_step(tmp_path, 8, "grpo")
+    assert keep_best(tmp_path, "micro_joint_f1") == 4
+    kept = tmp_path / "best" / "global_step_4"
+    assert not missing_in_step(kept, "grpo")
+    assert (kept / "data.pt").stat().st_ino == (tmp_path / "global_step_4" / "data.pt").stat().st_ino, "linked"
+    shutil.rmtree(tmp_path / "global_step_4")
+    note(tmp_path, s0=0.9, s4=0.5, s8=0.4)
+    write_step(tmp_path, 12, "grpo")
+    assert keep_best(tmp_path, "micro_joint_f1") == 4
+    note(tmp_path, s0=0.9, s4=0.5, s8=0.4, s12=0.6)
+    assert best_checkpoint(tmp_path, "micro_joint_f1") == (12, 0.6, tmp_path / "global_step_12"), "validated last"
+    assert keep_best(tmp_path, "micro_joint_f1") == 12
+    assert [path.name for path in (tmp_path / "best").iterdir()] == ["global_step_12"]
+
+
+def test_a_best_checkpoint_that_was_cut_short_is_passed_over(tmp_path: Path) -> None:
+    write_step(tmp_path, 4, "grpo")
+    (write_step(tmp_path, 8, "grpo") / "data.pt").unlink()
+    note(tmp_path, s4=0.4, s8=0.5)
+    assert best_checkpoint(tmp_path, "micro_joint_f1")[0] == 4
+
+
+def test_what_is_missing_for_a_best_checkpoint_is_said(tmp_path: Path) -> None:
+    with pytest.raises(FFRError, match=r"no checkpoint of a validated step is there \(validated: none\)"):
+        best_checkpoint(tmp_path, "micro_joint_f1")
+    write_step(tmp_path, 4, "grpo")
+    note(tmp_path, s4=0.4)
+    with pytest.raises(FFRError, match=r"validation\.json: no 'micro_f1' in it; it has micro_joint_f1"):
+        best_checkpoint(tmp_path, "micro_f1")
+    (tmp_path / "validation.json").write_text("[1]")
+    with pytest.raises(FFRError, match=r"validation\.json: not what a training run wrote"):
+        best_checkpoint(tmp_path, "micro_joint_f1")

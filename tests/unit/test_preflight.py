@@ -107,6 +107,44 @@ def test_settings(grpo: dict[str, Any], key: str, value: Any, message: str) -> N
         check(grpo)
 
 
+@pytest.mark.parametrize(
+    ("estimator", "norm", "mode", "advantage", "message"),
+    [
+        ("grpo", True, "published", None, None),
+        ("grpo", False, "micro", None, None),
+        ("ffr", True, "micro_f1_mcc", {"credit": "id"}, None),
+        ("ffr", True, "published", {"credit": "components", "components": {"f1": 1.0}}, None),
+        ("gdpo", True, "published", None, r"adv_estimator=gdpo: verl 0\.9\.1's own fails .*give \+recipe=ffr_gdpo"),
+        ("ffr", True, "micro", None, r"adv_estimator=ffr: .*advantage is not given; give .*credit: id"),
+        ("grpo", False, "micro", {"credit": "id"}, r"advantage is not read with .*=grpo; give .*=ffr, or .*=null"),
+        ("ffr", True, "pooled", {"credit": "id"}, r"credit=id: with f1_mode=pooled an id has no worth of its own"),
+        ("grpo", True, "micro", None, r"norm_adv_by_std_in_grpo: with f1_mode=micro the size of a reward says"),
+        ("ffr", True, "micro", {"credit": "ids"}, r"advantage\.credit: found 'ids', expected one of answer, id"),
+    ],
+)
+def test_reward_and_advantages_suit_each_other(
+    grpo: dict[str, Any], estimator: str, norm: bool, mode: str, advantage: Any, message: str | None
+) -> None:
+    grpo["algorithm"] = {"adv_estimator": estimator, "norm_adv_by_std_in_grpo": norm}
+    put(grpo, "reward.custom_reward_function.reward_kwargs.f1_mode", mode)
+    put(grpo, "trainer.v1.sampler.sampler_kwargs.advantage", advantage)
+    if message is None:
+        check(grpo)
+        return
+    with pytest.raises(FFRError, match=message):
+        check(grpo)
+
+
+@pytest.mark.parametrize("order", ["shuffled", "online"])
+def test_orders_without_a_difficulty_file_are_not_reordered_either(grpo: dict[str, Any], order: str) -> None:
+    put(grpo, "data.ffr.curriculum", {"order": order})
+    put(grpo, "data.shuffle", False)
+    check(grpo)
+    put(grpo, "data.shuffle", True)
+    with pytest.raises(FFRError, match=rf"data\.shuffle: found True; with data\.ffr\.curriculum\.order={order} give"):
+        check(grpo)
+
+
 @pytest.mark.parametrize("name", ["Qwen/Qwen2-VL-7B-Instruct", "gpt2", "hdfs://cluster/models/sft"])
 def test_names_that_are_fetched_are_left_to_verl(
     grpo: dict[str, Any], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -14,13 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from ffr_verl.checkpoints import RESULTS, read_results
 from ffr_verl.data.parquet_writer import whole_or_nothing
-from ffr_verl.errors import FFRError
 from ffr_verl.evaluation.metrics import Confusion, joint_scores, scores
 
-__all__ = ["RESULTS", "ValidationTotals", "micro_metrics", "note_result", "read_results", "results_go_to"]
-
-RESULTS = "validation.json"
+__all__ = ["ValidationTotals", "micro_metrics", "note_result", "results_go_to"]
 
 
 def micro_metrics(totals: np.ndarray) -> dict[str, float]:
@@ -110,19 +108,3 @@ def note_result(step: int, metrics: Mapping[str, float]) -> None:
     _folder.mkdir(parents=True, exist_ok=True)
     with whole_or_nothing([_folder / RESULTS]) as (temporary,):
         temporary.write_text(json.dumps({str(key): results[key] for key in sorted(results)}, indent=1), "utf-8")
-
-
-def read_results(folder: Path) -> dict[int, dict[str, float]]:
-    """What the validations of a run found, by step; empty without any.
-
-    Raises:
-        FFRError: when the file cannot be read.
-    """
-    path = folder / RESULTS
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return {int(step): {str(name): float(value) for name, value in one.items()} for step, one in content.items()}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise FFRError(f"{path}: not what a training run wrote ({error})") from None
