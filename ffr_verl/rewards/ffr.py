@@ -204,7 +204,12 @@ class _Same:
 
 
 def _items(mapping: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    return tuple([(name, tuple(one) if isinstance(one, Sequence) else one) for name, one in mapping.items()])
+    return tuple(
+        [
+            (name, tuple(one) if isinstance(one, Sequence) and not isinstance(one, str) else one)
+            for name, one in mapping.items()
+        ]
+    )
 
 
 @functools.lru_cache(maxsize=64)

@@ -211,7 +211,7 @@ def test_the_weights_changed_and_the_vision_tower_did_not(folder: Path, sft_mode
 
 @pytest.mark.parametrize("step", [0, 2])
 def test_verls_validation_and_evaluate_agree(folder: Path, grpo: Stage, step: int) -> None:
-    """The same answers, as verl wrote them down, give the numbers of verl's own `val-*` metrics, the micro ones too."""
+    """The same answers, as verl wrote them down, give the numbers of verl's own `val-*` metrics, micro ones too."""
     logged = next(entry["data"] for entry in grpo.metrics if entry["step"] == step and "val-aux" in str(entry["data"]))
     found = evaluate_file(folder / "validation" / f"{step}.jsonl", row_format="verl")
     assert found.samples == 8

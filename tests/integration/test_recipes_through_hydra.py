@@ -21,6 +21,10 @@ TRAINER = {
     "ffr_grpo_cpu": "main_ppo",
     "ffr_grpo_online": "main_ppo",
     "ffr_grpo_online_cpu": "main_ppo",
+    "ffr_grpo_published": "main_ppo",
+    "ffr_grpo_published_cpu": "main_ppo",
+    "ffr_gdpo": "main_ppo",
+    "ffr_gdpo_cpu": "main_ppo",
 }
 
 # Nodes where verl takes any key: ours, those of Ray and transformers, and hydra's own.
@@ -73,11 +77,14 @@ def test_every_key_of_a_recipe_is_one_that_verl_knows(composed: Callable[..., An
     known = OmegaConf.to_container(composed(TRAINER[name]), resolve=False)
     known_keys = set(leaves(known))
     known_keys |= {key.rsplit(".", depth)[0] for key in known_keys for depth in range(1, key.count(".") + 1)}
-    recipe = yaml.safe_load(recipe_path(name).read_text())
-    recipe.pop("defaults", None)
+    path = recipe_path(name)
+    recipe = yaml.safe_load(path.read_text())
+    shared = [part for part in recipe.pop("defaults", []) if part.startswith("_") and part != "_self_"]
+    parts = [recipe, *[yaml.safe_load(path.with_name(f"{part}.yaml").read_text()) for part in shared]]
     unknown = [
         key
-        for key in leaves(recipe)
+        for part in parts
+        for key in (leaves(part) if part else ())
         if not key.startswith(OPEN_NODES) and not key.startswith(tuple(READ_BUT_NOT_LISTED)) and key not in known_keys
     ]
     assert not unknown
@@ -94,7 +101,13 @@ def test_keys_that_verl_does_not_list_are_read_by_it() -> None:
 
 @pytest.mark.parametrize(
     ("cpu", "gpu"),
-    [("ffr_sft_cpu", "ffr_sft"), ("ffr_grpo_cpu", "ffr_grpo"), ("ffr_grpo_online_cpu", "ffr_grpo_online")],
+    [
+        ("ffr_sft_cpu", "ffr_sft"),
+        ("ffr_grpo_cpu", "ffr_grpo"),
+        ("ffr_grpo_online_cpu", "ffr_grpo_online"),
+        ("ffr_grpo_published_cpu", "ffr_grpo_published"),
+        ("ffr_gdpo_cpu", "ffr_gdpo"),
+    ],
 )
 def test_a_cpu_recipe_keeps_what_its_parent_says(composed: Callable[..., Any], cpu: str, gpu: str) -> None:
     """Only what the CPU needs differs: none of the published settings."""
@@ -104,6 +117,8 @@ def test_a_cpu_recipe_keeps_what_its_parent_says(composed: Callable[..., Any], c
         "algorithm",
         "reward.custom_reward_function",
         "optim",
+        "trainer.v1.sampler.sampler_kwargs.advantage",
+        "actor_rollout_ref.actor.ppo_mini_batch_size",
         "actor_rollout_ref.actor.optim.lr",
         "actor_rollout_ref.actor.kl_loss_coef",
         "actor_rollout_ref.actor.clip_ratio_high",

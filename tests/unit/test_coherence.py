@@ -307,7 +307,7 @@ def test_compute_score_names_what_extra_info_lacks(small_store: str) -> None:
     gold = text([1], [])
     with pytest.raises(FFRError, match="extra_info: coherence needs dialogue_id"):
         compute_score("", gold, gold, None, embeddings=small_store)
-    with pytest.raises(FFRError, match=r"extra_info\.utterance_ids is missing; mcc needs it"):
+    with pytest.raises(FFRError, match=r"extra_info\.utterance_ids is missing; mcc and f1_mode micro need it"):
         compute_score("", gold, gold, None, weights={"mcc": 1.0})
 
 

@@ -123,8 +123,10 @@ def test_micro_and_macro_are_those_of_scikit_learn(modality: int) -> None:
     expected = {"precision": p, "recall": r, "f1": f, "mcc": matthews_corrcoef(gold, predicted)}
     assert result.micro[name] == pytest.approx(expected, abs=1e-12)
     of_rows = []
-    for truth, guess in pairs:
-        if not truth.any() and not guess.any():
+    for row, (truth, guess) in zip(rows, pairs, strict=True):
+        if parse_fragment(row["response"]) is None and parse_leniently(row["response"]) == Fragment((), ()):
+            of_rows.append((0.0, 0.0, 0.0, 0.0))  # no answer is no right answer, also where nothing is gold
+        elif not truth.any() and not guess.any():
             of_rows.append((1.0, 1.0, 1.0, 1.0))
         else:
             values = precision_recall_fscore_support(truth, guess, average="binary", zero_division=0)[:3]
@@ -243,8 +245,38 @@ def test_a_row_without_an_answer_is_no_right_answer() -> None:
     assert result.micro == plain.micro
     assert result.macro["joint"]["f1"] == pytest.approx(2 / 5)
     assert result.rewards == pytest.approx(dict.fromkeys(result.rewards, 2 / 5))
-    assert plain.macro["joint"]["f1"] == pytest.approx(4 / 5)
+    assert plain.macro["joint"]["f1"] == pytest.approx(3 / 5), "an answer of which nothing can be read is none either"
     assert {part.name: part.malformed for part in result.breakdowns["gold"]} == {"empty": 0, "a fragment": 0}
+
+
+def test_answers_beside_their_golds() -> None:
+    nothing, some = Fragment((), ()), Fragment((1, 2), (0,))
+    rows = [
+        row_of(some, some),
+        row_of(nothing, some),
+        row_of("no", nothing),
+        row_of(Fragment((1, 99), ()), Fragment((1,), ())),
+    ]
+    result = evaluate(rows, bootstrap=NONE)
+    assert result.answers == {
+        "malformed": 0.5,
+        "outside": 0.25,
+        "empty": 0.5,
+        "gold_empty": 0.25,
+        "utterances": 1.0,
+        "gold_utterances": 1.25,
+        "images": 0.25,
+        "gold_images": 0.5,
+    }
+    assert result.macro_where_gold == pytest.approx({"utterance": (1 + 0 + 2 / 3) / 3, "image": 0.5})
+    found = evaluate(rows, bootstrap=BootstrapSettings(50)).to_dict()
+    assert set(found["intervals"]) >= {"answers", "macro_where_gold"}
+
+
+def test_a_model_without_any_answer_reads_0() -> None:
+    rows = [row_of("<think>", gold) for gold in (Fragment((), ()), Fragment((1,), (0,)))]
+    result = evaluate(rows, bootstrap=NONE)
+    assert result.macro["joint"]["f1"] == result.micro["joint"]["f1"] == result.rewards["f1"] == 0.0
 
 
 def test_the_layout_of_the_json() -> None:
