@@ -162,7 +162,7 @@ class _Settings:
     coherence: CoherenceScorer | None
     wants_mcc: bool
     weights: tuple[tuple[str, float], ...]
-    micro: Mapping[str, MicroCounts] | None
+    micro: tuple[MicroCounts, ...] | None
 
 
 _MAPPINGS = ("weights", "micro_counts")
@@ -182,9 +182,8 @@ def _settings_of(items: tuple[tuple[str, Any], ...]) -> _Settings:
     counted = tuple((trained if name == "f1" else name, weight) for name, weight in config.weights)
     micro = None
     if config.f1_mode in _MCC_SHARES:
-        micro = dict.fromkeys(MODALITIES, NEUTRAL) | {
-            kind: MicroCounts(*counts) for kind, counts in config.micro_counts or ()
-        }
+        given = dict(config.micro_counts or ())
+        micro = tuple([MicroCounts(*given.get(kind, NEUTRAL)) for kind in MODALITIES])
     return _Settings(config, scorer, "mcc" in weights, counted, micro)
 
 
@@ -251,13 +250,24 @@ def _is_outside(predicted: Fragment, extra_info: Mapping[str, Any] | None) -> bo
     return max(predicted.utterance_ids, default=-1) >= n_utterances or max(predicted.image_ids, default=-1) >= n_images
 
 
-def _values_of_ids(extra_info: Mapping[str, Any] | None, settings: _Settings) -> list[tuple[float, float]]:
+def _values_of_ids(
+    extra_info: Mapping[str, Any] | None, settings: _Settings
+) -> tuple[tuple[float, float], tuple[float, float]]:
     """What a right and a wrong utterance, and a right and a wrong image, add to the micro metric."""
     given = (extra_info or {}).get(MICRO_COUNTS)
-    counts = settings.micro if given is None else micro_counts(given, where=f"extra_info.{MICRO_COUNTS}")
-    assert counts is not None
-    share = _MCC_SHARES[settings.config.f1_mode]
-    return [id_values(counts[kind], mcc_share=share) for kind in MODALITIES]
+    try:
+        counts = settings.micro if given is None else tuple([tuple(given[kind]) for kind in MODALITIES])
+        return _id_values_of(counts, _MCC_SHARES[settings.config.f1_mode])
+    except (TypeError, KeyError):
+        micro_counts(given or {}, where=f"extra_info.{MICRO_COUNTS}")  # says what is wrong with it
+        raise
+
+
+@functools.lru_cache(maxsize=256)  # the answers of a step are asked for with the same few counts
+def _id_values_of(counts: Any, mcc_share: float) -> tuple[tuple[float, float], tuple[float, float]]:
+    found = micro_counts(dict(zip(MODALITIES, counts, strict=True)), where=f"extra_info.{MICRO_COUNTS}")
+    utterances, images = (id_values(found[kind], mcc_share=mcc_share) for kind in MODALITIES)
+    return utterances, images
 
 
 def _micro_values(

@@ -132,7 +132,14 @@ def figures(result: EvaluationResult) -> list[Figure]:
             )
             for name, title in (("joint", "Joint"), ("utterance", "Utterance"), ("image", "Image"))
         ],
-        Figure("Reward F1, mean", f"{result.rewards['f1']:.3f}", f"{level}{_interval(result, 'rewards', 'f1')}"),
+        Figure(
+            "Joint MCC, micro",
+            f"{result.micro['joint']['mcc']:.3f}",
+            f"{level}{_interval(result, 'micro', 'joint', 'mcc')}",
+        ),
+        Figure(
+            "Macro F1 of the reward", f"{result.rewards['f1']:.3f}", f"{level}{_interval(result, 'rewards', 'f1')}"
+        ),
         Figure("Exact answers", f"{result.rewards['exact_match']:.1%}", "both lists equal to the gold's"),
         Figure(
             "Answers with a fault",
