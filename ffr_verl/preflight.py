@@ -197,7 +197,7 @@ def _check_files(config: Any, kind: Kind, data_config: DataConfig) -> None:
 
 def _check_advantages(config: Any, sampler: SamplerConfig | None, rewards: RewardConfig | None) -> None:
     """That reward, advantages and replay buffer suit each other."""
-    estimator, mode = str(_select(config, "algorithm.adv_estimator")), rewards.f1_mode if rewards else None
+    estimator = str(_select(config, "algorithm.adv_estimator"))
     key, node = "algorithm.adv_estimator", "trainer.v1.sampler.sampler_kwargs.advantage"
     advantage = None if sampler is None else sampler.advantage
     if estimator == "gdpo":
@@ -213,18 +213,17 @@ def _check_advantages(config: Any, sampler: SamplerConfig | None, rewards: Rewar
         )
     if estimator != "ffr" and advantage is not None:
         raise FFRError(f"{node} is not read with {key}={estimator}; give {key}=ffr, or {node}=null")
-    if mode is None:
+    if rewards is None:
         return
-    is_micro = mode.startswith("micro")
-    if advantage is not None and advantage.credit == "id" and not is_micro:
+    if advantage is not None and advantage.credit == "id" and not rewards.is_micro:
         raise FFRError(
-            f"{node}.credit=id: with f1_mode={mode} an id has no worth of its own; give f1_mode=micro_f1_mcc, or "
-            "credit=answer"
+            f"{node}.credit=id: with f1_mode={rewards.f1_mode} an id has no worth of its own; give "
+            "f1_mode=micro_f1_mcc, or credit=answer"
         )
-    if is_micro and estimator == "grpo" and _select(config, "algorithm.norm_adv_by_std_in_grpo") is not False:
+    if rewards.is_micro and estimator == "grpo" and _select(config, "algorithm.norm_adv_by_std_in_grpo") is not False:
         raise FFRError(
-            f"algorithm.norm_adv_by_std_in_grpo: with f1_mode={mode} the size of a reward says what an id is worth, "
-            f"and the group's deviation undoes it; give algorithm.norm_adv_by_std_in_grpo=false, or {key}=ffr"
+            f"algorithm.norm_adv_by_std_in_grpo: with f1_mode={rewards.f1_mode} the size of a reward says what an id is "
+            f"worth, and the group's deviation undoes it; give algorithm.norm_adv_by_std_in_grpo=false, or {key}=ffr"
         )
 
 

@@ -222,7 +222,7 @@ def ffr(
     kwargs = dict(reward_kwargs or {})
     config = RewardConfig.from_kwargs(kwargs)
     infos: Sequence[Mapping[str, Any] | None] = [None] * len(completions)
-    if config.embeddings is not None or "mcc" in dict(config.weights):
+    if config.embeddings is not None or "mcc" in dict(config.weights) or config.is_micro:
         infos = _extra_infos(columns, len(completions), with_paths=config.embeddings is not None)
     return [
         compute_score("", _text(one), gold, info, **kwargs)["score"]

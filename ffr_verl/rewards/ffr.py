@@ -61,6 +61,11 @@ class RewardConfig:
     utterance_weight: float = 0.5
     image_weight: float = 0.5
 
+    @property
+    def is_micro(self) -> bool:
+        """Whether ids have a worth of their own, see `ffr_verl.rewards.micro`."""
+        return self.f1_mode in _MCC_SHARES
+
     @classmethod
     def from_kwargs(cls, kwargs: Mapping[str, Any]) -> RewardConfig:
         """Check `reward_kwargs` of a recipe.
@@ -181,7 +186,7 @@ def _settings_of(items: tuple[tuple[str, Any], ...]) -> _Settings:
     trained = "f1" if config.f1_mode == "published" else "f1_pooled" if config.f1_mode == "pooled" else "f1_micro"
     counted = tuple((trained if name == "f1" else name, weight) for name, weight in config.weights)
     micro = None
-    if config.f1_mode in _MCC_SHARES:
+    if config.is_micro:
         given = dict(config.micro_counts or ())
         micro = tuple([MicroCounts(*given.get(kind, NEUTRAL)) for kind in MODALITIES])
     return _Settings(config, scorer, "mcc" in weights, counted, micro)

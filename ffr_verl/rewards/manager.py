@@ -127,7 +127,7 @@ class FFRRewardManager(RewardManagerBase):
         self, completion: str, solution: str, extra_info: dict[str, Any], token_ids: Sequence[int]
     ) -> dict[str, str]:
         """`id_credits` with tokens instead of characters."""
-        if not self._settings.f1_mode.startswith("micro"):
+        if not self._settings.is_micro:
             return {}
         credits = id_credits(completion, solution, extra_info, **self._reward_kwargs)
         if credits is None:

@@ -13,6 +13,7 @@ from ffr_verl import Fragment, format_fragment
 from ffr_verl.errors import FFRError
 from ffr_verl.evaluation.metrics import Confusion, f1, mcc
 from ffr_verl.rewards import compute_score
+from ffr_verl.rewards.batch import configure, ffr
 from ffr_verl.rewards.ffr import id_credits
 from ffr_verl.rewards.micro import MicroCounts, id_values, micro_counts
 
@@ -191,3 +192,10 @@ def test_rows_say_where_the_policy_stands_and_settings_do_where_they_do_not() ->
         compute_score("", GOLD, GOLD, None, f1_mode="micro")
     with pytest.raises(FFRError, match=r"extra_info\.micro_counts\.image: found None"):
         micro_counts({"utterance": COUNTS["utterance"]}, where="extra_info.micro_counts")
+
+
+def test_other_trainers_get_the_same_reward() -> None:
+    settings = {"f1_mode": "micro_f1_mcc", "micro_counts": COUNTS}
+    reward = configure(ffr, reward_kwargs=settings)
+    found = reward([GOLD, "no"], [GOLD, GOLD], extra_info=[INFO, INFO])
+    assert found == [compute_score("", answer, GOLD, INFO, **settings)["score"] for answer in (GOLD, "no")]
