@@ -53,14 +53,16 @@ class TrainingRows:
             known = ", ".join(rows.column_names)
             raise FFRError(f"data.ffr.curriculum.strata: {files[0]} has no column {lacking[0]}; it has {known}")
         keys, kinds, sizes, values = [], [], [], []
-        for row in rows.select_columns(["extra_info", "reward_model", *columns]):
-            info, solution = row["extra_info"], row["reward_model"]["ground_truth"]
-            gold = parse_leniently(solution)
-            keys.append(row_key(info["dialogue_id"], info["query"], solution))
-            kinds.append(2 if gold.image_ids else 1 if gold.utterance_ids else 0)
-            universes = [Ids(0, len(info[name] or ())).universe for name in ("utterance_ids", "images")]
-            sizes.append((len(gold.utterance_ids), universes[0], len(gold.image_ids), universes[1]))
-            values.append(", ".join([f"{name}={row[name]}" for name in columns]))
+        for batch in rows.select_columns(["extra_info", "reward_model", *columns]).iter(batch_size=4096):
+            own = [batch[name] for name in columns]
+            for info, reward, *of_columns in zip(batch["extra_info"], batch["reward_model"], *own, strict=True):
+                solution = reward["ground_truth"]
+                gold = parse_leniently(solution)
+                keys.append(row_key(info["dialogue_id"], info["query"], solution))
+                kinds.append(2 if gold.image_ids else 1 if gold.utterance_ids else 0)
+                universes = [Ids(0, len(info[name] or ())).universe for name in ("utterance_ids", "images")]
+                sizes.append((len(gold.utterance_ids), universes[0], len(gold.image_ids), universes[1]))
+                values.append(", ".join([f"{name}={one}" for name, one in zip(columns, of_columns, strict=True)]))
         difficulty = RowDifficulty.unknown(np.array(kinds) == 0)
         scored: np.ndarray | None = None
         if config.difficulty is not None:

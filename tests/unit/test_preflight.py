@@ -118,7 +118,7 @@ def test_settings(grpo: dict[str, Any], key: str, value: Any, message: str) -> N
         ("ffr", True, "micro", None, r"adv_estimator=ffr: .*advantage is not given; give .*credit: id"),
         ("grpo", False, "micro", {"credit": "id"}, r"advantage is not read with .*=grpo; give .*=ffr, or .*=null"),
         ("ffr", True, "pooled", {"credit": "id"}, r"credit=id: with f1_mode=pooled an id has no worth of its own"),
-        ("grpo", True, "micro", None, r"norm_adv_by_std_in_grpo: with f1_mode=micro the size of a reward says"),
+        ("grpo", True, "micro", None, r"norm_adv_by_std_in_grpo: with f1_mode=micro a reward's size is what"),
         ("ffr", True, "micro", {"credit": "ids"}, r"advantage\.credit: found 'ids', expected one of answer, id"),
     ],
 )
