@@ -222,8 +222,9 @@ def _check_advantages(config: Any, sampler: SamplerConfig | None, rewards: Rewar
         )
     if rewards.is_micro and estimator == "grpo" and _select(config, "algorithm.norm_adv_by_std_in_grpo") is not False:
         raise FFRError(
-            f"algorithm.norm_adv_by_std_in_grpo: with f1_mode={rewards.f1_mode} a reward's size is what an id is worth, "
-            f"which the group's deviation undoes; give algorithm.norm_adv_by_std_in_grpo=false, or {key}=ffr"
+            f"algorithm.norm_adv_by_std_in_grpo: with f1_mode={rewards.f1_mode} a reward's size is what an id is "
+            "worth, and the group's deviation undoes it; give algorithm.norm_adv_by_std_in_grpo=false, or "
+            f"{key}=ffr"
         )
 
 
