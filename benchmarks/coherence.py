@@ -24,8 +24,8 @@ import pyarrow.parquet as pq
 
 from ffr_verl import Fragment
 from ffr_verl.embeddings import EmbeddingStore
+from ffr_verl.fragments import parse_gold
 from ffr_verl.rewards import CoherenceMode, CoherenceScorer
-from ffr_verl.rewards.f1 import parse_gold
 
 __all__ = ["compare", "tricks"]
 

@@ -422,6 +422,9 @@ def score(
     predictions: Annotated[
         Path | None, typer.Option(help="JSONL of answers by any tool instead of a model (docs/curriculum.md).")
     ] = None,
+    answer_style: Annotated[
+        AnswerStyle, typer.Option(help="plain, or reasoning for <think>…</think><answer>…</answer>.")
+    ] = AnswerStyle.plain,
     samples: Annotated[
         int, typer.Option(min=0, help="Answers drawn at temperature 1 beside the greedy one, for a pass rate.")
     ] = 0,
@@ -479,6 +482,7 @@ def score(
             output,
             settings=settings,
             predictions=predictions,
+            style=answer_style.value,
             force=force,
             restart=restart,
             say=lambda text: console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True),

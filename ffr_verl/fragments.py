@@ -1,7 +1,9 @@
-"""The answer: the ids of the utterances and images that form a fragment, its strict parser and its formatter.
+"""The answer: the ids of the utterances and images that form a fragment; what a text says of them, strictly and
+leniently, in each style, and why it is no answer. Everything that reads answers or golds asks here.
 
 Wire format: `<|utt_ids_start|>[1, 2]<|utt_ids_end|>;<|img_ids_start|>[0]<|img_ids_end|>`, or, in the `reasoning`
-style, `<think>…</think><answer>…</answer>` around it. Parsing is strict: the whole text must be the answer.
+style, `<think>…</think><answer>…</answer>` around it. Parsing is strict: the whole text must be the answer. White
+space around it and around its brackets and tags is forgiven: servers, templates and decoders put it there.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ __all__ = [
     "locate_ids",
     "malformed_reason",
     "parse_fragment",
+    "parse_gold",
     "parse_leniently",
     "reason_of_malformed",
 ]
@@ -34,7 +37,9 @@ _MOST_DIGITS, _MOST_IDS = 9, 4096
 _ID = rf"[0-9]{{1,{_MOST_DIGITS}}}\s*"
 _IDS = rf"\[\s*((?:{_ID}(?:,\s*{_ID}){{0,{_MOST_IDS - 1}}})?)\]"
 _PLAIN = re.compile(
-    re.escape(TAGS[0]) + _IDS + re.escape(TAGS[1]) + ";" + re.escape(TAGS[2]) + _IDS + re.escape(TAGS[3])
+    r"\s*{}\s*{}\s*{}\s*;\s*{}\s*{}\s*{}\s*".format(
+        re.escape(TAGS[0]), _IDS, *[re.escape(tag) for tag in TAGS[1:3]], _IDS, re.escape(TAGS[3])
+    )
 )
 _DIGITS = re.compile("[0-9]+")
 _OPEN_THINK, _CLOSE_THINK, _OPEN_ANSWER, _CLOSE_ANSWER = "<think>", "</think>", "<answer>", "</answer>"
@@ -73,28 +78,42 @@ def _ids(text: str) -> tuple[int, ...]:
 
 
 def _unwrap(text: str) -> str | None:
-    """The inside of `<answer>` when the text is `<think>…</think><answer>…</answer>`, white space allowed between."""
-    text = text.strip()
-    if not text.startswith(_OPEN_THINK) or not text.endswith(_CLOSE_ANSWER):
+    """What stands behind the thought of `<think>…</think><answer>…</answer>`.
+
+    A chat template may have opened the thought in the prompt already, and thinking models write no `<answer>` around
+    what they say: either tag may be missing.
+    """
+    thought, closed, rest = text.strip().removeprefix(_OPEN_THINK).partition(_CLOSE_THINK)
+    rest = rest.strip()
+    if not closed or _OPEN_THINK in thought:
         return None
-    thought, closed, rest = text[len(_OPEN_THINK) :].partition(_CLOSE_THINK)
-    rest = rest.lstrip()
-    if not closed or _OPEN_THINK in thought or not rest.startswith(_OPEN_ANSWER):
-        return None
-    return rest[len(_OPEN_ANSWER) : -len(_CLOSE_ANSWER)].strip()
+    if rest.startswith(_OPEN_ANSWER) and rest.endswith(_CLOSE_ANSWER):
+        return rest[len(_OPEN_ANSWER) : -len(_CLOSE_ANSWER)]
+    return None if _OPEN_ANSWER in rest or _CLOSE_ANSWER in rest else rest
+
+
+def _answer_part(text: str, style: AnswerStyle) -> str:
+    """Where lenient reading looks: never in a thought, whose ids are no answer."""
+    if style == "plain":
+        return text
+    _, closed, rest = text.rpartition(_CLOSE_THINK)
+    _, opened, inner = rest.partition(_OPEN_ANSWER)
+    if opened:
+        return inner.partition(_CLOSE_ANSWER)[0]
+    return rest if closed else ""
 
 
 def parse_fragment(text: str, *, style: AnswerStyle = "plain") -> Fragment | None:
     """Read an answer strictly; `None` when it is malformed.
 
-    The whole text must be the answer. Inside the brackets stand at most 4,096 ids of one to nine ASCII digits,
-    separated by commas, with any white space around them. The published parser also takes `[0 1]`, `[1,,2]` and
+    The whole text must be the answer, white space around it and its parts aside. Inside the brackets stand at most
+    4,096 ids of one to nine ASCII digits, separated by commas. The published parser also takes `[0 1]`, `[1,,2]` and
     digits of other scripts; here they are malformed.
 
     Args:
         text: what the model wrote. Never raises, whatever it is; time is linear in its length.
-        style: `plain`, or `reasoning` for `<think>…</think><answer>…</answer>` (white space around the two elements
-            and inside `<answer>` is ignored).
+        style: `plain`, or `reasoning` for `<think>…</think><answer>…</answer>`; `<think>` may stand in the prompt
+            instead, and `<answer>` be left out.
 
     Returns:
         The ids as written, repeats kept, or `None`.
@@ -158,12 +177,13 @@ def _lenient_ids(text: str, start: str, end: str) -> tuple[int, ...]:
     return tuple([value for value in found if type(value) is int and 0 <= value < 10**_MOST_DIGITS])
 
 
-def parse_leniently(text: str) -> Fragment:
+def parse_leniently(text: str, *, style: AnswerStyle = "plain") -> Fragment:
     """Read what can be read of an answer: the first pair of tags of each kind anywhere in the text, its bracket as
     JSON; an empty list where that fails. For difficulty and evaluation, as published; rewards are strict.
 
     Args:
         text: what the model wrote. Never raises, whatever it is.
+        style: of the answer. With `reasoning` only what stands behind the thought is read.
 
     Source: the published curriculum and evaluation. Values that are no ids of at most nine digits are left out (ours).
 
@@ -171,7 +191,19 @@ def parse_leniently(text: str) -> Fragment:
         >>> parse_leniently("I think <|utt_ids_start|>[3, 4]<|utt_ids_end|> and <|img_ids_start|>[1,<|img_ids_end|>")
         Fragment(utterance_ids=(3, 4), image_ids=())
     """
+    text = _answer_part(text, style)
     return Fragment(_lenient_ids(text, *TAGS[:2]), _lenient_ids(text, *TAGS[2:]))
+
+
+def parse_gold(solution: str) -> Fragment | None:
+    """The gold fragment; data sets store the plain format, and one stored with the reasoning wrapper is read too.
+
+    Example:
+        >>> plain = "<|utt_ids_start|>[]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>"
+        >>> parse_gold(f"<think>x</think><answer>{plain}</answer>")
+        Fragment(utterance_ids=(), image_ids=())
+    """
+    return parse_fragment(solution) or parse_fragment(solution, style="reasoning")
 
 
 def malformed_reason(text: str, *, style: AnswerStyle = "plain") -> MalformedReason | None:
@@ -198,12 +230,12 @@ def reason_of_malformed(text: str, *, style: AnswerStyle = "plain") -> Malformed
         inner = _unwrap(text)
         if inner is None:
             return MalformedReason.NO_REASONING_WRAPPER
+        inner = inner.strip()
     positions = [inner.find(tag) for tag in TAGS]
     if -1 in positions or positions != sorted(positions):
         return MalformedReason.MISSING_TAG
     between = inner[positions[1] + len(TAGS[1]) : positions[2]]
-    has_white_space_around = style == "plain" and inner != text
-    is_whole = positions[0] == 0 and inner.endswith(TAGS[3]) and between == ";" and not has_white_space_around
+    is_whole = inner.startswith(TAGS[0]) and inner.endswith(TAGS[3]) and between.strip() == ";"
     return MalformedReason.BAD_ID_LIST if is_whole else MalformedReason.TEXT_OUTSIDE
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ffr_verl.errors import FFRError
 from ffr_verl.evaluation.dialogue_ids import Ids
-from ffr_verl.fragments import parse_leniently
+from ffr_verl.fragments import Fragment, parse_gold
 from ffr_verl.samplers.curriculum import GOLD_STRATA, RowDifficulty
 from ffr_verl.samplers.curriculum_config import CurriculumConfig
 from ffr_verl.samplers.difficulty_file import DifficultyFile, row_key
@@ -57,7 +57,7 @@ class TrainingRows:
             own = [batch[name] for name in columns]
             for info, reward, *of_columns in zip(batch["extra_info"], batch["reward_model"], *own, strict=True):
                 solution = reward["ground_truth"]
-                gold = parse_leniently(solution)
+                gold = parse_gold(solution) or Fragment((), ())
                 keys.append(row_key(info["dialogue_id"], info["query"], solution))
                 kinds.append(2 if gold.image_ids else 1 if gold.utterance_ids else 0)
                 universes = [Ids(0, len(info[name] or ())).universe for name in ("utterance_ids", "images")]

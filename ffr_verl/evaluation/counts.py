@@ -23,9 +23,9 @@ from ffr_verl.fragments import (
     MalformedReason,
     malformed_reason,
     parse_fragment,
+    parse_gold,
     parse_leniently,
 )
-from ffr_verl.rewards.f1 import parse_gold
 from ffr_verl.rewards.format import has_no_repeats
 
 __all__ = ["FAULTS", "RowCounter", "RowCounts"]
@@ -192,7 +192,7 @@ def _quick_row(answer: tuple[int, int], gold: tuple[int, int], ids: DialogueIds,
 
 def _row(response: str, gold: Fragment, ids: DialogueIds, style: AnswerStyle, *, is_unanswered: bool = False) -> bytes:
     """The counts of any row, in the order of `_COLUMNS`."""
-    lenient, strict = parse_leniently(response), parse_fragment(response, style=style)
+    lenient, strict = parse_leniently(response, style=style), parse_fragment(response, style=style)
     read = strict or Fragment((), ())
     is_dialogue = ids.turns > 0  # else there is nothing to be outside of
     utterances = _counts(

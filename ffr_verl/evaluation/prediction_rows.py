@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ffr_verl.rewards.f1 import parse_gold
+from ffr_verl.fragments import parse_gold
 
 __all__ = ["NO_USER", "Prediction", "kind_of", "malformed_gold", "prediction_of", "prediction_of_verl", "user_prompt"]
 

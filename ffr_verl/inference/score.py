@@ -6,6 +6,7 @@ whole, at the end.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from ffr_verl.data.json_rows import read_rows
 from ffr_verl.data.parquet_files import check_columns, check_images
 from ffr_verl.dialogues import parse_dialogue
 from ffr_verl.errors import FFRError
-from ffr_verl.fragments import parse_leniently
+from ffr_verl.fragments import AnswerStyle, Fragment, parse_gold, parse_leniently
 from ffr_verl.inference.generate import Answer, GeneratorSettings, generate_answers
 from ffr_verl.inference.journal import AnswerJournal, check_output, journal_folder
 from ffr_verl.inference.rows import IMAGES_ROOT_OPTION, AskedRows
@@ -91,6 +92,7 @@ def score(
     *,
     settings: GeneratorSettings | None = None,
     predictions: Path | None = None,
+    style: AnswerStyle = "plain",
     force: bool = False,
     restart: bool = False,
     say: Callable[[str], None] = lambda text: None,
@@ -103,6 +105,7 @@ def score(
         output: the difficulty file.
         settings: of the model that answers.
         predictions: answers of another tool instead, see `answers_of_predictions`.
+        style: of the answers.
         force: replace `output`.
         restart: forget what an interrupted run left.
         say: told what the user should know.
@@ -121,7 +124,7 @@ def score(
     check_columns(names, "rl")
 
     def write(found: Iterable[Mapping[str, Any]], source: str) -> pa.Table:
-        table = difficulty_table(rows_of_files(files), found, model=source)
+        table = difficulty_table(rows_of_files(files), found, model=source, style=style)
         write_difficulty(table, output)
         return table
 
@@ -140,25 +143,25 @@ def score(
     rows = AskedRows(files)
     count, digest = rows.survey(max_images=settings.max_images)
     check_images(names, settings.images_root, sample=False, option=IMAGES_ROOT_OPTION)
-    work = {**settings.work(), "rows": digest}
+    work = {**settings.work(), "rows": digest} | ({} if style == "plain" else {"style": style})
     with AnswerJournal(journal_folder(output), work, rows=count, restart=restart) as journal:
         resumed = journal.answered
         if resumed:
             say(f"going on: {resumed} of {count} rows have their answer from an interrupted run")
-        generate_answers(rows, journal, settings, record=_record, on_rows=on_rows)
+        generate_answers(rows, journal, settings, record=functools.partial(_record, style=style), on_rows=on_rows)
         table = write((record for record in journal.records() if record is not None), settings.model)
         journal.remove()
     return ScoreSummary(table, resumed, time.monotonic() - started)
 
 
-def _record(answer: Answer, row: Mapping[str, Any]) -> dict[str, Any]:
+def _record(answer: Answer, row: Mapping[str, Any], *, style: AnswerStyle) -> dict[str, Any]:
     if answer.error is not None:
         info = row["extra_info"]
         raise FFRError(f"row {info['index']} ({info['dialogue_id']}) has no answer: {answer.error}")
     record = answer.to_record()
     if answer.samples:
-        gold = parse_leniently(row["reward_model"]["ground_truth"])
-        right = [difficulty_f1(parse_leniently(sample), gold) == 1.0 for sample in answer.samples]
+        gold = parse_gold(row["reward_model"]["ground_truth"]) or Fragment((), ())
+        right = [difficulty_f1(parse_leniently(sample, style=style), gold) == 1.0 for sample in answer.samples]
         record["pass_rate"] = sum(right) / len(right)
     return record
 

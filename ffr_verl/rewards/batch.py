@@ -36,12 +36,18 @@ BatchReward = Callable[..., list[float]]
 
 
 def _text(completion: Completion) -> str:
+    """What the model said last; a tool's or the user's message at the end of a conversation is no answer."""
     if isinstance(completion, str):
         return completion
-    content = completion[-1]["content"] if completion else ""
+    message = completion[-1] if completion else {}
+    return _content(message) if message.get("role", "assistant") == "assistant" else ""
+
+
+def _content(message: Mapping[str, Any]) -> str:
+    content = message.get("content")
     if isinstance(content, str):
         return content
-    return "".join([item.get("text", "") for item in content])
+    return "".join([item.get("text") or "" for item in content or ()])
 
 
 def _golds(solution: Sequence[str], completions: Sequence[Completion]) -> Sequence[str]:
@@ -67,7 +73,7 @@ def _extra_infos(columns: Mapping[str, Any], count: int, *, with_paths: bool = T
     for row in range(count):
         prompt = messages[row]
         prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        prompt = [{**message, "content": _text([message])} for message in prompt]
+        prompt = [{**message, "content": _content(message)} for message in prompt]
         try:
             dialogue = parse_dialogue(prompt, str(identifiers[row]))
         except (ValueError, KeyError) as error:

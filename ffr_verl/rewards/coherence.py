@@ -15,8 +15,7 @@ import numpy as np
 
 from ffr_verl.embeddings.store import image_key, split_dialogue_id, utterance_key
 from ffr_verl.errors import FFRError
-from ffr_verl.fragments import AnswerStyle, Fragment, parse_fragment
-from ffr_verl.rewards.f1 import parse_gold
+from ffr_verl.fragments import AnswerStyle, Fragment, parse_fragment, parse_gold
 
 __all__ = ["CoherenceMode", "CoherenceScorer", "VectorSource", "coherence_reward", "scorer_of"]
 
@@ -220,8 +219,11 @@ class CoherenceScorer:
         info: Mapping[str, Any],
         mode: CoherenceMode = "continuous",
     ) -> float:
-        """Coherence of a parsed answer, see `coherence_reward`; `None`, a malformed answer, counts as empty."""
-        predicted, gold = predicted or _EMPTY, gold or _EMPTY
+        """Coherence of a parsed answer, see `coherence_reward`; `None`, a malformed answer, counts as empty, and a
+        malformed gold earns nothing."""
+        if gold is None:
+            return 0.0
+        predicted = predicted or _EMPTY
         if predicted == _EMPTY or gold == _EMPTY:
             return float(predicted == gold)
         products = self._products(info)

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ffr_verl.fragments import AnswerStyle, Fragment, MalformedReason, parse_fragment, reason_of_malformed
-from ffr_verl.rewards.f1 import parse_gold
+from ffr_verl.fragments import AnswerStyle, Fragment, MalformedReason, parse_fragment, parse_gold, reason_of_malformed
 from ffr_verl.rewards.format import has_no_repeats
 
 __all__ = ["Diagnosis", "diagnose"]

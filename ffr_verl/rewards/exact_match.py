@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from ffr_verl.fragments import AnswerStyle, parse_fragment
-from ffr_verl.rewards.f1 import parse_gold
+from ffr_verl.fragments import AnswerStyle, parse_fragment, parse_gold
 
 __all__ = ["exact_match_reward"]
 

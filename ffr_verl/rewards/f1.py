@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ffr_verl.fragments import AnswerStyle, Fragment, parse_fragment
+from ffr_verl.fragments import AnswerStyle, Fragment, parse_fragment, parse_gold
 
 __all__ = ["f1_of_fragments", "f1_of_ids", "f1_reward", "pooled_f1_of_fragments"]
 
@@ -105,14 +105,3 @@ def f1_reward(
         return 0.0
     utterances, images = f1_of_fragments(predicted, gold, beta=beta, length_penalty=length_penalty)
     return utterance_weight * utterances + image_weight * images
-
-
-def parse_gold(solution: str) -> Fragment | None:
-    """The gold fragment; data sets store the plain format, and one stored with the reasoning wrapper is read too.
-
-    Example:
-        >>> plain = "<|utt_ids_start|>[]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>"
-        >>> parse_gold(f"<think>x</think><answer>{plain}</answer>")
-        Fragment(utterance_ids=(), image_ids=())
-    """
-    return parse_fragment(solution) or parse_fragment(solution, style="reasoning")

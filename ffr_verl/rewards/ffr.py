@@ -13,9 +13,9 @@ from typing import Any, Literal, get_args
 
 from ffr_verl.embeddings.store import EmbeddingStore
 from ffr_verl.errors import FFRError
-from ffr_verl.fragments import AnswerStyle, Fragment, locate_ids, parse_fragment
+from ffr_verl.fragments import AnswerStyle, Fragment, locate_ids, parse_fragment, parse_gold
 from ffr_verl.rewards.coherence import CoherenceMode, CoherenceScorer, scorer_of
-from ffr_verl.rewards.f1 import f1_of_fragments, parse_gold, pooled_f1_of_fragments
+from ffr_verl.rewards.f1 import f1_of_fragments, pooled_f1_of_fragments
 from ffr_verl.rewards.format import has_no_repeats
 from ffr_verl.rewards.mcc import mcc_of_ids
 from ffr_verl.rewards.micro import LOWEST, MODALITIES, NEUTRAL, MicroCounts, id_values, micro_counts, micro_value

@@ -22,7 +22,7 @@ from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 
 from ffr_verl.evaluation.dialogue_ids import Ids
 from ffr_verl.evaluation.metrics import confusion
-from ffr_verl.fragments import TAGS, parse_fragment, parse_leniently
+from ffr_verl.fragments import TAGS, AnswerStyle, Fragment, parse_fragment, parse_gold, parse_leniently
 from ffr_verl.rewards.diagnosis import diagnose
 from ffr_verl.rewards.ffr import RewardConfig, compute_score, id_credits, open_scorer
 
@@ -164,13 +164,13 @@ class FFRRewardManager(RewardManagerBase):
             "gold_utterances": found.gold_utterances,
             "gold_images": found.gold_images,
             "missing_embeddings": missing,
-            "confusion": json.dumps(_confusion(completion, solution, extra_info)),
+            "confusion": json.dumps(_confusion(completion, solution, extra_info, style)),
         }
 
 
-def _confusion(completion: str, solution: str, extra_info: Mapping[str, Any]) -> list[list[int]]:
+def _confusion(completion: str, solution: str, extra_info: Mapping[str, Any], style: AnswerStyle) -> list[list[int]]:
     """Of utterances and of images, as `ffr-verl evaluate` counts them."""
-    answer, gold = parse_leniently(completion), parse_leniently(solution)
+    answer, gold = parse_leniently(completion, style=style), parse_gold(solution) or Fragment((), ())
     return [
         list(confusion(guess, truth, universe=Ids(0, len(extra_info.get(name) or ())).universe))
         for guess, truth, name in (

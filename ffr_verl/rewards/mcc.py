@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ffr_verl.fragments import AnswerStyle, parse_fragment
-from ffr_verl.rewards.f1 import parse_gold
+from ffr_verl.fragments import AnswerStyle, parse_fragment, parse_gold
 
 __all__ = ["mcc_of_ids", "mcc_reward"]
 
@@ -32,7 +31,7 @@ def mcc_of_ids(predicted: Sequence[int], gold: Sequence[int], *, count: int) -> 
         return 0.0
     hits = len(guess & truth)
     false_positives, false_negatives = len(guess) - hits, len(truth) - hits
-    rest = max(0, count - hits - false_positives - false_negatives)
+    rest = count - sum([0 <= one < count for one in guess | truth])
     denominator = len(guess) * len(truth) * (rest + false_positives) * (rest + false_negatives)
     if denominator == 0:
         return 0.0

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from ffr_verl.data.parquet_writer import whole_or_nothing
 from ffr_verl.errors import FFRError
-from ffr_verl.fragments import parse_fragment, parse_leniently
+from ffr_verl.fragments import AnswerStyle, Fragment, parse_fragment, parse_gold, parse_leniently
 from ffr_verl.samplers.curriculum import RowDifficulty
 from ffr_verl.samplers.difficulty import (
     LEVELS,
@@ -70,7 +70,11 @@ def row_keys(files: Sequence[str | Path]) -> np.ndarray:
 
 
 def difficulty_table(
-    rows: Iterable[Mapping[str, Any]], predictions: Iterable[Mapping[str, Any]], *, model: str
+    rows: Iterable[Mapping[str, Any]],
+    predictions: Iterable[Mapping[str, Any]],
+    *,
+    model: str,
+    style: AnswerStyle = "plain",
 ) -> pa.Table:
     """The difficulty of rows from the answers to them.
 
@@ -79,6 +83,7 @@ def difficulty_table(
         predictions: an answer to each row: `response`, the `logprobs` of its tokens (a list; may be empty), and
             `pass_rate` where several answers were drawn.
         model: what answered, recorded in the file.
+        style: of the answers; ids in a thought are no answer.
 
     Returns:
         A table with a line for each row.
@@ -86,7 +91,8 @@ def difficulty_table(
     columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA.names}
     for number, (row, prediction) in enumerate(zip(rows, predictions, strict=True)):
         info, solution = row["extra_info"], row["reward_model"]["ground_truth"]
-        gold, predicted = parse_leniently(solution), parse_leniently(prediction["response"])
+        gold = parse_gold(solution) or Fragment((), ())
+        predicted = parse_leniently(prediction["response"], style=style)
         for name, value in (
             ("row", number),
             ("row_key", row_key(info["dialogue_id"], info["query"], solution)),
@@ -97,7 +103,7 @@ def difficulty_table(
             ("entropy", token_entropy(prediction["logprobs"])),
             ("mean_logprob", mean_logprob(prediction["logprobs"])),
             ("dispersion", dispersion(gold.utterance_ids)),
-            ("malformed", parse_fragment(prediction["response"]) is None),
+            ("malformed", parse_fragment(prediction["response"], style=style) is None),
             ("pass_rate", prediction.get("pass_rate")),
             ("utterance_hits", len(set(predicted.utterance_ids) & set(gold.utterance_ids))),
             ("utterances", len(set(predicted.utterance_ids))),

@@ -385,9 +385,9 @@ def test_batch_says_which_columns_it_needs() -> None:
     decoded: dict[str, Any] = {"prompts": [prompt], "dialogue_id": ["d"], "images": [[Image.new("RGB", (8, 8))]]}
     with pytest.raises(FFRError, match=r"column images: found Image, expected the image's path"):
         batch.coherence([gold], [gold], store=SQUARE, **decoded)
-    assert batch.mcc([gold], [gold], **decoded) == [0.5], "only their number matters there"
+    assert batch.mcc([gold], [gold], **decoded) == [1.0], "only their number matters there"
     weighing_mcc = batch.configure(batch.ffr, reward_kwargs={"weights": {"f1": 1.0, "mcc": 1.0}})
-    assert weighing_mcc([gold], [gold], **decoded) == [1.5]
+    assert weighing_mcc([gold], [gold], **decoded) == [2.0]
     with pytest.raises(FFRError, match=r"coherence\.weights: unknown key"):
         batch.configure(batch.coherence, weights=1)
 

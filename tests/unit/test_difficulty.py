@@ -28,7 +28,7 @@ from ffr_verl.samplers.difficulty import (
     select_rows,
     token_entropy,
 )
-from ffr_verl.samplers.difficulty_file import DifficultyFile, row_key, row_keys
+from ffr_verl.samplers.difficulty_file import DifficultyFile, difficulty_table, row_key, row_keys
 
 IDS = st.lists(st.integers(0, 12), max_size=8)
 SCORES = stn.arrays(np.float64, st.integers(0, 40), elements=st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]))
@@ -275,3 +275,15 @@ def test_difficulty_files_that_cannot_be_used(parquet: Path, predictions: Path, 
 def test_a_key_tells_rows_apart() -> None:
     keys = {row_key(*values) for values in (("a", "b", "c"), ("a", "b", "d"), ("ab", "", "c"), ("a", "bc", ""))}
     assert len(keys) == 4
+
+
+def test_ids_in_a_thought_are_no_answer() -> None:
+    gold = format_fragment(Fragment((3,), ()))
+    draft = format_fragment(Fragment((0,), (0,)))
+    info = {"dialogue_id": "d", "query": "q"}
+    rows = [{"extra_info": info, "reward_model": {"ground_truth": gold}}]
+    response = f"<think>At first sight {draft}, but no.</think><answer>{gold}</answer>"
+    table = difficulty_table(rows, [{"response": response, "logprobs": []}], model="m", style="reasoning")
+    assert table.column("f1").to_pylist() == [1.0]
+    assert table.column("malformed").to_pylist() == [False]
+    assert table.column("images").to_pylist() == [0]

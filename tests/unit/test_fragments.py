@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ffr_verl import Fragment, format_fragment, parse_fragment
-from ffr_verl.fragments import TAGS, MalformedReason, malformed_reason
+from ffr_verl.fragments import TAGS, MalformedReason, malformed_reason, parse_gold, parse_leniently
 
 U0, U1, I0, I1 = TAGS
 
@@ -26,6 +26,9 @@ GOOD = [
     (answer("[ 7 ]", "[0,\t1]"), Fragment((7,), (0, 1))),
     (answer("[2, 1, 2]", "[]"), Fragment((2, 1, 2), ())),
     (answer("[007]", "[]"), Fragment((7,), ())),
+    # White space that servers with a reasoning parser, templates and decoders put around the answer and its parts.
+    ("\n\n" + answer("[1]", "[]") + "\n", Fragment((1,), ())),
+    (f"{U0} [1] {U1} ; {I0} [0] {I1}", Fragment((1,), (0,))),
     (answer("[999999999]", "[]"), Fragment((999_999_999,), ())),
     (answer(f"[{', '.join(['5'] * 4096)}]", "[]"), Fragment((5,) * 4096, ())),
 ]
@@ -36,11 +39,8 @@ BAD = [
     ("no idea", MalformedReason.MISSING_TAG),
     (f"{U0}[1]{U1}", MalformedReason.MISSING_TAG),
     (f"{I0}[0]{I1};{U0}[1]{U1}", MalformedReason.MISSING_TAG),
-    (" " + answer("[1]", "[]"), MalformedReason.TEXT_OUTSIDE),
-    (answer("[1]", "[]") + "\n", MalformedReason.TEXT_OUTSIDE),
     (answer("[1]", "[]") + " Done.", MalformedReason.TEXT_OUTSIDE),
     ("Sure: " + answer("[1]", "[]"), MalformedReason.TEXT_OUTSIDE),
-    (f"{U0}[1]{U1} ; {I0}[]{I1}", MalformedReason.TEXT_OUTSIDE),
     (f"{U0}[1]{U1}{I0}[]{I1}", MalformedReason.TEXT_OUTSIDE),
     (answer("[1,,2]", "[]"), MalformedReason.BAD_ID_LIST),
     (answer("[1 2]", "[]"), MalformedReason.BAD_ID_LIST),
@@ -76,6 +76,10 @@ PLAIN = answer("[1]", "[0]")
         f"<think>two speakers</think><answer>{PLAIN}</answer>",
         f"  <think></think>\n<answer>\n{PLAIN}\n</answer>\n",
         f"<think>maybe <answer> here</think><answer>{PLAIN}</answer>",
+        # A chat template has opened the thought in the prompt; thinking models write no <answer>.
+        f"so\n</think>\n<answer>{PLAIN}</answer>",
+        f"<think>so</think>\n\n{PLAIN}",
+        f"so</think>\n\n{PLAIN}",
     ],
 )
 def test_reasoning_well_formed(text: str) -> None:
@@ -99,6 +103,26 @@ def test_reasoning_well_formed(text: str) -> None:
 def test_reasoning_malformed(text: str, reason: MalformedReason) -> None:
     assert parse_fragment(text, style="reasoning") is None
     assert malformed_reason(text, style="reasoning") is reason
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f"<think>at first {answer('[0]', '[1]')}, but no</think><answer>{PLAIN}</answer>", Fragment((1,), (0,))),
+        (f"<think>{answer('[0]', '[1]')}</think><answer>so: {PLAIN}", Fragment((1,), (0,))),
+        (f"<think>{answer('[0]', '[1]')}</think>\n{PLAIN} indeed", Fragment((1,), (0,))),
+        (f"{answer('[0]', '[1]')}</think><answer>nothing</answer>", Fragment((), ())),
+        (f"<think>{answer('[0]', '[1]')} and", Fragment((), ())),
+        (f"<answer>{PLAIN}</answer>", Fragment((1,), (0,))),
+    ],
+)
+def test_ids_in_a_thought_are_no_answer(text: str, expected: Fragment) -> None:
+    assert parse_leniently(text, style="reasoning") == expected
+
+
+@pytest.mark.parametrize("text", [PLAIN, f"{PLAIN}\n", f" <think>x</think><answer>{PLAIN}</answer>\n"])
+def test_golds_with_white_space_around_them(text: str) -> None:
+    assert parse_gold(text) == Fragment((1,), (0,))
 
 
 def test_unknown_style_is_an_error() -> None:

@@ -63,8 +63,7 @@ def mcc_of(p: Sequence[int], g: Sequence[int], count: int) -> float:
     tp = sum(i in p and i in g for i in universe)
     fp = sum(i in p and i not in g for i in universe)
     fn = sum(i not in p and i in g for i in universe)
-    # What is predicted outside the dialogue takes the place of a true negative: there are `count` decisions.
-    tn = max(0, count - tp - fp - fn)
+    tn = sum(i not in p and i not in g for i in range(count))
     denominator = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
     return (tp * tn - fp * fn) / math.sqrt(denominator) if denominator else 0.0
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,7 +18,15 @@ from sklearn.preprocessing import MultiLabelBinarizer
 
 from ffr_verl import Fragment, format_fragment
 from ffr_verl.errors import FFRError
-from ffr_verl.rewards import batch, compute_score, exact_match_reward, f1_reward, format_reward, mcc_reward
+from ffr_verl.rewards import (
+    batch,
+    coherence_reward,
+    compute_score,
+    exact_match_reward,
+    f1_reward,
+    format_reward,
+    mcc_reward,
+)
 from ffr_verl.rewards.f1 import f1_of_ids
 from ffr_verl.rewards.mcc import mcc_of_ids
 
@@ -258,7 +268,7 @@ def test_mcc_agrees_with_scikit_learn(predicted: set[int], gold: set[int]) -> No
         ([], [1], 5, 0.0),
         ([0, 1], [0, 1], 2, 0.0),
         ([1, 1], [1], 3, 1.0),
-        ([99], [1], 3, -1 / math.sqrt(1 * 1 * 2 * 2)),
+        ([99], [1], 3, -1 / math.sqrt(1 * 1 * 3 * 3)),  # no id of the dialogue stops being a true negative
     ],
 )
 def test_mcc_at_its_edges(predicted: list[int], gold: list[int], count: int, expected: float) -> None:
@@ -272,3 +282,30 @@ def test_mcc_reward_is_the_mean_of_its_halves() -> None:
     wrapped = f"<think>…</think><answer>{gold}</answer>"
     assert mcc_reward(wrapped, gold, n_utterances=4, n_images=2, style="reasoning") == pytest.approx(1.0)
     assert mcc_reward("malformed", gold, n_utterances=4, n_images=2) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("completion", "expected"),
+    [
+        ([{"role": "assistant", "content": "I ask the tool."}, {"role": "tool", "content": "GOLD"}], 0.0),
+        ([{"role": "assistant", "content": "GOLD"}, {"role": "user", "content": "GOLD"}], 0.0),
+        ([{"role": "assistant", "content": None, "tool_calls": []}], 0.0),
+        ([{"role": "assistant", "tool_calls": []}], 0.0),
+        ([{"role": "assistant", "content": [{"type": "text", "text": "GOLD"}, {"type": "image", "text": None}]}], 1.0),
+        ([{"content": "GOLD"}], 1.0),
+        ([], 0.0),
+    ],
+)
+def test_the_models_last_message_is_what_counts(completion: list[dict[str, Any]], expected: float) -> None:
+    gold = format_fragment(Fragment((1,), ()))
+    messages = json.loads(json.dumps(completion).replace("GOLD", gold))
+    assert batch.f1([messages], [gold]) == batch.format([messages], [gold]) == [expected]
+
+
+def test_a_malformed_gold_pays_for_nothing() -> None:
+    gold = format_fragment(Fragment((0, 1), ()))
+    info = {"dialogue_id": "d", "utterance_ids": [0, 1], "image_utterances": [], "images": []}
+    store = {"utt:d:0": [1.0, 0.0], "utt:d:1": [1.0, 0.0]}
+    for text, expected in ((gold, 1.0), (gold + "\n", 1.0), ("utterances 0 and 1", 0.0)):
+        assert coherence_reward(gold, text, extra_info=info, store=store) == expected
+        assert coherence_reward("no idea", text, extra_info=info, store=store) == 0.0

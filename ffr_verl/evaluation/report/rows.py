@@ -7,10 +7,10 @@ from typing import Any
 
 from ffr_verl.dialogues import Dialogue, parse_dialogue
 from ffr_verl.evaluation.predictions import Prediction
-from ffr_verl.fragments import AnswerStyle, Fragment, parse_fragment, parse_leniently
+from ffr_verl.fragments import AnswerStyle, Fragment, parse_fragment, parse_gold, parse_leniently
 from ffr_verl.rewards.coherence import CoherenceMode
 from ffr_verl.rewards.diagnosis import diagnose
-from ffr_verl.rewards.f1 import f1_reward, parse_gold
+from ffr_verl.rewards.f1 import f1_reward
 from ffr_verl.rewards.ffr import compute_score
 
 __all__ = ["UNANSWERED", "ReportRows", "reward_settings"]
@@ -124,7 +124,7 @@ class ReportRows:
     def _read(self, response: str) -> Fragment:
         """The ids that can be read in an answer."""
         strict = parse_fragment(response, style=self._style)
-        return parse_leniently(response) if strict is None else strict
+        return parse_leniently(response, style=self._style) if strict is None else strict
 
     def _other(self, other: Prediction) -> dict[str, Any]:
         """What the page shows of another model's prediction."""
