@@ -561,6 +561,10 @@ def infer(
         Path | None,
         typer.Option(help="Answers to windows by any tool, to be united with --merge; no model is asked."),
     ] = None,
+    answer_style: Annotated[
+        AnswerStyle,
+        typer.Option(help="Of windows' answers: plain, or reasoning for <think>…</think><answer>…</answer>."),
+    ] = AnswerStyle.plain,
     lora: Annotated[Path | None, typer.Option(help="Folder of a LoRA adapter for the model.")] = None,
     max_model_len: Annotated[int, typer.Option(min=2, help="Most tokens of prompt and answer.")] = 15_536,
     tensor_parallel_size: Annotated[int, typer.Option(min=1, help="GPUs that share the model.")] = 1,
@@ -617,7 +621,7 @@ def infer(
         _refuse_options(context, ("data", "model", "endpoint"), "does not go with --predictions, which only merges")
         if not merge:
             raise FFRError("--predictions: give the file of the whole dialogues too, with --merge NAME.rl.parquet")
-        summary = merge_predictions(predictions, merge, output, force=force)
+        summary = merge_predictions(predictions, merge, output, style=answer_style.value, force=force)
     else:
         if not data:
             raise FFRError("give --data NAME.rl.parquet of `ffr-verl prepare`")
@@ -665,6 +669,7 @@ def infer(
                 if window is None
                 else WindowSettings(window, stride or max(1, window // 2), window_ids.value),
                 whole=merge or (),
+                style=answer_style.value,
                 limit=limit,
                 allow_errors=allow_errors,
                 force=force,

@@ -239,8 +239,8 @@ def reason_of_malformed(text: str, *, style: AnswerStyle = "plain") -> Malformed
     return MalformedReason.BAD_ID_LIST if is_whole else MalformedReason.TEXT_OUTSIDE
 
 
-def format_fragment(fragment: Fragment) -> str:
-    """Write an answer in the wire format; `parse_fragment` reads it back.
+def format_fragment(fragment: Fragment, *, style: AnswerStyle = "plain") -> str:
+    """Write an answer in the wire format; `parse_fragment` of the same style reads it back.
 
     Example:
         >>> format_fragment(Fragment((1, 2), ()))
@@ -248,4 +248,7 @@ def format_fragment(fragment: Fragment) -> str:
     """
     utterances = ", ".join(map(str, fragment.utterance_ids))
     images = ", ".join(map(str, fragment.image_ids))
-    return f"{TAGS[0]}[{utterances}]{TAGS[1]};{TAGS[2]}[{images}]{TAGS[3]}"
+    answer = f"{TAGS[0]}[{utterances}]{TAGS[1]};{TAGS[2]}[{images}]{TAGS[3]}"
+    if style == "plain":
+        return answer
+    return f"{_OPEN_THINK}{_CLOSE_THINK}{_OPEN_ANSWER}{answer}{_CLOSE_ANSWER}"

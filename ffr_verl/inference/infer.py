@@ -19,6 +19,7 @@ from ffr_verl.data.parquet_files import check_columns, check_images
 from ffr_verl.data.parquet_writer import whole_or_nothing
 from ffr_verl.data.windows import WindowSettings
 from ffr_verl.errors import FFRError
+from ffr_verl.fragments import AnswerStyle
 from ffr_verl.inference.endpoint import EndpointSettings, ask_endpoint
 from ffr_verl.inference.generate import GeneratorSettings, generate_answers
 from ffr_verl.inference.journal import AnswerJournal, check_output, journal_folder
@@ -74,6 +75,7 @@ def infer(
     *,
     window: WindowSettings | None = None,
     whole: Sequence[Path] = (),
+    style: AnswerStyle = "plain",
     limit: int | None = None,
     allow_errors: bool = False,
     force: bool = False,
@@ -90,6 +92,7 @@ def infer(
         window: cut dialogues that are longer, answer the windows and unite the answers; the windows' answers stand at
             `windows_path`.
         whole: RL files of the whole dialogues when `files` holds windows already; their answers are united likewise.
+        style: of the answers; windows' answers are united by it.
         limit: the first so many rows of `files` only.
         allow_errors: write the output although a server gave no answer to some rows for the moment.
         force: replace `output`.
@@ -135,7 +138,7 @@ def infer(
             )
         if settings.logprobs and faults.without_logprobs:
             say(f"{faults.without_logprobs} answers came without log-probabilities, although they were asked for")
-        rows, malformed_windows = _write(asked, records, output, whole, logprobs=settings.logprobs)
+        rows, malformed_windows = _write(asked, records, output, whole, logprobs=settings.logprobs, style=style)
         journal.remove()
     return InferSummary(
         rows=rows,
@@ -149,13 +152,16 @@ def infer(
     )
 
 
-def merge_predictions(predictions: Path, whole: Sequence[Path], output: Path, *, force: bool = False) -> InferSummary:
+def merge_predictions(
+    predictions: Path, whole: Sequence[Path], output: Path, *, style: AnswerStyle = "plain", force: bool = False
+) -> InferSummary:
     """Unite the answers to windows, by any tool, into answers to the whole dialogues.
 
     Args:
         predictions: of rows `ID_split_k`, see `merge_windows`.
         whole: RL files of the whole dialogues.
         output: JSONL, a row for each row of `whole`.
+        style: of the answers.
         force: replace `output`.
 
     Raises:
@@ -168,7 +174,7 @@ def merge_predictions(predictions: Path, whole: Sequence[Path], output: Path, *,
     reasons = _Reasons()
     with _written([output]) as (file,):
         answers = read_rows(predictions)
-        for row in merge_windows(answers, whole, name=str(predictions), refuse_second_answers=True):
+        for row in merge_windows(answers, whole, name=str(predictions), style=style, refuse_second_answers=True):
             write_prediction(file, row)
             rows += 1
             malformed += row.get("malformed_windows", 0)
@@ -240,13 +246,13 @@ class _Records:
 
 
 def _write(
-    asked: AskedRows, records: _Records, output: Path, whole: Sequence[Path], *, logprobs: bool
+    asked: AskedRows, records: _Records, output: Path, whole: Sequence[Path], *, logprobs: bool, style: AnswerStyle
 ) -> tuple[int, int]:
     """Write the predictions, those of windows beside; how many the output has, and how many windows are malformed."""
     has_windows = bool(whole) or asked.window is not None
     with _written([output, *([windows_path(output)] if has_windows else [])]) as (file, *windows):
         rows = malformed = 0
-        for row in _predictions(asked, records, windows, whole, logprobs=logprobs):
+        for row in _predictions(asked, records, windows, whole, logprobs=logprobs, style=style):
             write_prediction(file, row)
             rows += 1
             malformed += row.get("malformed_windows", 0)
@@ -254,7 +260,13 @@ def _write(
 
 
 def _predictions(
-    asked: AskedRows, answers: _Records, windows: Sequence[IO[str]], whole: Sequence[Path], *, logprobs: bool
+    asked: AskedRows,
+    answers: _Records,
+    windows: Sequence[IO[str]],
+    whole: Sequence[Path],
+    *,
+    logprobs: bool,
+    style: AnswerStyle,
 ) -> Iterator[dict[str, Any]]:
     """The rows of the output; those of windows are written to a file of their own."""
     records = iter(answers)
@@ -267,7 +279,7 @@ def _predictions(
         for row, record in zip(asked, records, strict=True):
             write_prediction(file, prediction_row(row, record, logprobs=logprobs))
         file.flush()
-        yield from merge_windows(read_rows(Path(file.name)), whole, name=file.name)
+        yield from merge_windows(read_rows(Path(file.name)), whole, name=file.name, style=style)
         return
     for row in asked.whole():
         parts = []
@@ -275,7 +287,7 @@ def _predictions(
             prediction = prediction_row(part, next(records), logprobs=logprobs)
             write_prediction(file, prediction)
             parts.append(WindowAnswer.of(prediction))
-        yield merged_prediction(row, parts)
+        yield merged_prediction(row, parts, style=style)
 
 
 @contextlib.contextmanager

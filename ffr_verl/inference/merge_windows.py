@@ -16,7 +16,7 @@ from typing import Any
 from ffr_verl.data.windows import Window, WindowIds, whole_fragment, window_id
 from ffr_verl.dialogues import Dialogue, parse_dialogue
 from ffr_verl.errors import FFRError
-from ffr_verl.fragments import Fragment, format_fragment, parse_fragment, parse_leniently
+from ffr_verl.fragments import AnswerStyle, Fragment, format_fragment, parse_fragment, parse_leniently
 from ffr_verl.inference.predictions import prediction_row
 from ffr_verl.samplers.difficulty_file import rows_of_files
 
@@ -79,7 +79,9 @@ class WindowAnswer:
         return prediction_row(row, record, logprobs=self.logprobs is not None)
 
 
-def merged_prediction(row: Mapping[str, Any], answers: Sequence[WindowAnswer]) -> dict[str, Any]:
+def merged_prediction(
+    row: Mapping[str, Any], answers: Sequence[WindowAnswer], *, style: AnswerStyle = "plain"
+) -> dict[str, Any]:
     """The answers to a dialogue's windows united.
 
     Answers are read as evaluation reads them: a malformed one counts as empty, or as what can be read of it. An image
@@ -88,6 +90,7 @@ def merged_prediction(row: Mapping[str, Any], answers: Sequence[WindowAnswer]) -
     Args:
         row: of the whole dialogue, of an RL file.
         answers: to its windows, in any order; or to the dialogue itself, which is kept as it is.
+        style: of the answers, and of the united one.
 
     Returns:
         A `prediction_row`; of united answers without log-probabilities, but with `windows` (how many),
@@ -102,7 +105,7 @@ def merged_prediction(row: Mapping[str, Any], answers: Sequence[WindowAnswer]) -
     if len(answers) == 1 and answers[0].dialogue_id == identifier:
         return answers[0].prediction(row)
     dialogue = parse_dialogue(row["prompt"], identifier)
-    parts = [_part(dialogue, answer) for answer in answers]
+    parts = [_part(dialogue, answer, style) for answer in answers]
     numbers = sorted([window.number for window, _ in parts])
     for place, number in enumerate(numbers, start=numbers[0]):  # other tools may count from 1
         if number != place:
@@ -113,10 +116,10 @@ def merged_prediction(row: Mapping[str, Any], answers: Sequence[WindowAnswer]) -
     if lost:
         raise ValueError(f"no answer to a window with utterance {lost[0]} ({len(lost)} utterances are in none)")
     united = whole_fragment(parts)
-    unread = [answer for answer in answers if parse_fragment(answer.response) is None]
+    unread = [answer for answer in answers if parse_fragment(answer.response, style=style) is None]
     nothing = len(unread) == len(answers) and united == Fragment((), ())
     malformed = sum(answer.error is None for answer in unread)
-    record: dict[str, Any] = {"response": "" if nothing else format_fragment(united), "logprobs": []}
+    record: dict[str, Any] = {"response": "" if nothing else format_fragment(united, style=style), "logprobs": []}
     errors = [answer.error for answer in answers if answer.error is not None]
     if errors:
         record["error"] = f"{len(errors)} of {len(answers)} windows have no answer: {errors[0]}"
@@ -129,6 +132,7 @@ def merge_windows(
     files: Sequence[Path],
     *,
     name: str,
+    style: AnswerStyle = "plain",
     refuse_second_answers: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """An answer to each row of the files, out of predictions of rows `ID_split_k`.
@@ -138,6 +142,7 @@ def merge_windows(
             `dialogue_id` are read; rows of dialogues that were not cut are among them as they are.
         files: RL files of the whole dialogues.
         name: of the predictions, for messages.
+        style: of the answers.
         refuse_second_answers: of a row that is there twice with different answers; otherwise the first one counts.
 
     Raises:
@@ -167,14 +172,14 @@ def merge_windows(
         try:
             if not answers:
                 raise ValueError("no answer to it or its windows")
-            yield merged_prediction(row, answers)
+            yield merged_prediction(row, answers, style=style)
         except ValueError as error:
             raise FFRError(
                 f"{name}: to row {number} of {', '.join(map(str, files))} ({key[0]}, {key[1]!r}): {error}"
             ) from None
 
 
-def _part(whole: Dialogue, answer: WindowAnswer) -> tuple[Window, Fragment]:
+def _part(whole: Dialogue, answer: WindowAnswer, style: AnswerStyle) -> tuple[Window, Fragment]:
     """The window of an answer, and what it answers in the window's ids."""
     split = window_id(answer.dialogue_id)
     if split is None:
@@ -191,7 +196,7 @@ def _part(whole: Dialogue, answer: WindowAnswer) -> tuple[Window, Fragment]:
         ids = "published"
     else:
         raise ValueError(f"{answer.dialogue_id} has the image ids {list(answer.image_ids)}, not {count} in order")
-    fragment = parse_leniently(answer.response)
+    fragment = parse_leniently(answer.response, style=style)
     images = tuple([identifier for identifier in fragment.image_ids if identifier in answer.image_ids])
     window = Window(split[0], split[1], (first, end), (before, before + count), ids)
     return window, Fragment(fragment.utterance_ids, images)

@@ -340,3 +340,16 @@ def test_what_cannot_be_merged_is_found_before_a_model_is_asked(
     with pytest.raises(FFRError, match=r"less\.rl\.parquet: to row 0 of .*: no answer to a window with utterance 0"):
         infer([tmp_path / "less.rl.parquet"], tmp_path / "a.jsonl", asked, whole=[data / "whole.rl.parquet"])
     assert not server.bodies
+
+
+def test_ids_in_a_thought_are_no_part_of_the_united_answer() -> None:
+    row = rl_row(dialogue_of([0] * 6), Fragment((4,), ()))
+    answers = []
+    for part in cut_row(row, WindowSettings(4, 2, "global")):
+        gold = part["reward_model"]["ground_truth"]
+        draft = format_fragment(Fragment((part["extra_info"]["utterance_ids"][0],), ()))
+        response = f"<think>{draft}?</think><answer>{gold}</answer>"
+        answers.append(WindowAnswer.of(prediction_row(part, {"response": response, "logprobs": []}, logprobs=False)))
+    united = merged_prediction(row, answers, style="reasoning")
+    assert united["malformed_windows"] == 0
+    assert parse_fragment(united["response"], style="reasoning") == Fragment((4,), ())
