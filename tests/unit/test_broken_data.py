@@ -284,7 +284,7 @@ ROWS: list[tuple[str, Callable[[Row], Any], str]] = [
     ("gold_malformed", solution("[0]"), r"'solution': malformed \(missing_tag\)"),
     ("gold_malformed", gold("0,"), r"'solution': malformed \(bad_id_list\)"),
     ("gold_malformed", gold("-1"), r"'solution': malformed \(bad_id_list\)"),
-    ("gold_malformed", solution(ANSWER.format("0", "") + "\n"), r"'solution': malformed \(text_outside\)"),
+    ("gold_malformed", solution(ANSWER.format("0", "") + " so"), r"'solution': malformed \(text_outside\)"),
     ("gold_malformed", gold("1234567890"), r"'solution': malformed \(bad_id_list\)"),
     ("gold_outside", gold("0, 4"), r"utterance ids \[4\] are outside the dialogue, which has 4"),
     ("gold_outside", gold("1", "0, 5"), r"image ids \[5\] are outside the dialogue, which has 2"),
