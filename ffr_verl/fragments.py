@@ -144,13 +144,13 @@ def _match(text: str, style: AnswerStyle) -> re.Match[str] | None:
     return _PLAIN.fullmatch(text)
 
 
-def locate_ids(text: str, *, style: AnswerStyle = "plain") -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Where the ids of an answer end: offsets into `text` behind the last digit of each utterance and of each image
-    id, in the order in which it names them; `None` when it is malformed.
+def locate_ids(text: str, *, style: AnswerStyle = "plain") -> tuple[tuple[int, ...], int, tuple[int, ...]] | None:
+    """Where the parts of an answer end: offsets into `text` behind the last digit of each utterance id, behind the
+    list of utterances, and behind each image id, in the order in which it names them; `None` when it is malformed.
 
     Example:
         >>> locate_ids("<|utt_ids_start|>[3, 14]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>")
-        ((19, 23), ())
+        ((19, 23), 24, ())
     """
     match = _match(text, style)
     if match is None:
@@ -160,7 +160,7 @@ def locate_ids(text: str, *, style: AnswerStyle = "plain") -> tuple[tuple[int, .
     utterances, images = (
         tuple([shift + match.start(group) + one.end() for one in _DIGITS.finditer(match[group])]) for group in (1, 2)
     )
-    return utterances, images
+    return utterances, shift + match.end(1) + 1, images
 
 
 def _lenient_ids(text: str, start: str, end: str) -> tuple[int, ...]:

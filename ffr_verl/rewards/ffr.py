@@ -29,6 +29,7 @@ COMPONENTS = ("f1", "coherence", "format", "exact_match", "mcc")
 F1Mode = Literal["published", "pooled", "micro", "micro_f1_mcc"]
 MICRO_COUNTS = "micro_counts"  # of a row's `extra_info`: where the policy stands, see `ffr_verl.rewards.micro`
 _FIRST_IMAGE = 10**9  # ids have nine digits at most
+_LIST_END = _FIRST_IMAGE - 1
 _MCC_SHARES: Mapping[str, float] = {"micro": 0.0, "micro_f1_mcc": 0.5}
 _WHERE = "reward_kwargs"
 
@@ -301,21 +302,22 @@ def id_credits(
 
     Returns:
         For each id, in the order in which the answer names them: its place (utterances by id, then images by id), the
-        offset in `completion` behind its last digit, and its value. Ids that the dialogue does not have take the
-        answer down to the least. `None` for an answer that is none, and with another `f1_mode`.
+        offset in `completion` behind its last digit, and its value; between the two kinds the end of the utterances'
+        list, with value 0. Ids that the dialogue does not have take the answer down to the least. `None` for an answer
+        that is none, and with another `f1_mode`.
 
     Example:
         >>> gold = "<|utt_ids_start|>[1, 2]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>"
         >>> info = {"utterance_ids": [0, 1, 2], "images": []}
         >>> info["micro_counts"] = {"utterance": [1, 2, 2, 8], "image": [0, 0, 1, 2]}
         >>> id_credits(gold, gold, info, f1_mode="micro", weights={"f1": 1.0})
-        [(1, 19, 0.1875), (2, 22, 0.1875)]
+        [(1, 19, 0.1875), (2, 22, 0.1875), (999999999, 23, 0.0)]
     """
     settings = _resolve(reward_kwargs)
     config = settings.config
-    ends = locate_ids(completion, style=config.answer_style)
+    located = locate_ids(completion, style=config.answer_style)
     predicted, gold = parse_fragment(completion, style=config.answer_style), parse_gold(solution)
-    if settings.micro is None or ends is None or predicted is None or gold is None:
+    if settings.micro is None or located is None or predicted is None or gold is None:
         return None
     weight = dict(config.weights).get("f1", 0.0)
     shares = (config.utterance_weight, config.image_weight)
@@ -327,7 +329,7 @@ def id_credits(
         (predicted.utterance_ids, predicted.image_ids),
         (set(gold.utterance_ids), set(gold.image_ids)),
         _values_of_ids(extra_info, settings),
-        ends,
+        (located[0], located[2]),
         (_count(extra_info, "utterance_ids"), _count(extra_info, "images")),
         strict=True,
     ):
@@ -336,6 +338,8 @@ def id_credits(
                 outside.append(len(credits))
             credits.append((first + one, offset, weight * share * values[one not in right] * (one < size)))
             right.discard(one)  # once more is a miss
+        if not first:
+            credits.append((_LIST_END, located[1], 0.0))
     rest = weight * sum(shares) * LOWEST - sum([value for *_, value in credits])
     for number in outside:
         credits[number] = (*credits[number][:2], rest / len(outside))

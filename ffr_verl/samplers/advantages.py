@@ -65,10 +65,10 @@ class AdvantageConfig:
 
 
 class IdCredit(NamedTuple):
-    """An id that an answer names.
+    """An id that an answer names, or the end of its utterances.
 
     Attributes:
-        place: orders ids as answers name them: utterances by id, then images by id.
+        place: orders ids as answers name them: utterances by id, then the end of their list, then images by id.
         token: the response token that ends it, from 0.
         value: what it adds to the score.
     """

@@ -149,8 +149,8 @@ def test_ids_are_credited_to_their_tokens(worker: Any, model: str, request: pyte
     result = score(ours, completion)
     info, tokens = result["reward_extra_info"], ours.input_tokenizer.encode(completion)
     credits = json.loads(info["id_credits"])
-    assert [ours.input_tokenizer.decode([tokens[token]]) for _, token, _ in credits] == ["0", "2", "0"]
-    assert [value > 0 for *_, value in credits] == [False, True, True]
+    assert [ours.input_tokenizer.decode([tokens[token]]) for _, token, _ in credits] == ["0", "2", "]", "0"]
+    assert [value > 0 for *_, value in credits] == [False, True, False, True]
     assert sum(value for *_, value in credits) == pytest.approx(info["f1_micro"])
     assert json.loads(info["confusion"]) == [[1, 1, 1, 0], [1, 0, 0, 0]]
     assert info["cut_off"] == 0.0

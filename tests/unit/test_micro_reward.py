@@ -135,12 +135,12 @@ def test_credits_of_ids_add_up_to_the_score() -> None:
         settings: dict[str, Any] = {"f1_mode": "micro_f1_mcc", "answer_style": style, "weights": {"f1": 2.0}}
         found = id_credits(text, GOLD, INFO, **settings)
         assert found is not None
-        assert [place for place, _, _ in found] == [1, 3, 10**9]
-        assert [text[:end][-1] for _, end, _ in found] == ["1", "3", "0"]
+        assert [place for place, _, _ in found] == [1, 3, 10**9 - 1, 10**9]
+        assert [text[:end][-1] for _, end, _ in found] == ["1", "3", "]", "0"]
         assert sum(value for *_, value in found) == pytest.approx(
             compute_score("", text, GOLD, INFO, **settings)["score"]
         )
-        assert [value > 0 for *_, value in found] == [True, False, True]
+        assert [value > 0 for *_, value in found] == [True, False, False, True]
 
 
 def test_answers_that_are_none_have_no_credits() -> None:
@@ -152,7 +152,7 @@ def test_ids_outside_the_dialogue_take_the_answer_down() -> None:
     answer = format_fragment(Fragment((1, 5), (0, 2)))
     found = id_credits(answer, GOLD, INFO, f1_mode="micro", weights={"f1": 1.0})
     assert found is not None
-    right, outside, image, other = [value for *_, value in found]
+    right, outside, _, image, other = [value for *_, value in found]
     assert right > 0 < image
     assert outside == other < -0.5
     assert sum(value for *_, value in found) == pytest.approx(micro(answer)["score"])
