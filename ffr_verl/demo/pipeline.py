@@ -169,6 +169,7 @@ def _stages(root: Path, settings: DemoSettings) -> list[_Stage]:
             "actor_rollout_ref.actor.kl_loss_coef=0.001",
             f"trainer.total_training_steps={settings.grpo_steps}",
             f"trainer.save_freq={max(1, settings.grpo_steps // 2)}",
+            "trainer.val_before_train=false",
             f"trainer.test_freq={settings.grpo_steps}",
             "trainer.logger=[console,file]",
             f"trainer.rollout_data_dir={runs / 'grpo' / 'rollouts'}",
@@ -187,7 +188,7 @@ def _stages(root: Path, settings: DemoSettings) -> list[_Stage]:
     )
     heldout, measured = parquet / "heldout.rl.parquet", root / "heldout"
     infer, evaluate = [], []
-    for name, model in (("base", base), ("sft", sft_model), ("grpo", grpo_model)):
+    for name, model in (("sft", sft_model), ("grpo", grpo_model)):
         predictions, figures = measured / f"{name}.jsonl", measured / f"{name}.json"
         asked = ("--model", str(model), "--data", str(heldout), "--output", str(predictions))
         infer.append(_Stage(f"infer {name}", (*program, "infer", *asked, *engine), predictions, 300))
@@ -388,12 +389,11 @@ def _has_no_answers(found: dict[str, Any]) -> bool:
 def _table(root: Path, record: _Record, console: Console) -> dict[str, Any]:
     figures: dict[str, Any] = {"seconds": record.seconds}
     measured = {
-        name: json.loads((root / "heldout" / f"{name}.json").read_text(encoding="utf-8"))
-        for name in ("base", "sft", "grpo")
+        name: json.loads((root / "heldout" / f"{name}.json").read_text(encoding="utf-8")) for name in ("sft", "grpo")
     }
     comparison = measured["grpo"]["comparison"]
     table = Table()
-    for column in ("", "base", "after SFT", "after GRPO", "GRPO less SFT"):
+    for column in ("", "after SFT", "after GRPO", "GRPO less SFT"):
         table.add_column(column, justify="left" if not column else "right")
     for label, place in _FIGURES:
         values = {name: _figure(found, place) for name, found in measured.items()}

@@ -107,8 +107,8 @@ def test_stages_are_the_users_commands(settings: DemoSettings, tmp_path: Path) -
         "score",
         "verl.trainer.main_ppo",
         "merge",
-        *["infer"] * 3,
-        *["evaluate"] * 3,
+        *["infer"] * 2,
+        *["evaluate"] * 2,
         "report",
     ]
     assert "+recipe=ffr_sft_cpu" in commands[2]
