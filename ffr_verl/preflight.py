@@ -143,7 +143,7 @@ def check_run(config: Any) -> None:
     if dataset == "pkg://ffr_verl.data.datasets":
         _check_files(config, "rl" if is_grpo else "sft", data_config)
         if is_grpo:
-            _check_curriculum(config, data_config)
+            _check_curriculum(config, data_config, is_micro=rewards is not None and rewards.is_micro)
     _check_model(config, "actor_rollout_ref.model" if is_grpo else "model")
     if is_grpo and rewards is not None:
         _check_answer_tags(config)
@@ -228,10 +228,16 @@ def _check_advantages(config: Any, sampler: SamplerConfig | None, rewards: Rewar
         )
 
 
-def _check_curriculum(config: Any, data_config: DataConfig) -> None:
+def _check_curriculum(config: Any, data_config: DataConfig, *, is_micro: bool) -> None:
     """That the difficulty file belongs to the training rows, and nothing reorders them."""
     curriculum = data_config.curriculum
     key = "data.ffr.curriculum.difficulty"
+    if is_micro and _select(config, "data.dataloader_num_workers"):
+        raise FFRError(
+            f"data.dataloader_num_workers: found {_select(config, 'data.dataloader_num_workers')}; the micro reward "
+            "asks the rows where the policy stands, which worker processes do not know: give "
+            "data.dataloader_num_workers=0"
+        )
     if curriculum.difficulty is not None or curriculum.order not in ("file", *NEED_DIFFICULTY):
         for name, wanted in (("data.shuffle", False), ("data.dataloader_num_workers", 0)):
             found = _select(config, name)

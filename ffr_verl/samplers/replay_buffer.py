@@ -106,10 +106,10 @@ class _FFRSampling:
 
     def _observe(self, answers: _Answers) -> None:
         """Remember how well the policy did on the rows of finished groups, those evicted afterwards included."""
-        self._confusions += [json.loads(one["confusion"]) for one in answers.infos.values() if "confusion" in one]
         sampler = active_sampler()
         if sampler is None:
             return
+        self._confusions += [json.loads(one["confusion"]) for one in answers.infos.values() if "confusion" in one]
         for uid, values in answers.values(sampler.config.online.metric).items():
             if uid in answers.rows:
                 self._deviations.setdefault(answers.rows[uid], []).append(float(np.std(values)))

@@ -135,6 +135,15 @@ def test_reward_and_advantages_suit_each_other(
         check(grpo)
 
 
+def test_workers_do_not_know_where_the_policy_stands(grpo: dict[str, Any]) -> None:
+    grpo["algorithm"] = {"adv_estimator": "grpo", "norm_adv_by_std_in_grpo": False}
+    put(grpo, "data.dataloader_num_workers", 2)
+    check(grpo)
+    put(grpo, "reward.custom_reward_function.reward_kwargs.f1_mode", "micro")
+    with pytest.raises(FFRError, match=r"dataloader_num_workers: found 2; the micro reward asks the rows"):
+        check(grpo)
+
+
 @pytest.mark.parametrize("order", ["shuffled", "online"])
 def test_orders_without_a_difficulty_file_are_not_reordered_either(grpo: dict[str, Any], order: str) -> None:
     put(grpo, "data.ffr.curriculum", {"order": order})
