@@ -959,9 +959,10 @@ def recipe_copy(
 
     The copy has a name of its own because Hydra looks into --config-dir after the installed recipes.
     """
-    from ffr_verl.recipes import copy_recipe
+    from ffr_verl.recipes import copy_recipe, trainer_of
 
     path = copy_recipe(name, folder, new_name=new_name, force=force)
-    trainer = "main_ppo" if "grpo" in name else "sft_trainer"
     typer.echo(f"wrote {path}")
-    typer.echo(f"edit it, then: python -m verl.trainer.{trainer} --config-dir {folder} +recipe={path.stem} ...")
+    typer.echo(
+        f"edit it, then: python -m verl.trainer.{trainer_of(name)} --config-dir {folder} +recipe={path.stem} ..."
+    )

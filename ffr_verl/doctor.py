@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from ffr_verl.data.config import DataConfig
 from ffr_verl.data.parquet_files import Kind, check_columns, check_images, images_root, read_schema
 from ffr_verl.errors import FFRError
-from ffr_verl.recipes import recipe_names
+from ffr_verl.recipes import recipe_names, trainer_of
 
 __all__ = ["SUPPORTED", "Check", "run_checks"]
 
@@ -106,11 +106,10 @@ def _plugin() -> Check:
 
 
 def _recipe(name: str) -> Check:
-    is_grpo = "grpo" in name
-    trainer = "verl.trainer.main_ppo" if is_grpo else "verl.trainer.sft_trainer"
-    expected = "name: FFRDataset" if is_grpo else "name: FFRSFTDataset"
-    status, output = _run(["-m", trainer, f"+recipe={name}", "--cfg", "job"])
-    label = f"+recipe={name} through {trainer.rsplit('.', 1)[1]}"
+    trainer = trainer_of(name)
+    expected = "name: FFRDataset" if trainer == "main_ppo" else "name: FFRSFTDataset"
+    status, output = _run(["-m", f"verl.trainer.{trainer}", f"+recipe={name}", "--cfg", "job"])
+    label = f"+recipe={name} through {trainer}"
     if status == 0 and expected in output:
         return Check(label, True, f"data.custom_cls.{expected}")
     found = f"exit status {status}: {_last_line(output)}" if status else f"{expected!r} is not in the composed config"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ffr_verl.errors import FFRError
 
-__all__ = ["copy_recipe", "recipe_names", "recipe_path"]
+__all__ = ["copy_recipe", "recipe_names", "recipe_path", "trainer_of"]
 
 
 def _folder() -> Path:
@@ -22,6 +22,16 @@ def recipe_names() -> list[str]:
         True
     """
     return sorted(path.stem for path in _folder().glob("[!_]*.yaml"))
+
+
+def trainer_of(name: str) -> str:
+    """The trainer of verl that a recipe is for.
+
+    Example:
+        >>> trainer_of("ffr_gdpo_cpu"), trainer_of("ffr_sft")
+        ('main_ppo', 'sft_trainer')
+    """
+    return "sft_trainer" if name.startswith("ffr_sft") else "main_ppo"
 
 
 def recipe_path(name: str) -> Path:

@@ -12,7 +12,7 @@ import yaml
 from conftest import RunPython  # type: ignore[import-not-found]
 from omegaconf import OmegaConf
 
-from ffr_verl.recipes import recipe_names, recipe_path
+from ffr_verl.recipes import recipe_names, recipe_path, trainer_of
 
 TRAINER = {
     "ffr_sft": "sft_trainer",
@@ -60,7 +60,7 @@ def leaves(node: Any, prefix: str = "") -> Iterator[str]:
 
 
 def test_every_recipe_has_its_trainer_here() -> None:
-    assert sorted(TRAINER) == recipe_names()
+    assert {name: trainer_of(name) for name in recipe_names()} == TRAINER
 
 
 @pytest.mark.parametrize("name", TRAINER)
