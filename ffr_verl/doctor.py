@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -185,5 +186,7 @@ def run_checks(data: Sequence[Path] = ()) -> list[Check]:
     steps: list[Callable[[], Check]] = []
     if importlib.util.find_spec("verl") is not None:
         steps = [_plugin, *((lambda name=name: _recipe(name)) for name in recipe_names()), _platform]
-    checks += [step() for step in [*steps, _vllm, _flash_attention]]
+    # Each starts a process of its own, which takes seconds: as many at a time as there are cores.
+    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+        checks += pool.map(lambda step: step(), [*steps, _vllm, _flash_attention])
     return [*checks, *_resources(), *(_data(path) for path in data)]
