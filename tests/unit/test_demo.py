@@ -11,6 +11,7 @@ from rich.console import Console
 from ffr_verl.data.demo import TOPICS, demo_rows, demo_vocabulary
 from ffr_verl.demo.base_model import build_tokenizer
 from ffr_verl.demo.pipeline import DemoSettings, _Record, _stages, run_demo
+from ffr_verl.demo.stacks import stack_of
 from ffr_verl.dialogues import parse_dialogue
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import TAGS, parse_fragment
@@ -99,7 +100,7 @@ def test_a_folder_with_other_files_is_not_touched(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("settings", [DemoSettings(), DemoSettings.quick()])
 def test_stages_are_the_users_commands(settings: DemoSettings, tmp_path: Path) -> None:
-    commands = [" ".join(stage.command[1:]) for stage in _stages(tmp_path, settings)]
+    commands = [" ".join(stage.command[1:]) for stage in _stages(tmp_path, settings, stack_of("cpu"))]
     assert [command.split()[1] if "verl.trainer" in command else command.split()[2] for command in commands] == [
         *["prepare"] * 2,
         "verl.trainer.sft_trainer",
