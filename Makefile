@@ -44,8 +44,8 @@ $(CPU_VENV)/.cpu-stack: requirements/cpu.txt pyproject.toml
 $(VENV)/.gpu-stack: requirements/gpu.txt pyproject.toml
 	$(call install_stack,$(VENV),gpu)
 
-demo: install-cpu  ## both training stages with a tiny model on the CPU (QUICK=1 for less, ARGS=--restart to forget)
-	$(CPU_BIN)/ffr-verl demo --output $(DEMO) $(if $(QUICK),--quick) $(ARGS)
+demo: install  ## both training stages with a tiny model, on a GPU where there is one (STACK=cpu, QUICK=1, ARGS=--restart)
+	$(VENV)/bin/ffr-verl demo --output $(DEMO) $(if $(QUICK),--quick) $(ARGS)
 
 test: lint unit integration browser e2e  ## linters, type checker, doctests, unit, integration, browser and end-to-end tests
 	@echo "$(if $(CHROMIUM),all checks passed,all other checks passed. $(NO_BROWSER))"
@@ -91,7 +91,7 @@ bench-evaluate: install-cpu  ## evaluation of 20,000 predictions against plain j
 bench-report: install-cpu  ## opening and filtering a report of 2,000 rows in Chromium
 	FFR_CHROMIUM="$(CHROMIUM)" $(CPU_BIN)/python -m benchmarks.report $(ARGS)
 
-lock: install-cpu  ## resolve requirements/*.txt anew
+lock: install-cpu  ## resolve requirements/*.txt again
 	$(CPU_BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-annotate --no-header --upgrade \
 		pyproject.toml requirements/cpu.in --extra dev --extra embed --extra endpoint --overrides requirements/overrides.txt -o requirements/cpu.txt
 	$(CPU_BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-annotate --no-header --upgrade \

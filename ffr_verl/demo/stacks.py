@@ -82,6 +82,6 @@ def stack_of(name: StackName, *, flash_attention: bool | None = None) -> Stack:
         (*_SMALL, *of_model("actor_rollout_ref.model.")),
         None
         if flash_attention
-        else "flash-attn is not installed: rows are trained padded, with PyTorch's attention, which is slow for a large "
-        "model; to train as the recipes do: pip install flash-attn==2.8.3 --no-build-isolation",
+        else "flash-attn is not installed: rows are trained padded, with PyTorch's attention, which is slow for large "
+        "models; to train as the recipes do: pip install flash-attn==2.8.3 --no-build-isolation",
     )

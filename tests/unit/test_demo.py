@@ -114,3 +114,21 @@ def test_stages_are_the_users_commands(settings: DemoSettings, tmp_path: Path) -
     ]
     assert "+recipe=ffr_sft_cpu" in commands[2]
     assert "+recipe=ffr_grpo_cpu" in commands[5]
+
+
+def test_the_gpu_demo_trains_with_the_gpu_recipes(tmp_path: Path) -> None:
+    with_flash, without = (
+        [
+            " ".join(stage.command)
+            for stage in _stages(tmp_path, DemoSettings(stack="gpu"), stack_of("gpu", flash_attention=installed))
+            if "verl.trainer" in " ".join(stage.command)
+        ]
+        for installed in (True, False)
+    )
+    assert [("+recipe=ffr_sft " in sft, "+recipe=ffr_grpo " in grpo) for sft, grpo in (with_flash, without)] == [
+        (True, True)
+    ] * 2
+    assert not any("use_remove_padding" in command for command in with_flash)
+    assert all("use_remove_padding=false" in command for command in without)
+    assert stack_of("gpu", flash_attention=True).note is None
+    assert "pip install flash-attn" in str(stack_of("gpu", flash_attention=False).note)
