@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 
 from ffr_verl.data.demo import write_demo_set
-from ffr_verl.data.parquet_writer import whole_or_nothing
 from ffr_verl.demo.processes import run_logged
 from ffr_verl.evaluation.bootstrap import BootstrapSettings, interval, resampled_metrics
 from ffr_verl.evaluation.counts import RowCounts
 from ffr_verl.evaluation.result import count_records, result_of
 from ffr_verl.evaluation.row_statistics import nested
+from ffr_verl.files import whole_or_nothing
 
 _REWARD, _CURRICULUM = "reward.custom_reward_function.reward_kwargs", "data.ffr.curriculum"
 _SHUFFLED = (f"{_CURRICULUM}.order=shuffled", f"{_CURRICULUM}.strata=null")

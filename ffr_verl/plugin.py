@@ -32,7 +32,7 @@ def _register_recipes() -> None:
 
 
 def _register_platform() -> None:
-    from ffr_verl.platforms import cpu  # noqa: F401  # importing it registers it
+    from ffr_verl.integrations.verl import cpu_platform  # noqa: F401  # importing it registers it
 
 
 def _register_reward_manager() -> None:
@@ -40,7 +40,7 @@ def _register_reward_manager() -> None:
     from wrapt import register_post_import_hook
 
     def add(_registry: Any) -> None:
-        from ffr_verl.rewards import manager  # noqa: F401  # importing it registers it
+        from ffr_verl.integrations.verl import reward_manager  # noqa: F401  # importing it registers it
 
     register_post_import_hook(add, "verl.experimental.reward_loop.reward_manager")
 

@@ -1,1 +1,1 @@
-"""From dialogues to what verl reads. Light: datasets, which need verl, are in `ffr_verl.data.datasets`."""
+"""From dialogues to what verl reads; the datasets, which need verl, are in `ffr_verl.integrations.verl.datasets`."""

@@ -1,7 +1,7 @@
 """`ffr-verl build`: long dialogues of several topics, composed from short ones, with queries for their parts.
 
-Input and output are raw dialogues (`ffr_verl.data.raw_dialogues`). A part of a short dialogue that keeps its turns in
-order becomes the gold fragment of its query; where topics take turns the fragment is sparse.
+Input and output are raw dialogues (`ffr_verl.data.sources.raw_dialogues`). A part of a short dialogue that keeps its
+turns in order becomes the gold fragment of its query; where topics take turns the fragment is sparse.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ffr_verl.data.json_rows import read_rows
-from ffr_verl.data.parquet_writer import whole_or_nothing
-from ffr_verl.data.raw_dialogues import RawDialogueError, dialogue_of_turns
+from ffr_verl.data.sources.json_rows import read_rows
+from ffr_verl.data.sources.raw_dialogues import RawDialogueError, dialogue_of_turns
 from ffr_verl.errors import FFRError
+from ffr_verl.files import whole_or_nothing
 
 __all__ = ["ComposeSettings", "Layout", "ShortDialogue", "build", "compose", "dispersion_of", "order_of_parts"]
 
@@ -252,18 +252,14 @@ def build(
             f"topics{', and a query for an absent one another' if needed > settings.topics else ''}"
         )
     queries, dispersions = 0, []
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with whole_or_nothing([output]) as (temporary,), temporary.open("w", encoding="utf-8") as file:
-            for number in range(dialogues):
-                drawn = _draw(pool, needed, rng)
-                parts, absent = drawn[: settings.topics], drawn[settings.topics] if needed > settings.topics else None
-                made = compose(f"{prefix}_{number:06d}", parts, absent, settings, rng)
-                file.write(json.dumps(made, ensure_ascii=False) + "\n")
-                for query in made["queries"]:
-                    queries += 1
-                    gold = query["gt_turns"]
-                    dispersions += [(gold[-1] - gold[0] + 1) / len(gold)] if gold else []
-    except OSError as error:
-        raise FFRError(f"{output}: {error.strerror or error}") from None
+    with whole_or_nothing([output]) as (temporary,), temporary.open("w", encoding="utf-8") as file:
+        for number in range(dialogues):
+            drawn = _draw(pool, needed, rng)
+            parts, absent = drawn[: settings.topics], drawn[settings.topics] if needed > settings.topics else None
+            made = compose(f"{prefix}_{number:06d}", parts, absent, settings, rng)
+            file.write(json.dumps(made, ensure_ascii=False) + "\n")
+            for query in made["queries"]:
+                queries += 1
+                gold = query["gt_turns"]
+                dispersions += [(gold[-1] - gold[0] + 1) / len(gold)] if gold else []
     return queries, sum(dispersions) / len(dispersions) if dispersions else 1.0

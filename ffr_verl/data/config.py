@@ -8,7 +8,7 @@ from typing import Any
 
 from ffr_verl.errors import FFRError
 from ffr_verl.samplers.curriculum_config import CurriculumConfig
-from ffr_verl.unknown_keys import refuse_unknown_keys
+from ffr_verl.settings import refuse_unknown_keys
 
 __all__ = ["DEFAULT_MAX_PIXELS", "DataConfig"]
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from PIL import Image, ImageDraw
 
 from ffr_verl.data.compose import ComposeSettings, ShortDialogue, compose
-from ffr_verl.data.raw_dialogues import rows_of_raw_dialogue
+from ffr_verl.data.sources.raw_dialogues import rows_of_raw_dialogue
 from ffr_verl.data.templates import PromptTemplate
 
 __all__ = ["INSTRUCTION", "SYSTEM", "TOPICS", "Topic", "demo_rows", "demo_vocabulary", "draw_emblem", "write_demo_set"]

@@ -14,16 +14,16 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from ffr_verl.data.checks.problems import printable
 from ffr_verl.data.config import DataConfig
-from ffr_verl.data.images import facts_of_image, image_tokens, read_image_facts, resolve_image
-from ffr_verl.data.json_rows import read_rows
 from ffr_verl.data.parquet_files import images_root, read_schema
-from ffr_verl.data.problems import printable
-from ffr_verl.data.raw_dialogues import RawDialogueError, rows_of_raw_dialogue
+from ffr_verl.data.sources.json_rows import read_rows
+from ffr_verl.data.sources.raw_dialogues import RawDialogueError, rows_of_raw_dialogue
 from ffr_verl.data.tokens import PromptTokens, estimated_tokens
 from ffr_verl.dialogues import parse_dialogue
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import Fragment, parse_fragment
+from ffr_verl.images import facts_of_image, image_tokens, read_image_facts, resolve_image
 
 __all__ = ["render_row"]
 

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ffr_verl.data.config import DataConfig
-from ffr_verl.data.images import facts_of_image, read_image_facts, resolve_image
 from ffr_verl.data.parquet_writer import IMAGES_ROOT_KEY
 from ffr_verl.errors import FFRError
+from ffr_verl.images import facts_of_image, read_image_facts, resolve_image
 
 __all__ = ["Kind", "as_list", "check_columns", "check_images", "dialogues_of_rows", "images_root", "read_schema"]
 

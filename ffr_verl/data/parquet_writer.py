@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ffr_verl.data.checked_row import CheckedRow
+from ffr_verl.data.checks.checked_row import CheckedRow
 
-__all__ = ["IMAGES_ROOT_KEY", "RejectedRows", "SplitWriter", "whole_or_nothing"]
+__all__ = ["IMAGES_ROOT_KEY", "RejectedRows", "SplitWriter"]
 
 IMAGES_ROOT_KEY = b"ffr_verl.images_root"
 _FORMAT_VERSION = {b"ffr_verl.format_version": b"1"}
@@ -64,22 +63,6 @@ def _rl_schema(images: pa.DataType) -> pa.Schema:
 
 def _sft_schema(images: pa.DataType) -> pa.Schema:
     return pa.schema([("messages", _MESSAGES), ("images", images), ("dialogue_id", pa.string())])
-
-
-@contextlib.contextmanager
-def whole_or_nothing(paths: Sequence[Path]) -> Iterator[list[Path]]:
-    """Temporary names for `paths`, whose files are moved into place when the block ends well and removed otherwise.
-
-    A name whose file was not made is left out.
-    """
-    partial = {path: path.with_name(f".{path.name}.partial") for path in paths}
-    with contextlib.ExitStack() as stack:
-        for temporary in partial.values():
-            stack.callback(temporary.unlink, missing_ok=True)
-        yield list(partial.values())
-        for path, temporary in partial.items():
-            if temporary.exists():
-                temporary.replace(path)
 
 
 class RejectedRows:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import gc
 import json
 import time
@@ -12,20 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ffr_verl.data.checked_row import CheckedRow, CheckSettings, check_limits
+from ffr_verl.data.checks.checked_row import CheckedRow, CheckSettings, check_limits
+from ffr_verl.data.checks.other_splits import OtherSplits
+from ffr_verl.data.checks.problems import Problem, ProblemLog
+from ffr_verl.data.checks.validation import RowChecker
 from ffr_verl.data.config import DEFAULT_MAX_PIXELS
-from ffr_verl.data.images import resolve_image
-from ffr_verl.data.json_rows import read_rows
-from ffr_verl.data.other_splits import OtherSplits
-from ffr_verl.data.parquet_writer import RejectedRows, SplitWriter, whole_or_nothing
-from ffr_verl.data.problems import Problem, ProblemLog
-from ffr_verl.data.raw_dialogues import RawDialogueError, rows_of_raw_dialogue
+from ffr_verl.data.parquet_writer import RejectedRows, SplitWriter
+from ffr_verl.data.sources.json_rows import read_rows
+from ffr_verl.data.sources.raw_dialogues import RawDialogueError, rows_of_raw_dialogue
 from ffr_verl.data.statistics import SplitStatistics
 from ffr_verl.data.templates import TEMPLATES, Language, PromptTemplate
 from ffr_verl.data.tokens import PromptTokens
-from ffr_verl.data.validation import RowChecker
 from ffr_verl.data.windows import WindowSettings
 from ffr_verl.errors import FFRError
+from ffr_verl.files import disk_errors, whole_or_nothing
+from ffr_verl.images import resolve_image
 
 __all__ = ["PrepareSummary", "SourceFormat", "prepare"]
 
@@ -91,7 +91,7 @@ def prepare(
         images_root: folder that the rows' image paths are relative to; recorded in the files.
         output: folder for the files; made when missing.
         split: name of the split.
-        source_format: `mldr` rows, or `dialogue` for raw dialogues (`ffr_verl.data.raw_dialogues`).
+        source_format: `mldr` rows, or `dialogue` for raw dialogues (`ffr_verl.data.sources.raw_dialogues`).
         data_source: value of verl's field of that name.
         skip_invalid: write the good rows, and the others with the reasons as `{split}.rejected.jsonl`.
         decode: decode every image, instead of reading its header and end.
@@ -135,10 +135,10 @@ def prepare(
             max_prompt_tokens=max_prompt_tokens,
             other_splits=OtherSplits(against),
         )
-        stack.enter_context(_disk_errors(output))
+        stack.enter_context(disk_errors(output))
         stack.enter_context(_seldom_collected())
         stack.enter_context(_made_folder(output))
-        rl_path, sft_path, rejected_path = stack.enter_context(whole_or_nothing(paths))
+        rl_path, sft_path, rejected_path = stack.enter_context(whole_or_nothing(paths, place=output))
         with contextlib.ExitStack() as files:
             writer = SplitWriter(
                 rl_path,
@@ -278,8 +278,7 @@ def _reported(path: Path, source: Path, split: str, log: ProblemLog, statistics:
             "problems": log.report(),
             "statistics": statistics.summary() if rows else None,
         }
-        with _disk_errors(path), whole_or_nothing([path]) as (temporary,):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_or_nothing([path]) as (temporary,):
             temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -307,13 +306,3 @@ def _seldom_collected() -> Iterator[None]:
         yield
     finally:
         gc.set_threshold(*before)
-
-
-@contextlib.contextmanager
-def _disk_errors(place: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise FFRError(f"{place}: the disk is full; free some space, or give another --output") from None
-        raise FFRError(f"{place}: {error.strerror or error}") from None

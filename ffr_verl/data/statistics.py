@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ffr_verl.data.checked_row import CheckedRow
+from ffr_verl.data.checks.checked_row import CheckedRow
 from ffr_verl.data.compact_map import CompactMap
 from ffr_verl.data.tokens import estimated_tokens
 

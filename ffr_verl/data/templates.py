@@ -12,7 +12,7 @@ import yaml
 from ffr_verl.dialogues import Dialogue, reserved_token
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import TAGS
-from ffr_verl.unknown_keys import refuse_unknown_keys
+from ffr_verl.settings import refuse_unknown_keys
 
 __all__ = ["TEMPLATES", "Language", "PromptTemplate", "detect_language"]
 

@@ -2,7 +2,7 @@
 vLLM load.
 
 It stands in for Qwen2-VL-7B-Instruct where there is no GPU and no model hub: the same classes, the same file layout,
-about 0.9 million parameters. Its weights lie in the package; `ffr_verl.demo.pretraining` made them.
+about 0.9 million parameters. Its weights lie in the package; `tools/pretraining.py` made them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _UNKNOWN = "<|unknown|>"
 _PUNCTUATION = ("[", "]", ", ", ",", ";", ":", " ", "\n", ".", "?", "!", "'")
 _LARGEST_ID = 127
 
-# Instructions and answer words of the tasks that the base model was pretrained on, see `ffr_verl.demo.pretraining`.
+# Instructions and answer words of the tasks that the base model was pretrained on, see `tools/pretraining.py`.
 PRETRAINING_TEXTS = {
     "lines": "which lines belong to the query",
     "picture": "which words go with the picture",
@@ -97,7 +97,7 @@ def write_base_model(output: Path) -> Path:
 
     Raises:
         FFRError: when the weights of the package belong to another vocabulary: words of the demo set have changed
-            since; make them anew with `python -m ffr_verl.demo.pretraining`.
+            since; make them again with `python tools/pretraining.py`.
     """
     return _write(output, seed=0, weights=Path(str(resources.files("ffr_verl.demo") / "weights" / "base.safetensors")))
 
@@ -111,7 +111,7 @@ def _load(model: Any, weights: Path) -> None:
     if wrong:
         raise FFRError(
             f"{weights}: {wrong[0]} is of another shape or missing: the demo's vocabulary has changed since; make the "
-            "weights anew: python -m ffr_verl.demo.pretraining"
+            "weights again: python tools/pretraining.py"
         )
     model.load_state_dict(state)
 

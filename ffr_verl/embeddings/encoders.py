@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ffr_verl.errors import FFRError
-from ffr_verl.model_folders import folder_revision
+from ffr_verl.model_families import folder_revision
 
 __all__ = ["EncoderSettings", "SentenceEncoder"]
 

@@ -12,11 +12,11 @@ from typing import Any, Literal
 import pyarrow.parquet as pq
 
 from ffr_verl.data.config import DataConfig
-from ffr_verl.data.images import resolve_image
 from ffr_verl.data.parquet_files import check_columns, check_images, images_root
 from ffr_verl.dialogues import parse_dialogue
 from ffr_verl.embeddings.store import image_key, split_dialogue_id, utterance_key
 from ffr_verl.errors import FFRError
+from ffr_verl.images import resolve_image
 
 __all__ = ["EmbeddingPlan", "ItemKind", "make_plan"]
 

@@ -11,7 +11,6 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from ffr_verl.data.parquet_writer import whole_or_nothing
 from ffr_verl.errors import FFRError
 from ffr_verl.evaluation.answered import PredictionFormat
 from ffr_verl.evaluation.bootstrap import BootstrapSettings
@@ -20,6 +19,7 @@ from ffr_verl.evaluation.counts import FAULTS, RowCounts
 from ffr_verl.evaluation.predictions import UnusableLines
 from ffr_verl.evaluation.result import count_file, result_of
 from ffr_verl.evaluation.tables import comparison_tables, counted, result_tables
+from ffr_verl.files import whole_or_nothing
 from ffr_verl.fragments import AnswerStyle, MalformedReason
 
 __all__ = ["evaluate_command"]
@@ -177,12 +177,8 @@ def _refuse_to_overwrite(sources: Sequence[Path | None], outputs: Sequence[Path 
 
 
 def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_or_nothing([path]) as (temporary,):
-            write(temporary)
-    except OSError as error:
-        raise FFRError(f"{path}: {error.strerror or error}") from None
+    with whole_or_nothing([path]) as (temporary,):
+        write(temporary)
 
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ffr_verl.dialogue_ids import DialogueIds, DialogueIdsReader, Ids
 from ffr_verl.errors import one_line
 from ffr_verl.evaluation.answered import Answered
 from ffr_verl.evaluation.answers import plain_masks
-from ffr_verl.evaluation.dialogue_ids import DialogueIds, DialogueIdsReader, Ids
 from ffr_verl.evaluation.metrics import confusion
 from ffr_verl.evaluation.prediction_rows import malformed_gold
 from ffr_verl.fragments import (

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from ffr_verl.data.parquet_writer import whole_or_nothing
+from ffr_verl.files import whole_or_nothing
 from ffr_verl.samplers.difficulty import LEVELS
 
 __all__ = ["draw_difficulty"]

@@ -20,9 +20,9 @@ from typing import Any
 from PIL import Image
 
 from ffr_verl.data.config import DEFAULT_MAX_PIXELS
-from ffr_verl.data.images import resized, resolve_image
 from ffr_verl.dialogues import with_image_parts
 from ffr_verl.errors import FFRError, one_line
+from ffr_verl.images import resized, resolve_image
 from ffr_verl.inference.generate import Answer
 from ffr_verl.inference.journal import AnswerJournal
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ffr_verl.data.config import DEFAULT_MAX_PIXELS
-from ffr_verl.data.images import resolve_image
 from ffr_verl.dialogues import with_image_parts
 from ffr_verl.errors import FFRError
+from ffr_verl.images import resolve_image
 from ffr_verl.inference.journal import AnswerJournal
 from ffr_verl.inference.orphans import ends_with_us
-from ffr_verl.model_folders import folder_revision
+from ffr_verl.model_families import folder_revision
 
 __all__ = ["Answer", "Generator", "GeneratorSettings", "generate_answers"]
 

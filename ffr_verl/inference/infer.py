@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from ffr_verl.data.json_rows import read_rows
 from ffr_verl.data.parquet_files import check_columns, check_images
-from ffr_verl.data.parquet_writer import whole_or_nothing
+from ffr_verl.data.sources.json_rows import read_rows
 from ffr_verl.data.windows import WindowSettings
 from ffr_verl.errors import FFRError
+from ffr_verl.files import check_output, whole_or_nothing
 from ffr_verl.fragments import AnswerStyle
 from ffr_verl.inference.endpoint import EndpointSettings, ask_endpoint
 from ffr_verl.inference.generate import GeneratorSettings, generate_answers
-from ffr_verl.inference.journal import AnswerJournal, check_output, journal_folder
+from ffr_verl.inference.journal import AnswerJournal, journal_folder
 from ffr_verl.inference.merge_windows import WindowAnswer, merge_windows, merged_prediction
 from ffr_verl.inference.predictions import prediction_row, write_prediction
 from ffr_verl.inference.rows import IMAGES_ROOT_OPTION, AskedRows
@@ -293,13 +293,7 @@ def _predictions(
 @contextlib.contextmanager
 def _written(paths: Sequence[Path]) -> Iterator[list[IO[str]]]:
     """Files that appear whole, together, when the block ends well."""
-    try:
-        paths[0].parent.mkdir(parents=True, exist_ok=True)
-        with whole_or_nothing(paths) as temporary, contextlib.ExitStack() as stack:
-            files: list[IO[str]] = [stack.enter_context(path.open("w", encoding="utf-8")) for path in temporary]
-            yield files
-            stack.close()
-    except OSError as error:
-        raise FFRError(
-            f"{error.filename or paths[-1]}: {error.strerror or error}; run the same command again when that is mended"
-        ) from None
+    with whole_or_nothing(paths, place=paths[-1]) as temporary, contextlib.ExitStack() as stack:
+        files: list[IO[str]] = [stack.enter_context(path.open("w", encoding="utf-8")) for path in temporary]
+        yield files
+        stack.close()

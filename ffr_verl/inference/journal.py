@@ -16,10 +16,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ffr_verl.data.parquet_writer import whole_or_nothing
 from ffr_verl.errors import FFRError
+from ffr_verl.files import whole_or_nothing
 
-__all__ = ["AnswerJournal", "check_output", "journal_folder"]
+__all__ = ["AnswerJournal", "journal_folder"]
 
 _NONE = -1
 
@@ -32,28 +32,6 @@ def journal_folder(output: Path) -> Path:
         'out/.pred.jsonl.answers'
     """
     return output.parent / f".{output.name}.answers"
-
-
-def check_output(output: Path, *, force: bool, example: str, inputs: Iterable[Path] = ()) -> None:
-    """Refuse an output that is a folder, that is an input, or that is there and shall not be replaced.
-
-    Args:
-        output: the file to write.
-        force: replace it; never an input.
-        example: name of such a file, for the message.
-        inputs: what is read.
-
-    Raises:
-        FFRError: see above.
-    """
-    if output.is_dir():
-        raise FFRError(f"--output {output}: a folder; give the name of a file, such as {output / example}")
-    if output.exists() and any(file.exists() and output.samefile(file) for file in inputs):
-        raise FFRError(f"--output {output}: is read by this command; give another name, such as {example}")
-    if output.suffix == ".gz":
-        raise FFRError(f"--output {output}: the file is not compressed; give a name without .gz")
-    if output.exists() and not force:
-        raise FFRError(f"{output}: is there already; choose another --output, or replace it with --force")
 
 
 class AnswerJournal:

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ffr_verl.data.json_rows import read_rows
 from ffr_verl.data.parquet_files import check_columns, check_images
+from ffr_verl.data.sources.json_rows import read_rows
 from ffr_verl.dialogues import parse_dialogue
 from ffr_verl.errors import FFRError
+from ffr_verl.files import check_output
 from ffr_verl.fragments import AnswerStyle, Fragment, parse_gold, parse_leniently
 from ffr_verl.inference.generate import Answer, GeneratorSettings, generate_answers
-from ffr_verl.inference.journal import AnswerJournal, check_output, journal_folder
+from ffr_verl.inference.journal import AnswerJournal, journal_folder
 from ffr_verl.inference.rows import IMAGES_ROOT_OPTION, AskedRows
 from ffr_verl.samplers.difficulty import LEVELS, difficulty_f1
 from ffr_verl.samplers.difficulty_file import (

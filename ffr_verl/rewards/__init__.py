@@ -1,7 +1,7 @@
 """Rewards for fragment retrieval; plain functions of one completion and one gold answer, both as text.
 
 Light: importing them loads neither torch nor verl. `ffr_verl.rewards.batch` has the same for TRL and ms-swift,
-`ffr_verl.rewards.manager` is verl's reward manager `ffr`.
+`ffr_verl.integrations.verl.reward_manager` is verl's reward manager `ffr`.
 """
 
 from __future__ import annotations

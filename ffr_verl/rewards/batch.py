@@ -27,7 +27,7 @@ from ffr_verl.rewards.f1 import f1_reward
 from ffr_verl.rewards.ffr import RewardConfig, compute_score, open_store
 from ffr_verl.rewards.format import format_reward
 from ffr_verl.rewards.mcc import mcc_reward
-from ffr_verl.unknown_keys import refuse_unknown_keys
+from ffr_verl.settings import refuse_unknown_keys
 
 __all__ = ["BatchReward", "coherence", "configure", "exact_match", "f1", "ffr", "format", "mcc"]
 

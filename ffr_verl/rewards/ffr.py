@@ -19,7 +19,7 @@ from ffr_verl.rewards.f1 import f1_of_fragments, pooled_f1_of_fragments
 from ffr_verl.rewards.format import has_no_repeats
 from ffr_verl.rewards.mcc import mcc_of_ids
 from ffr_verl.rewards.micro import LOWEST, MODALITIES, NEUTRAL, MicroCounts, id_values, micro_counts, micro_value
-from ffr_verl.unknown_keys import refuse_unknown_keys
+from ffr_verl.settings import refuse_unknown_keys
 
 __all__ = ["COMPONENTS", "F1Mode", "RewardConfig", "compute_score", "id_credits", "open_scorer", "open_store"]
 

@@ -14,7 +14,7 @@ from ffr_verl.samplers.difficulty import assign_levels, select_rows, token_entro
 from ffr_verl.samplers.sampler import CurriculumSampler
 
 if TYPE_CHECKING:
-    from ffr_verl.samplers.replay_buffer import FFRReplayBuffer, FFRReplayBufferAsync
+    from ffr_verl.integrations.verl.replay_buffer import FFRReplayBuffer, FFRReplayBufferAsync
 
 __all__ = [
     "CurriculumConfig",
@@ -32,7 +32,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in ("FFRReplayBuffer", "FFRReplayBufferAsync"):
-        from ffr_verl.samplers import replay_buffer
+        from ffr_verl.integrations.verl import replay_buffer
 
         return getattr(replay_buffer, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from ffr_verl.errors import FFRError
-from ffr_verl.unknown_keys import refuse_unknown_keys
+from ffr_verl.settings import refuse_unknown_keys
 
 __all__ = ["AdvantageConfig", "IdCredit", "ScoredAnswer", "advantages_of", "gdpo_advantages", "id_advantages"]
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from ffr_verl.errors import FFRError
 from ffr_verl.samplers.difficulty import PUBLISHED_SHARES, Level
-from ffr_verl.unknown_keys import refuse_unknown_keys
+from ffr_verl.settings import refuse_unknown_keys
 
 __all__ = ["CurriculumConfig", "CurriculumOrder", "OnlineConfig", "Pacing"]
 

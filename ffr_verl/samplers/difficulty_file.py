@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ffr_verl.data.parquet_writer import whole_or_nothing
 from ffr_verl.errors import FFRError
+from ffr_verl.files import whole_or_nothing
 from ffr_verl.fragments import AnswerStyle, Fragment, parse_fragment, parse_gold, parse_leniently
 from ffr_verl.samplers.curriculum import RowDifficulty
 from ffr_verl.samplers.difficulty import (
@@ -117,12 +117,8 @@ def difficulty_table(
 
 def write_difficulty(table: pa.Table, path: Path) -> None:
     """Write a table of `difficulty_table`; the file appears whole."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_or_nothing([path]) as (temporary,):
-            pq.write_table(table, temporary)
-    except OSError as error:
-        raise FFRError(f"{path}: {error.strerror or error}") from None
+    with whole_or_nothing([path]) as (temporary,):
+        pq.write_table(table, temporary)
 
 
 class DifficultyFile:

@@ -18,7 +18,7 @@ from ffr_verl.demo.base_model import write_base_model
 from ffr_verl.demo.processes import run_logged
 from ffr_verl.embeddings.embed import embed
 from ffr_verl.embeddings.encoders import EncoderSettings
-from ffr_verl.merge import merge_checkpoint
+from ffr_verl.integrations.verl.merge import merge_checkpoint
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ffr_verl.evaluation import evaluate_file
 from ffr_verl.fragments import MalformedReason
-from ffr_verl.merge import merge_checkpoint
+from ffr_verl.integrations.verl.merge import merge_checkpoint
 from ffr_verl.rewards import Diagnosis, compute_score, diagnose
 from ffr_verl.samplers import select_rows
 from ffr_verl.samplers.difficulty import LEVELS

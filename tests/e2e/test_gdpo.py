@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from stages import Stage, run_stage
 from typer.testing import CliRunner
 
-from ffr_verl.checkpoints import read_results
 from ffr_verl.cli import app
+from ffr_verl.integrations.verl.checkpoint_folders import read_results
 from ffr_verl.rewards import compute_score
 
 pytestmark = pytest.mark.timeout(1000)

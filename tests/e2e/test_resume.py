@@ -22,9 +22,9 @@ import pytest
 import torch
 from stages import answers_by_row, run_stage
 
-from ffr_verl.checkpoints import missing_in_step
-from ffr_verl.data.training_rows import TrainingRows
 from ffr_verl.demo.processes import StageFailed
+from ffr_verl.integrations.verl.checkpoint_folders import missing_in_step
+from ffr_verl.integrations.verl.training_rows import TrainingRows
 from ffr_verl.samplers import CurriculumConfig, CurriculumSampler
 from ffr_verl.samplers.curriculum_config import OnlineConfig
 

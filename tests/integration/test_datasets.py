@@ -15,11 +15,11 @@ from qwen_vl_utils import fetch_image, smart_resize
 from transformers import AutoProcessor, AutoTokenizer
 from verl.utils.dataset.dataset_utils import DatasetPadMode, SFTTensorCollator
 
-from ffr_verl.data.datasets import FFRDataset, FFRSFTDataset
 from ffr_verl.data.demo import demo_rows
-from ffr_verl.data.images import resized
 from ffr_verl.data.prepare import prepare
 from ffr_verl.errors import FFRError
+from ffr_verl.images import resized
+from ffr_verl.integrations.verl.datasets import FFRDataset, FFRSFTDataset
 
 
 @pytest.fixture(scope="session")

@@ -27,8 +27,8 @@ print(json.dumps({
     "group_is_torchs": torch.distributed.init_process_group is group,
     "finders": [type(finder).__module__ for finder in sys.meta_path if "ffr" in type(finder).__module__],
     "qwen": "ffr_verl.qwen2_vl" in sys.modules,
-    "replay": "ffr_verl.samplers.replay_buffer" in sys.modules,
-    "manager": "ffr_verl.rewards.manager" in sys.modules,
+    "replay": "ffr_verl.integrations.verl.replay_buffer" in sys.modules,
+    "manager": "ffr_verl.integrations.verl.reward_manager" in sys.modules,
     "reward_loop": "verl.experimental.reward_loop" in sys.modules,
 }))
 """
@@ -89,7 +89,7 @@ def test_verls_own_config_is_the_same(run_python: RunPython, trainer: str) -> No
 def test_the_cpu_platform_when_asked_for(run_python: RunPython) -> None:
     found = state(run_python, VERL_PLATFORM="cpu")
     assert (found["platform"], found["device"], found["backend"]) == ("PlatformCPU", "cpu", "gloo")
-    assert found["finders"] == ["ffr_verl.platforms.cpu"]
+    assert found["finders"] == ["ffr_verl.integrations.verl.cpu_platform"]
 
 
 @pytest.mark.parametrize("way", ["import", "from"])
@@ -115,7 +115,7 @@ def test_vllm_has_a_version_on_the_cpu_platform(run_python: RunPython) -> None:
     ("hidden", "loss"),
     [
         ("hydra.plugins.search_path_plugin", "+recipe=ffr_... will not be found"),
-        ("ffr_verl.platforms.cpu", "VERL_PLATFORM=cpu will not work"),
+        ("ffr_verl.integrations.verl.cpu_platform", "VERL_PLATFORM=cpu will not work"),
         ("wrapt", "reward.reward_manager.name=ffr will be unknown"),
     ],
 )

@@ -69,7 +69,7 @@ def test_every_recipe_has_its_trainer_here() -> None:
 def test_a_recipe_resolves(composed: Callable[..., Any], name: str) -> None:
     config = composed(TRAINER[name], f"+recipe={name}")
     assert config.data.custom_cls.name in ("FFRDataset", "FFRSFTDataset")
-    assert config.hydra.callbacks.ffr_verl._target_ == "ffr_verl.preflight.RecipeCallback"
+    assert config.hydra.callbacks.ffr_verl._target_ == "ffr_verl.integrations.verl.preflight.RecipeCallback"
     assert config.hydra.callbacks.ffr_verl.get("platform") == ("cpu" if name.endswith("_cpu") else None)
     assert "recipe" not in config, "a recipe that is not found becomes a plain value"
 

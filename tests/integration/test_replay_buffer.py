@@ -19,9 +19,9 @@ import torch
 import transfer_queue as tq
 from omegaconf import OmegaConf
 
-from ffr_verl.checkpoints import read_results
 from ffr_verl.errors import FFRError
 from ffr_verl.integrations.verl.advantages import compute_ffr_advantage, publish
+from ffr_verl.integrations.verl.checkpoint_folders import read_results
 from ffr_verl.integrations.verl.validation import micro_metrics, results_go_to
 from ffr_verl.samplers import CurriculumConfig, CurriculumSampler, FFRReplayBuffer, FFRReplayBufferAsync, RowDifficulty
 from ffr_verl.samplers.curriculum_config import OnlineConfig

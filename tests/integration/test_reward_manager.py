@@ -24,8 +24,8 @@ from ffr_verl import Fragment, format_fragment
 from ffr_verl.embeddings import write_store
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import TAGS
+from ffr_verl.integrations.verl.reward_manager import FFRRewardManager, closing_tokens, decode_answer
 from ffr_verl.rewards import compute_score
-from ffr_verl.rewards.manager import FFRRewardManager, closing_tokens, decode_answer
 
 GOLD = format_fragment(Fragment((1, 2), (0,)))
 INFO = {

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from ffr_verl.data.prepare import prepare
-from ffr_verl.data.trl import trl_dataset
 from ffr_verl.errors import FFRError
+from ffr_verl.integrations.trl import trl_dataset
 from ffr_verl.rewards import batch
 
 

@@ -26,8 +26,8 @@ from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
 
 from ffr_verl.integrations.verl.advantages import compute_ffr_advantage
-from ffr_verl.platforms.cpu import PlatformCPU, _device_module
-from ffr_verl.preflight import SUPPORTED_VERL
+from ffr_verl.integrations.verl.cpu_platform import PlatformCPU, _device_module
+from ffr_verl.integrations.verl.preflight import SUPPORTED_VERL
 
 VERL = Path(verl.__file__).parent
 
@@ -244,7 +244,7 @@ def test_reward_manager_interface() -> None:
     from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
     from verl.trainer.ppo import reward
 
-    assert reward_manager.get_reward_manager_cls("ffr").__module__ == "ffr_verl.rewards.manager"
+    assert reward_manager.get_reward_manager_cls("ffr").__module__ == "ffr_verl.integrations.verl.reward_manager"
     assert parameters(RewardManagerBase.__init__) == ["self", "config", "tokenizer", "compute_score"]
     assert parameters(RewardManagerBase.run_single) == ["self", "data"]
     assert parameters(reward.load_reward_manager) == ["config", "tokenizer", "reward_kwargs"]
@@ -307,7 +307,7 @@ def test_sft_collator_fails_on_rows_with_and_without_images() -> None:
 
 
 def test_rows_without_images_crash_verls_qwen2_vl_and_not_ours(base_model: Path) -> None:
-    """The reason for `ffr_verl.qwen2_vl.text_only`."""
+    """The reason for `ffr_verl.integrations.verl.text_only`."""
     from verl.models.transformers import qwen2_vl
 
     model = AutoModelForImageTextToText.from_pretrained(base_model)
@@ -317,7 +317,7 @@ def test_rows_without_images_crash_verls_qwen2_vl_and_not_ours(base_model: Path)
     try:
         with pytest.raises(AttributeError, match="mean"):
             original(model.model, tokens)
-        from ffr_verl.qwen2_vl import text_only
+        from ffr_verl.integrations.verl import text_only
 
         assert text_only.is_needed()
         assert text_only.install()
@@ -337,7 +337,7 @@ def test_rows_with_images_go_to_verls_own_function(base_model: Path, parquet: Pa
     from PIL import Image
     from verl.models.transformers import qwen2_vl
 
-    from ffr_verl.qwen2_vl import text_only
+    from ffr_verl.integrations.verl import text_only
 
     model = AutoModelForImageTextToText.from_pretrained(base_model)
     processor = AutoProcessor.from_pretrained(base_model)

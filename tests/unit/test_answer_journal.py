@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from ffr_verl.errors import FFRError
-from ffr_verl.inference.journal import AnswerJournal, check_output
+from ffr_verl.files import check_output
+from ffr_verl.inference.journal import AnswerJournal
 
 WORK = {"model": "m", "max_new_tokens": 48, "rows": "abc"}
 

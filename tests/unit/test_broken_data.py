@@ -26,13 +26,13 @@ from PIL import Image
 from rich.console import Console
 
 from ffr_verl.cli import main
-from ffr_verl.data import validation
+from ffr_verl.data.checks import validation
+from ffr_verl.data.checks.problems import MENDS, ProblemKind
 from ffr_verl.data.compose import ComposeSettings, build
 from ffr_verl.data.config import DataConfig
 from ffr_verl.data.inspection import render_row
 from ffr_verl.data.parquet_files import check_columns, check_images, images_root
 from ffr_verl.data.prepare import SourceFormat, prepare
-from ffr_verl.data.problems import MENDS, ProblemKind
 from ffr_verl.data.windows import WindowSettings
 from ffr_verl.errors import FFRError
 

@@ -10,8 +10,8 @@ from typing import Literal
 
 import pytest
 
-from ffr_verl.checkpoints import best_checkpoint, check_resume, keep_best, missing_in_step
 from ffr_verl.errors import FFRError
+from ffr_verl.integrations.verl.checkpoint_folders import best_checkpoint, check_resume, keep_best, missing_in_step
 
 Stage = Literal["sft", "grpo"]
 

@@ -19,9 +19,9 @@ import pytest
 from fake_server import FakeServer, completion, failure, fake_server, user_text
 from PIL import Image
 
-from ffr_verl.data.images import resized
 from ffr_verl.data.prepare import prepare
 from ffr_verl.errors import FFRError
+from ffr_verl.images import resized
 from ffr_verl.inference.endpoint import EndpointSettings, data_uri, read_body, request_body
 from ffr_verl.inference.infer import InferSummary, infer
 from ffr_verl.inference.journal import journal_folder

@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import matthews_corrcoef, precision_recall_fscore_support
 
+from ffr_verl.dialogue_ids import DialogueIdsReader
 from ffr_verl.errors import FFRError
 from ffr_verl.evaluation import BootstrapSettings, Confusion, evaluate, evaluate_file, f1, mcc, precision, recall
 from ffr_verl.evaluation import counts as counting
 from ffr_verl.evaluation.answers import plain_masks
-from ffr_verl.evaluation.dialogue_ids import DialogueIdsReader
 from ffr_verl.fragments import AnswerStyle, Fragment, MalformedReason, format_fragment, parse_fragment, parse_leniently
 from ffr_verl.rewards import compute_score, diagnose
 

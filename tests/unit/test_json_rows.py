@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ffr_verl.data import json_rows
-from ffr_verl.data.json_rows import read_rows
+from ffr_verl.data.sources import json_rows
+from ffr_verl.data.sources.json_rows import read_rows
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 ROWS = st.lists(st.dictionaries(TEXTS, st.one_of(TEXTS, st.integers(), st.lists(TEXTS, max_size=3)), max_size=3))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ffr_verl.errors import FFRError
-from ffr_verl.merge import compare_logits, find_shards, merge_checkpoint
+from ffr_verl.integrations.verl.merge import compare_logits, find_shards, merge_checkpoint
 
 
 def checkpoint(folder: Path, *, ranks: tuple[int, ...] = (0, 1), world_size: int = 2, whole: bool = True) -> Path:

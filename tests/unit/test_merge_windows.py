@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ffr_verl.data.demo import demo_rows
-from ffr_verl.data.json_rows import read_rows
 from ffr_verl.data.prepare import prepare
+from ffr_verl.data.sources.json_rows import read_rows
 from ffr_verl.data.windows import WindowIds, WindowSettings, cut_row
 from ffr_verl.dialogues import Dialogue, Utterance, parse_dialogue
 from ffr_verl.errors import FFRError

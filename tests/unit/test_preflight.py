@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 from omegaconf import OmegaConf
 
-from ffr_verl import preflight
 from ffr_verl.embeddings import image_key, utterance_key, write_store
 from ffr_verl.errors import FFRError
+from ffr_verl.integrations.verl import preflight
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def grpo(parquet: Path, model: Path, tmp_path: Path) -> dict[str, Any]:
         "data": {
             "train_files": str(parquet / "train.rl.parquet"),
             "val_files": [str(parquet / "heldout.rl.parquet")],
-            "custom_cls": {"path": "pkg://ffr_verl.data.datasets"},
+            "custom_cls": {"path": "pkg://ffr_verl.integrations.verl.datasets"},
             "ffr": {"images_root": None, "max_pixels": 602112},
         },
         "reward": {

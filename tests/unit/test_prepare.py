@@ -220,7 +220,8 @@ def test_the_same_bytes_in_another_process_too(folder: Path) -> None:
 
 def test_a_terminal_shows_a_bar_and_the_closing_table(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Console(file=io.StringIO(), force_terminal=True, width=100, height=40)
-    monkeypatch.setattr(cli, "console", terminal)
+    for place in ("prepare", "console"):
+        monkeypatch.setattr(f"ffr_verl.cli.{place}.console", terminal)
     arguments = ["prepare", str(folder / "train.json"), "--images-root", str(folder), "--output", str(folder / "out")]
     monkeypatch.setattr(sys, "argv", ["ffr-verl", *arguments, "--split", "train"])
     with pytest.raises(SystemExit) as end:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ffr_verl.data.prepare import prepare
-from ffr_verl.data.raw_dialogues import (
+from ffr_verl.data.sources.raw_dialogues import (
     RawDialogueError,
     dialogue_of_turns,
     rows_of_raw_dialogue,

@@ -14,9 +14,9 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 from typer.testing import CliRunner
 
-from ffr_verl import doctor, preflight
 from ffr_verl.cli import app
 from ffr_verl.errors import FFRError
+from ffr_verl.integrations.verl import doctor, preflight
 from ffr_verl.recipes import copy_recipe, recipe_names, recipe_path
 
 if sys.version_info >= (3, 11):

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ffr_verl import Fragment, format_fragment
-from ffr_verl.data.training_rows import TrainingRows
 from ffr_verl.errors import FFRError
+from ffr_verl.integrations.verl.training_rows import TrainingRows
 from ffr_verl.samplers import CurriculumConfig, CurriculumSampler, RowDifficulty
 from ffr_verl.samplers.curriculum import interleaved
 from ffr_verl.samplers.difficulty_file import difficulty_table, write_difficulty

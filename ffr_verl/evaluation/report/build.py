@@ -17,7 +17,6 @@ import numpy as np
 from ffr_verl.data.config import DataConfig
 from ffr_verl.data.parquet_files import check_columns
 from ffr_verl.data.parquet_files import images_root as recorded_images_root
-from ffr_verl.data.parquet_writer import whole_or_nothing
 from ffr_verl.errors import FFRError
 from ffr_verl.evaluation.answered import PredictionFormat
 from ffr_verl.evaluation.comparison import compare
@@ -38,8 +37,8 @@ from ffr_verl.evaluation.report.summary import (
 )
 from ffr_verl.evaluation.report.training import read_training
 from ffr_verl.evaluation.result import count_records, result_of
+from ffr_verl.files import check_output, whole_or_nothing
 from ffr_verl.fragments import AnswerStyle
-from ffr_verl.inference.journal import check_output
 from ffr_verl.rewards.coherence import CoherenceMode
 from ffr_verl.rewards.f1 import f1_reward
 from ffr_verl.rewards.ffr import open_scorer
@@ -235,11 +234,8 @@ def write_report(
         ],
         notices=[*_notices(len(f1), rows, pictures, skipped), *unanswered],
     )
-    try:
-        with whole_or_nothing([output]) as (temporary,):
-            temporary.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise FFRError(f"--output {output}: {error.strerror or error}") from None
+    with whole_or_nothing([output]) as (temporary,):
+        temporary.write_text(page, encoding="utf-8")
     return ReportSummary(
         len(f1),
         len(rows.rows),

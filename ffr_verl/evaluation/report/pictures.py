@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from ffr_verl.data.images import read_image_facts, resolve_image
+from ffr_verl.images import read_image_facts, resolve_image
 
 __all__ = ["Pictures", "Thumbnail", "make_pictures", "make_thumbnail"]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from verl.trainer.ppo.checkpoint_callback import CheckpointCallback
 
-from ffr_verl.checkpoints import keep_best
+from ffr_verl.integrations.verl.checkpoint_folders import keep_best
 from ffr_verl.integrations.verl.validation import results_go_to
 
 __all__ = ["BestCheckpoint"]

@@ -1,6 +1,6 @@
 """The base model that the demo starts from: a tiny Qwen2-VL that reads dialogues and pictures, as a real VLM does.
 
-    python -m ffr_verl.demo.pretraining --output ffr_verl/demo/weights
+    python tools/pretraining.py --output ffr_verl/demo/weights
 
 draws weights, trains them on four tasks with the words and pictures of the demo set, and writes `base.safetensors`
 (fp16) and `base.json`, which the package carries. None of the tasks asks for the answer of fragment retrieval: that is

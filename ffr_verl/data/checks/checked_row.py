@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ffr_verl.data.checks.other_splits import OtherSplits, dialogue_fingerprint
+from ffr_verl.data.checks.problems import Problem, ProblemKind
 from ffr_verl.data.config import DEFAULT_MAX_PIXELS
-from ffr_verl.data.other_splits import OtherSplits, dialogue_fingerprint
-from ffr_verl.data.problems import Problem, ProblemKind
 from ffr_verl.data.tokens import PromptTokens
 from ffr_verl.data.windows import Window, WindowSettings, cut_prompt, windows_of
 from ffr_verl.dialogues import Dialogue, parse_dialogue

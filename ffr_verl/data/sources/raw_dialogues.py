@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ffr_verl.data.problems import Problem, ProblemKind
+from ffr_verl.data.checks.problems import Problem, ProblemKind
 from ffr_verl.data.templates import TEMPLATES, PromptTemplate, detect_language
 from ffr_verl.dialogues import Dialogue, Utterance, reserved_token, unwritable
 from ffr_verl.fragments import Fragment, format_fragment

@@ -7,12 +7,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ffr_verl.data.checked_row import CheckedRow, CheckSettings
+from ffr_verl.data.checks.checked_row import CheckedRow, CheckSettings
+from ffr_verl.data.checks.image_checks import ImageVerdict, check_image
+from ffr_verl.data.checks.other_splits import dialogue_fingerprint
+from ffr_verl.data.checks.problems import Problem, ProblemKind
 from ffr_verl.data.compact_map import CompactMap
-from ffr_verl.data.image_checks import ImageVerdict, check_image
-from ffr_verl.data.images import resolve_image
-from ffr_verl.data.other_splits import dialogue_fingerprint
-from ffr_verl.data.problems import Problem, ProblemKind
 from ffr_verl.dialogues import (
     IMAGE,
     Dialogue,
@@ -23,6 +22,7 @@ from ffr_verl.dialogues import (
     utterance_spans,
 )
 from ffr_verl.fragments import TAGS, Fragment, malformed_reason, parse_fragment
+from ffr_verl.images import resolve_image
 from ffr_verl.rewards.f1 import f1_of_fragments
 from ffr_verl.rewards.format import has_no_repeats
 

@@ -6,8 +6,8 @@ import functools
 from pathlib import Path
 from typing import NamedTuple
 
-from ffr_verl.data.images import image_tokens, read_image_facts, resolve_image
-from ffr_verl.data.problems import ProblemKind
+from ffr_verl.data.checks.problems import ProblemKind
+from ffr_verl.images import image_tokens, read_image_facts, resolve_image
 
 __all__ = ["ImageVerdict", "check_image"]
 

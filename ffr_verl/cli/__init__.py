@@ -1,0 +1,70 @@
+"""The command `ffr-verl`, a file a command. Each imports what it needs when it runs, so `--help` needs no torch."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from ffr_verl import __version__
+from ffr_verl.cli import build, demo, doctor, embed, evaluate, infer, inspect, merge, prepare, recipe, report, score
+from ffr_verl.errors import FFRError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="ffr-verl",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Fine-grained fragment retrieval training on verl.\n\n"
+    "The order of a project: prepare the data (inspect shows a row), embed it for the coherence reward, train stage 1 "
+    "(verl.trainer.sft_trainer +recipe=ffr_sft), merge its checkpoint, score how hard the rows are, train stage 2 "
+    "(verl.trainer.main_ppo +recipe=ffr_grpo), merge, infer, evaluate, report. `ffr-verl demo` does it all on a small "
+    "scale.",
+)
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"ffr-verl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Options of the command itself."""
+
+
+for _command in (
+    prepare.prepare,
+    inspect.inspect,
+    build.build,
+    embed.embed,
+    score.score,
+    infer.infer,
+    evaluate.evaluate,
+    report.report,
+    merge.merge,
+    demo.demo,
+    doctor.doctor,
+):
+    app.command()(_command)
+app.add_typer(recipe.app, name="recipe")
+
+
+def main() -> None:
+    """Run the command; what a user can mend is one message on stderr and exit status 2."""
+    try:
+        app()
+    except FFRError as error:
+        sys.stderr.write(f"ffr-verl: error: {error}\n")
+        raise SystemExit(2) from None
+    except SystemExit as error:  # so Typer ends on Ctrl-C
+        if error.code == 130:
+            sys.stderr.write("ffr-verl: interrupted\n")
+        raise

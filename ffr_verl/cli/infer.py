@@ -1,0 +1,216 @@
+"""`ffr-verl infer`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from ffr_verl.cli.console import (
+    AnswerStyle,
+    WindowIds,
+    clean_up_when_terminated,
+    console,
+    refuse_options,
+    warn,
+    wrote,
+)
+from ffr_verl.errors import FFRError
+
+_MOST_REASONS = 5  # why rows have no answer
+
+
+def infer(
+    context: typer.Context,
+    output: Annotated[Path, typer.Option(help="JSONL of predictions to write.")],
+    data: Annotated[
+        list[Path] | None, typer.Option(help="NAME.rl.parquet of `ffr-verl prepare`; may be repeated.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="A Hugging Face folder, or hub name; with --endpoint a name that the server knows."),
+    ] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Ask this OpenAI-compatible server, such as http://localhost:8000/v1."),
+    ] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Environment variable with the server's key.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 for greedy answers.")] = 0.0,
+    top_p: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="Share of the probability that tokens are drawn from.")
+    ] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Of drawn answers; 0 by default, a server's own otherwise.")] = None,
+    logprobs: Annotated[
+        bool, typer.Option("--logprobs", help="Write the log-probabilities of the answers' tokens.")
+    ] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first so many rows only.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 1024,
+    max_images: Annotated[int, typer.Option(min=0, help="Most images of a prompt.")] = 8,
+    images_root: Annotated[
+        Path | None, typer.Option(help="Folder of the images; by default the one recorded in the files.")
+    ] = None,
+    window: Annotated[
+        int | None,
+        typer.Option(min=1, help="Cut dialogues that have more turns, answer the windows, unite the answers."),
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option(min=1, help="Turns from one window's start to the next; half a window by default.")
+    ] = None,
+    window_ids: Annotated[
+        WindowIds,
+        typer.Option(help="global: ids of the whole dialogue; published: images count from 0 in each window."),
+    ] = "global",
+    merge: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="NAME.rl.parquet of the whole dialogues, when --data or --predictions hold windows of them; may be "
+            "repeated."
+        ),
+    ] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(help="Answers to windows by any tool, to be united with --merge; no model is asked."),
+    ] = None,
+    answer_style: Annotated[
+        AnswerStyle,
+        typer.Option(help="Of windows' answers: plain, or reasoning for <think>…</think><answer>…</answer>."),
+    ] = "plain",
+    lora: Annotated[Path | None, typer.Option(help="Folder of a LoRA adapter for the model.")] = None,
+    max_model_len: Annotated[int, typer.Option(min=2, help="Most tokens of prompt and answer.")] = 15_536,
+    tensor_parallel_size: Annotated[int, typer.Option(min=1, help="GPUs that share the model.")] = 1,
+    gpu_memory_utilization: Annotated[float, typer.Option(min=0.1, max=1.0, help="Share of a GPU's memory.")] = 0.9,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that the model's repository brings.")
+    ] = False,
+    concurrency: Annotated[int, typer.Option(min=1, help="Most requests to the server in flight.")] = 8,
+    timeout: Annotated[float, typer.Option(min=1.0, help="Seconds that a request may take.")] = 300.0,
+    retries: Annotated[
+        int, typer.Option(min=0, help="Of a request that fails for the moment: 429, 5xx, timeouts, lost connections.")
+    ] = 6,
+    body: Annotated[
+        str | None,
+        typer.Option(metavar="JSON", help="Object with further fields of each request; null takes a field out."),
+    ] = None,
+    allow_errors: Annotated[
+        bool,
+        typer.Option("--allow-errors", help="Write the output although the server gave no answer to some rows."),
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace predictions that are there.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Forget what an interrupted run left.")] = False,
+) -> None:
+    """Answer the rows of a data set with a model, greedily, and write the predictions.
+
+    The model runs here in vLLM, or is asked over the network with --endpoint; nothing else is contacted. A run that
+    was interrupted goes on when it is started again. docs/inference.md describes the rows, windows and servers.
+
+    Example: ffr-verl infer --model models/grpo --data data/test.rl.parquet --output pred.jsonl --logprobs
+
+    Example: ffr-verl infer --model models/grpo --data data/wechat.rl.parquet --window 40 --output pred.jsonl
+
+    Example: ffr-verl infer --endpoint https://api.openai.com/v1 --api-key-env OPENAI_API_KEY --model gpt-4o
+    --data data/test.rl.parquet --output gpt-4o.jsonl
+
+    Example: ffr-verl infer --data windows.rl.parquet --merge whole.rl.parquet --model models/grpo --output pred.jsonl
+    """
+    from ffr_verl.data.windows import WindowSettings
+    from ffr_verl.inference.endpoint import EndpointSettings, read_body
+    from ffr_verl.inference.generate import GeneratorSettings
+    from ffr_verl.inference.infer import infer as infer_rows
+    from ffr_verl.inference.infer import merge_predictions
+    from ffr_verl.inference.progress import RowProgress
+    from ffr_verl.inference.rows import images_root_of
+
+    clean_up_when_terminated()
+    of_server = ("api_key_env", "concurrency", "timeout", "retries", "body", "allow_errors")
+    of_engine = ("lora", "max_model_len", "tensor_parallel_size", "gpu_memory_utilization", "trust_remote_code")
+    if window is None:
+        refuse_options(context, ("stride", "window_ids"), "goes with --window TURNS")
+    if merge:
+        refuse_options(context, ("window", "limit"), "does not go with --merge, which needs all windows as they are")
+    if predictions is not None:
+        refuse_options(context, ("data", "model", "endpoint"), "does not go with --predictions, which only merges")
+        if not merge:
+            raise FFRError("--predictions: give the file of the whole dialogues too, with --merge NAME.rl.parquet")
+        summary = merge_predictions(predictions, merge, output, style=answer_style, force=force)
+    else:
+        if not data:
+            raise FFRError("give --data NAME.rl.parquet of `ffr-verl prepare`")
+        if model is None:
+            raise FFRError("give --model: a model folder or hub name, or with --endpoint a name that the server knows")
+        common: dict[str, Any] = {
+            "model": model,
+            "images_root": images_root_of(data, images_root),
+            "max_new_tokens": max_new_tokens,
+            "max_images": max_images,
+            "temperature": temperature,
+            "top_p": top_p,
+            "logprobs": logprobs,
+        }
+        settings: GeneratorSettings | EndpointSettings
+        if endpoint is not None:
+            refuse_options(context, of_engine, "is the server's business; it does not go with --endpoint")
+            settings = EndpointSettings(
+                **common,
+                url=endpoint,
+                api_key_env=api_key_env,
+                seed=seed,
+                concurrency=concurrency,
+                timeout=timeout,
+                retries=retries,
+                body=read_body(body),
+            )
+        else:
+            refuse_options(context, of_server, "goes with --endpoint URL")
+            settings = GeneratorSettings(
+                **common,
+                seed=seed or 0,
+                lora=lora,
+                max_model_len=max_model_len,
+                tensor_parallel_size=tensor_parallel_size,
+                gpu_memory_utilization=gpu_memory_utilization,
+                trust_remote_code=trust_remote_code,
+            )
+        with RowProgress("answering", console) as progress:
+            summary = infer_rows(
+                data,
+                output,
+                settings,
+                window=None if window is None else WindowSettings(window, stride or max(1, window // 2), window_ids),
+                whole=merge or (),
+                style=answer_style,
+                limit=limit,
+                allow_errors=allow_errors,
+                force=force,
+                restart=restart,
+                say=warn,
+                on_rows=progress.update,
+            )
+    title = f"{summary.rows:,} prediction{'s' * (summary.rows != 1)}, {summary.seconds:.0f} s"
+    table = Table(title=title, show_header=False)
+    table.add_column("")
+    table.add_column("", justify="right")
+    lines = [
+        ("rows asked", summary.asked),
+        ("  by an interrupted run", summary.resumed),
+        ("  cut off at --max-new-tokens", summary.cut_off),
+    ]
+    lines = lines if summary.asked else []  # --predictions: nothing was asked
+    lines.append(("  without an answer", sum(count for _, count in summary.errors)))
+    if merge or window is not None:
+        lines.append(("windows whose answer is not in the format", summary.malformed_windows))
+    for name, value in lines:
+        table.add_row(name, f"{value:,}")
+    console.print(table)
+    for reason, count in summary.errors[:_MOST_REASONS]:
+        console.print(
+            f"{count:,} without an answer: {reason}", style="yellow", markup=False, highlight=False, soft_wrap=True
+        )
+    if len(summary.errors) > _MOST_REASONS:
+        console.print(f"and {len(summary.errors) - _MOST_REASONS:,} more reasons", style="yellow", highlight=False)
+    for path in (summary.windows, output):
+        if path is not None:
+            wrote(path)

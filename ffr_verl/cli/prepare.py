@@ -1,0 +1,131 @@
+"""`ffr-verl prepare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from ffr_verl.cli.console import Language, SourceFormat, WindowIds, clean_up_when_terminated, console, wrote
+from ffr_verl.errors import FFRError
+
+
+def prepare(
+    source: Annotated[Path, typer.Argument(help="A JSON list or JSONL of rows, gzipped or not.")],
+    images_root: Annotated[Path, typer.Option(help="Folder that the rows' image paths are relative to.")],
+    output: Annotated[Path, typer.Option(help="Folder for the parquet files; made when missing.")],
+    split: Annotated[str, typer.Option(help="Name of the split: writes NAME.rl.parquet and NAME.sft.parquet.")],
+    source_format: Annotated[
+        SourceFormat,
+        typer.Option("--format", help="mldr: rows with prompts; dialogue: raw dialogues with queries and gold turns."),
+    ] = "mldr",
+    skip_invalid: Annotated[
+        bool, typer.Option("--skip-invalid", help="Write the good rows; the others go to NAME.rejected.jsonl.")
+    ] = False,
+    report: Annotated[Path | None, typer.Option(help="Write a JSON report there, also when rows are refused.")] = None,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(help="A parquet file of another split, whose dialogues must not occur; may be repeated."),
+    ] = None,
+    decode: Annotated[
+        bool, typer.Option("--decode", help="Decode every image, instead of reading its header and end.")
+    ] = False,
+    embed_images: Annotated[
+        bool, typer.Option("--embed-images", help="Store the images in the files: for clusters without a shared disk.")
+    ] = False,
+    max_images: Annotated[int, typer.Option(min=0, help="Most images of a row; rollout.limit_images of a run.")] = 8,
+    max_pixels: Annotated[
+        int, typer.Option(min=3136, help="Bound to which the model shrinks an image; data.ffr.max_pixels of a run.")
+    ] = 602_112,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="The model's folder, tokenizer.json or hub name, to count prompt tokens.")
+    ] = None,
+    max_prompt_tokens: Annotated[
+        int, typer.Option(min=1, help="Most tokens of a prompt; data.max_prompt_length of a run. Needs --tokenizer.")
+    ] = 14_512,
+    window: Annotated[int | None, typer.Option(min=1, help="Cut dialogues that have more turns into windows.")] = None,
+    stride: Annotated[
+        int | None, typer.Option(min=1, help="Turns from one window's start to the next; half a window by default.")
+    ] = None,
+    window_ids: Annotated[
+        WindowIds | None,
+        typer.Option(
+            help="global: ids of the whole dialogue; published: images count from 0 in each window. With --window."
+        ),
+    ] = None,
+    language: Annotated[
+        Language | None, typer.Option(help="Of the instructions around raw dialogues; each dialogue's own by default.")
+    ] = None,
+    template: Annotated[
+        Path | None,
+        typer.Option(help="YAML with the instructions around raw dialogues: user ({query}, {dialogue}), system."),
+    ] = None,
+    captions: Annotated[
+        bool, typer.Option("--captions", help="Write the captions of raw dialogues into the prompt.")
+    ] = False,
+) -> None:
+    """Check rows and write them as parquet for both training stages.
+
+    Every row is checked (fields, ids, images, gold answer, repetitions). With any error nothing is written, and a
+    table of the problems by kind says which rows, what was found and how to mend it. docs/data.md lists the checks.
+
+    Example: ffr-verl prepare train.json --images-root . --output data --split train
+
+    Example: ffr-verl prepare wechat.jsonl --format dialogue --window 40 --window-ids global --images-root photos
+    --output data --split test
+    """
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from ffr_verl.data.prepare import prepare as prepare_rows
+    from ffr_verl.data.statistics import table_rows
+    from ffr_verl.data.windows import WindowSettings
+
+    clean_up_when_terminated()
+    if window is None and (stride is not None or window_ids is not None):
+        raise FFRError("--stride and --window-ids go with --window TURNS")
+    if window is not None and window_ids is None:
+        raise FFRError("--window needs --window-ids: global (ids of the whole dialogue) or published (docs/data.md)")
+    windows = None
+    if window is not None and window_ids is not None:
+        windows = WindowSettings(window, stride or max(1, window // 2), window_ids)
+    size = source.stat().st_size if source.is_file() else None
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task(f"preparing {split}", total=size)
+        summary = prepare_rows(
+            source,
+            images_root=images_root,
+            output=output,
+            split=split,
+            source_format=source_format,
+            skip_invalid=skip_invalid,
+            decode=decode,
+            embed_images=embed_images,
+            max_images=max_images,
+            max_pixels=max_pixels,
+            tokenizer=tokenizer,
+            max_prompt_tokens=max_prompt_tokens,
+            against=against or (),
+            window=windows,
+            language=language,
+            template=template,
+            captions=captions,
+            report=report,
+            on_position=lambda position: progress.update(task, completed=position),
+        )
+    for errors, title in ((True, "left out"), (False, "warnings")):
+        if problems := summary.problems.table(errors=errors):
+            console.print(f"{title}:\n{problems}", style="yellow", highlight=False, soft_wrap=True, markup=False)
+    table = Table(title=f"{split}: {summary.seconds:.1f} s")
+    for name in ("", "mean", "p95"):
+        table.add_column(name, justify="right" if name else "left")
+    for line in table_rows(summary.statistics):
+        table.add_row(*line)
+    if summary.rejected:
+        table.add_row("rows left out", f"{summary.rejected:,}", "")
+    console.print(table)
+    for path in (summary.rl_path, summary.sft_path, summary.rejected_path, report):
+        if path is not None:
+            wrote(path)

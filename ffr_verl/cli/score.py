@@ -1,0 +1,107 @@
+"""`ffr-verl score`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from ffr_verl.cli.console import AnswerStyle, clean_up_when_terminated, console, warn, wrote
+from ffr_verl.errors import FFRError
+
+
+def score(
+    data: Annotated[
+        list[Path],
+        typer.Option(help="NAME.rl.parquet of `ffr-verl prepare`; may be repeated, in the order of training."),
+    ],
+    output: Annotated[Path, typer.Option(help="The difficulty file to write.")],
+    model: Annotated[str | None, typer.Option(help="The SFT model: a Hugging Face folder, or hub name.")] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(help="JSONL of answers by any tool instead of a model (docs/curriculum.md).")
+    ] = None,
+    answer_style: Annotated[
+        AnswerStyle, typer.Option(help="plain, or reasoning for <think>…</think><answer>…</answer>.")
+    ] = "plain",
+    samples: Annotated[
+        int, typer.Option(min=0, help="Answers drawn at temperature 1 beside the greedy one, for a pass rate.")
+    ] = 0,
+    images_root: Annotated[
+        Path | None, typer.Option(help="Folder of the images; by default the one recorded in the files.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 1024,
+    max_model_len: Annotated[int, typer.Option(min=2, help="Most tokens of prompt and answer.")] = 15_536,
+    max_images: Annotated[int, typer.Option(min=0, help="Most images of a prompt.")] = 8,
+    tensor_parallel_size: Annotated[int, typer.Option(min=1, help="GPUs that share the model.")] = 1,
+    gpu_memory_utilization: Annotated[float, typer.Option(min=0.1, max=1.0, help="Share of a GPU's memory.")] = 0.9,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that the model's repository brings.")
+    ] = False,
+    chart: Annotated[
+        Path | None, typer.Option(help="PNG to draw; beside the difficulty file, with its name, by default.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a difficulty file that is there.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Forget what an interrupted run left.")] = False,
+) -> None:
+    """Score how hard each training row is, by the SFT model's own greedy answer.
+
+    Writes f1, entropy, mean log-probability, dispersion and the level (easy, middle, confusing, hard) of each row. A
+    run that was interrupted goes on when it is started again.
+
+    Use the file with data.ffr.curriculum.difficulty=OUTPUT.
+
+    Example: ffr-verl score --model models/sft --data data/train.rl.parquet --output data/difficulty.parquet
+    """
+    from ffr_verl.inference.difficulty_chart import draw_difficulty
+    from ffr_verl.inference.generate import GeneratorSettings
+    from ffr_verl.inference.progress import RowProgress
+    from ffr_verl.inference.rows import images_root_of
+    from ffr_verl.inference.score import score as score_rows
+
+    clean_up_when_terminated()
+    if predictions is not None and samples:
+        raise FFRError("--samples draws answers of --model; it does not go with --predictions")
+    settings = None
+    if model is not None:
+        settings = GeneratorSettings(
+            model=model,
+            images_root=images_root_of(data, images_root),
+            max_new_tokens=max_new_tokens,
+            max_model_len=max_model_len,
+            max_images=max_images,
+            samples=samples,
+            tensor_parallel_size=tensor_parallel_size,
+            gpu_memory_utilization=gpu_memory_utilization,
+            trust_remote_code=trust_remote_code,
+        )
+    with RowProgress("scoring", console) as progress:
+        summary = score_rows(
+            data,
+            output,
+            settings=settings,
+            predictions=predictions,
+            style=answer_style,
+            force=force,
+            restart=restart,
+            say=warn,
+            on_rows=progress.update,
+        )
+    rows = summary.table.num_rows
+    table = Table(title=f"{rows:,} rows, {summary.seconds:.0f} s")
+    for name in ("level", "rows", "", "f1", "dispersion"):
+        table.add_column(name, justify="left" if name in ("level", "") else "right")
+    for level, count, f1, spread in summary.levels():
+        table.add_row(level, f"{count:,}", "#" * round(30 * count / rows), f"{f1:.3f}", f"{spread:.2f}")
+    console.print(table)
+    by_dispersion = Table(title="f1 against dispersion of the gold fragment")
+    for name in ("dispersion", "rows", "f1", ""):
+        by_dispersion.add_column(name, justify="left" if name in ("dispersion", "") else "right")
+    for name, count, f1 in summary.f1_by_dispersion():
+        by_dispersion.add_row(name, f"{count:,}", f"{f1:.3f}", "#" * round(30 * f1))
+    console.print(by_dispersion)
+    picture = chart or output.with_suffix(".png")
+    draw_difficulty(summary.table, picture)
+    for path in (output, picture):
+        wrote(path)

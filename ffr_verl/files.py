@@ -1,0 +1,79 @@
+"""Files that are whole or not there: temporary names, and what may be written over."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from ffr_verl.errors import FFRError
+
+__all__ = ["check_output", "disk_errors", "whole_or_nothing"]
+
+
+@contextlib.contextmanager
+def disk_errors(place: Path, mend: str = "give another --output") -> Iterator[None]:
+    """An `OSError` of the block as one line that says where and how to mend it.
+
+    Example:
+        >>> with disk_errors(Path("out")):
+        ...     raise PermissionError(13, "Permission denied")
+        Traceback (most recent call last):
+            ...
+        ffr_verl.errors.FFRError: out: Permission denied; give another --output
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise FFRError(f"{place}: the disk is full; free some space, or {mend}") from None
+        raise FFRError(f"{place}: {error.strerror or error}; {mend}") from None
+
+
+@contextlib.contextmanager
+def whole_or_nothing(paths: Sequence[Path], *, place: Path | None = None) -> Iterator[list[Path]]:
+    """Temporary names for `paths`, whose files are moved into place when the block ends well and removed otherwise.
+
+    The names are this process's own, so two commands with one output do not write into one file. A name whose file was
+    not made is left out. The folder is made when it is missing.
+
+    Args:
+        paths: in one folder.
+        place: what errors name; the first of `paths` by default.
+
+    Raises:
+        FFRError: the disk does not take them.
+    """
+    partial = {path: path.with_name(f".{path.name}.{os.getpid()}.partial") for path in paths}
+    with disk_errors(place or paths[0]), contextlib.ExitStack() as stack:
+        paths[0].parent.mkdir(parents=True, exist_ok=True)
+        for temporary in partial.values():
+            stack.callback(temporary.unlink, missing_ok=True)
+        yield list(partial.values())
+        for path, temporary in partial.items():
+            if temporary.exists():
+                temporary.replace(path)
+
+
+def check_output(output: Path, *, force: bool, example: str, inputs: Iterable[Path] = ()) -> None:
+    """Refuse an output that is a folder, that is an input, or that is there and shall not be replaced.
+
+    Args:
+        output: the file to write.
+        force: replace it; never an input.
+        example: name of such a file, for the message.
+        inputs: what is read.
+
+    Raises:
+        FFRError: see above.
+    """
+    if output.is_dir():
+        raise FFRError(f"--output {output}: a folder; give the name of a file, such as {output / example}")
+    if output.exists() and any(file.exists() and output.samefile(file) for file in inputs):
+        raise FFRError(f"--output {output}: is read by this command; give another name, such as {example}")
+    if output.suffix == ".gz":
+        raise FFRError(f"--output {output}: the file is not compressed; give a name without .gz")
+    if output.exists() and not force:
+        raise FFRError(f"{output}: is there already; choose another --output, or replace it with --force")

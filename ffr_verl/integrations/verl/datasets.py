@@ -1,0 +1,153 @@
+"""verl's datasets, with image paths below a root, the pixel bound, and a check before training starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from verl.utils.dataset.multiturn_sft_dataset import MultiTurnSFTDataset
+from verl.utils.dataset.rl_dataset import RLHFDataset
+
+from ffr_verl.data.config import DataConfig
+from ffr_verl.data.parquet_files import Kind, as_list, check_columns, check_images, images_root
+from ffr_verl.images import resolve_image
+from ffr_verl.integrations.verl.training_rows import NEED_DIFFICULTY, TrainingRows
+from ffr_verl.rewards.ffr import MICRO_COUNTS
+from ffr_verl.samplers.micro_estimate import MicroEstimate
+from ffr_verl.samplers.sampler import CurriculumSampler, activate
+
+__all__ = ["FFRDataset", "FFRSFTDataset"]
+
+logger = logging.getLogger(__name__)
+
+
+def _image_items(images: Sequence[Any] | None, root: Path, config: DataConfig) -> list[dict[str, Any]]:
+    """Images as qwen_vl_utils takes them: a path, or a picture out of the file, and the pixel bounds."""
+    bounds: dict[str, Any] = {"max_pixels": config.max_pixels}
+    if config.min_pixels is not None:
+        bounds["min_pixels"] = config.min_pixels
+    return [{"image": _picture(image, root), **bounds} for image in (images if images is not None else ())]
+
+
+def _picture(image: Any, root: Path) -> str | Image.Image:
+    if isinstance(image, Mapping):
+        return Image.open(io.BytesIO(image["bytes"]))
+    return str(resolve_image(root, image))
+
+
+def _check(files: Sequence[str], kind: Kind, config: DataConfig) -> Path:
+    """The images root of good files; the preflight check of the recipes opens every image, here a sample is opened."""
+    check_columns(files, kind)
+    root = images_root(files, config)
+    check_images(files, root, sample=True)
+    return root
+
+
+class FFRDataset(RLHFDataset):
+    """verl's `RLHFDataset` for `NAME.rl.parquet` of `ffr-verl prepare`.
+
+    Image paths are taken below `data.ffr.images_root` (by default the root recorded in the file) and images are
+    bounded to `data.ffr.max_pixels`. Rows without images are fine, and so are files that hold their images
+    (`ffr-verl prepare --embed-images`). Further columns of the file, such as a difficulty, are in each row.
+
+    The training rows (`data.train_files`) come in the order of the curriculum, see `CurriculumConfig`; a `published`
+    one leaves rows out, and those that need a difficulty file keep the order of the file without one. `data.shuffle`
+    must be off. torchdata's `StatefulDataLoader` saves and restores the curriculum through `state_dict` and
+    `load_state_dict`.
+
+    Each training row has `ffr_row`, its number in the files after verl has dropped overlong prompts, and in
+    `extra_info` `micro_counts`, where the policy stands, for the reward's `f1_mode: micro`.
+
+    Raises:
+        FFRError: at construction, for a missing file, another kind of file, a setting of `data.ffr` that does not
+            exist, images that cannot be read in a sample of rows, or a difficulty file of other rows.
+    """
+
+    def __init__(
+        self, data_files: Any, tokenizer: Any, config: Any, processor: Any = None, max_samples: int = -1
+    ) -> None:
+        files = as_list(data_files)
+        self.ffr_config = DataConfig.from_mapping(config.get("ffr") or {})
+        self.images_root = _check(files, "rl", self.ffr_config)
+        self.curriculum: CurriculumSampler | None = None
+        super().__init__(data_files, tokenizer, config, processor=processor, max_samples=max_samples)
+        if files == as_list(config.get("train_files") or ()):
+            self._follow_curriculum(files)
+
+    def _follow_curriculum(self, files: Sequence[str]) -> None:
+        """Put the training rows into the curriculum's order; rows that verl has dropped as overlong are left out."""
+        curriculum = self.ffr_config.curriculum
+        if curriculum.order in NEED_DIFFICULTY and curriculum.difficulty is None:
+            logger.warning(
+                "data.ffr.curriculum.order: %s needs data.ffr.curriculum.difficulty, which is null: the rows come in "
+                "the order of the file",
+                curriculum.order,
+            )
+            curriculum = dataclasses.replace(curriculum, order="file")
+        rows = TrainingRows.of(self.dataframe, curriculum, files)
+        self.curriculum = CurriculumSampler(rows.difficulty, curriculum, micro=MicroEstimate(*rows.micro_start))
+        logger.info("curriculum %s: %d of %d rows", curriculum.order, len(self.curriculum), len(rows.difficulty))
+        activate(self.curriculum)
+
+    def __len__(self) -> int:
+        return len(self.curriculum) if self.curriculum is not None else super().__len__()
+
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        if self.curriculum is None:
+            return super().__getitem__(item)
+        number = self.curriculum.row_at(item)
+        row = super().__getitem__(number)
+        if self.curriculum.micro is not None:
+            row["extra_info"] = {**row["extra_info"], MICRO_COUNTS: self.curriculum.micro.counts()}
+        return {**row, "ffr_row": number}
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the curriculum; empty without one."""
+        return {} if self.curriculum is None else self.curriculum.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Resume where a `state_dict` was taken.
+
+        Raises:
+            FFRError: when it was taken with another curriculum.
+        """
+        if self.curriculum is not None:
+            self.curriculum.load_state_dict(state)
+
+    def _build_messages(self, example: dict[str, Any], key: str) -> list[dict[str, Any]]:
+        items = _image_items(example.get(self.image_key), self.images_root, self.ffr_config)
+        return super()._build_messages({**example, self.image_key: items}, key)
+
+
+class FFRSFTDataset(MultiTurnSFTDataset):
+    """verl's `MultiTurnSFTDataset` for `NAME.sft.parquet` of `ffr-verl prepare`; the loss is on the assistant's
+    answer only.
+
+    Images as in `FFRDataset`.
+
+    Raises:
+        FFRError: at construction, as `FFRDataset`.
+    """
+
+    def __init__(
+        self, parquet_files: Any, tokenizer: Any, config: Any, processor: Any = None, max_samples: int = -1
+    ) -> None:
+        files = as_list(parquet_files)
+        self.ffr_config = DataConfig.from_mapping((config or {}).get("ffr") or {})
+        self.images_root = _check(files, "sft", self.ffr_config)
+        super().__init__(files, tokenizer, config, processor=processor, max_samples=max_samples)
+
+    def _build_messages(self, example: Mapping[str, Any]) -> list[dict[str, Any]]:
+        items = _image_items(example.get(self.image_key), self.images_root, self.ffr_config)
+        return super()._build_messages({**example, self.image_key: items})
+
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        row = super().__getitem__(item)
+        # verl's collator reads every key of the first row, so a row without images must have this one too.
+        row.setdefault("multi_modal_inputs", {})
+        return row

@@ -1,0 +1,394 @@
+"""The check that a recipe carries into every run.
+
+Hydra runs `RecipeCallback` after it has composed the config and before verl's main function, so a misspelled key, a
+missing file or another verl stops the job in seconds, in the terminal, before Ray or an engine has started.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from ffr_verl.data.config import DataConfig
+from ffr_verl.data.parquet_files import Kind, as_list, check_columns, check_images, dialogues_of_rows, images_root
+from ffr_verl.embeddings.store import EmbeddingStore
+from ffr_verl.errors import FFRError
+from ffr_verl.fragments import TAGS
+from ffr_verl.integrations.verl.checkpoint_folders import CONTENTS, check_resume
+from ffr_verl.integrations.verl.training_rows import NEED_DIFFICULTY
+from ffr_verl.model_families import has_chat_template
+from ffr_verl.rewards import CoherenceScorer, RewardConfig
+from ffr_verl.samplers.config import SamplerConfig
+from ffr_verl.samplers.difficulty_file import DifficultyFile, row_keys
+from ffr_verl.samplers.sampler import CurriculumSampler
+from ffr_verl.settings import refuse_unknown_keys
+
+__all__ = ["SUPPORTED_VERL", "RecipeCallback", "check_run"]
+
+logger = logging.getLogger(__name__)
+
+SUPPORTED_VERL = "0.9.1"
+_LEAST_FREE_BYTES = 256 * 2**20
+_TRL_CLASS = "AutoModelForCausalLMWithValueHead"
+
+
+class RecipeCallback(Callback):
+    """Hydra callback of every recipe: sets the platform and checks the run (`hydra.callbacks.ffr_verl`).
+
+    Args:
+        platform: `"cpu"` makes verl run on the CPU in this process and those it starts; `None` leaves verl's choice.
+
+    Hydra turns an exception of a callback into a warning, so a failed check prints its message and ends the process
+    with status 2.
+    """
+
+    def __init__(self, platform: Literal["cpu"] | None = None, **unknown: Any) -> None:
+        try:
+            refuse_unknown_keys(unknown, allowed=["platform"], where="hydra.callbacks.ffr_verl")
+            if platform not in (None, "cpu"):
+                raise FFRError(
+                    f"hydra.callbacks.ffr_verl.platform: found {platform!r}; give cpu, or null for verl's own choice"
+                )
+        except FFRError as error:
+            _stop(error)
+        self.platform = platform
+
+    def on_job_start(self, config: Any, **_kwargs: Any) -> None:
+        try:
+            check_run(config)
+            if "actor_rollout_ref" not in config:
+                _single_process_group_defaults()
+        except FFRError as error:
+            _stop(error)
+        if self.platform == "cpu":
+            from ffr_verl.integrations.verl import cpu_platform
+
+            cpu_platform.activate()
+
+
+def _stop(error: FFRError) -> NoReturn:
+    sys.stderr.write(f"ffr-verl: error: {error}\n")
+    sys.stderr.flush()
+    raise SystemExit(2)
+
+
+def _single_process_group_defaults() -> None:
+    """verl's SFT trainer reads torchrun's variables; without torchrun this process is the only one of its group."""
+    if "RANK" in os.environ or "WORLD_SIZE" in os.environ:
+        return
+    wanted = os.environ.get("MASTER_PORT", "0")
+    with closing(socket.socket()) as probe:
+        try:
+            probe.bind(("127.0.0.1", int(wanted)))
+        except (OSError, ValueError, OverflowError) as error:
+            raise FFRError(
+                f"MASTER_PORT={wanted}: {error}; unset MASTER_PORT for a free one, or give another"
+            ) from None
+        port = probe.getsockname()[1]
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+
+
+def _select(config: Any, key: str) -> Any:
+    """The value at a dotted key; `None` where it is missing, `"???"` where it must be given."""
+    node = config
+    for part in key.split("."):
+        if isinstance(node, DictConfig) and OmegaConf.is_missing(node, part):
+            return "???"
+        if not isinstance(node, Mapping) or part not in node:
+            return None
+        node = node[part]
+    return node
+
+
+def check_run(config: Any) -> None:
+    """Refuse a composed config that cannot train, before anything is started.
+
+    Checks the keys of ours (`data.ffr`, `reward.custom_reward_function.reward_kwargs`,
+    `trainer.v1.sampler.sampler_kwargs`), verl's version and that an installed TRL suits it, that vLLM is there for
+    GRPO, the data files and every image in them, flash attention where it is asked for, a local model's files, that
+    the embedding store and the difficulty file belong to the data, free disk space, and that the checkpoint to go on
+    from is whole.
+
+    Raises:
+        FFRError: for the first thing found; the message names the key or file and the remedy.
+    """
+    is_grpo = "actor_rollout_ref" in config
+    _check_verl()
+    _check_trl()
+    data_config = DataConfig.from_mapping(_select(config, "data.ffr") or {})
+    if is_grpo:
+        rewards = _reward_config(config)
+        sampler = None
+        if str(_select(config, "trainer.v1.sampler.custom_sampler.path")) == "pkg://ffr_verl.samplers":
+            sampler = SamplerConfig.from_mapping(_select(config, "trainer.v1.sampler.sampler_kwargs") or {})
+        _check_advantages(config, sampler, rewards)
+        if importlib.util.find_spec("vllm") is None:
+            raise FFRError(
+                "vllm is not installed; GRPO generates with it. `make install`, or pip install 'ffr-verl[gpu]'"
+            )
+    dataset = str(_select(config, "data.custom_cls.path"))
+    if dataset == "pkg://ffr_verl.integrations.verl.datasets":
+        _check_files(config, "rl" if is_grpo else "sft", data_config)
+        if is_grpo:
+            _check_curriculum(config, data_config, is_micro=rewards is not None and rewards.is_micro)
+    _check_model(config, "actor_rollout_ref.model" if is_grpo else "model")
+    if is_grpo and rewards is not None:
+        _check_answer_tags(config)
+        if rewards.embeddings is not None:
+            _check_embeddings(config, rewards.embeddings)
+    _check_disk(_select(config, "trainer.default_local_dir"))
+    _check_resume(config, "grpo" if is_grpo else "sft")
+
+
+def _check_verl() -> None:
+    found = importlib.metadata.version("verl")
+    if found != SUPPORTED_VERL:
+        raise FFRError(
+            f"verl {found} is installed, the recipes are written for and tested with {SUPPORTED_VERL}: "
+            f"pip install 'verl=={SUPPORTED_VERL}'"
+        )
+
+
+def _check_trl() -> None:
+    """verl takes a class from TRL whenever TRL is installed, to patch it; newer TRL has it no more."""
+    spec = importlib.util.find_spec("trl")
+    if spec is None or spec.origin is None:
+        return
+    folder = Path(spec.origin).parent
+    places = (folder / "experimental" / "ppo" / "__init__.py", folder / "__init__.py")
+    if not any(place.is_file() and _TRL_CLASS in place.read_text(encoding="utf-8") for place in places):
+        raise FFRError(
+            f"trl is installed and has no {_TRL_CLASS}, which verl {SUPPORTED_VERL} imports wherever it finds trl: "
+            "its workers would fail; pip uninstall trl, and keep it in an environment of its own"
+        )
+
+
+def _check_files(config: Any, kind: Kind, data_config: DataConfig) -> None:
+    for key in ("data.train_files", "data.val_files"):
+        value = _select(config, key)
+        if value is None and key == "data.val_files" and kind == "sft":
+            continue
+        if value in (None, "???"):
+            raise FFRError(f"{key} is not given; add {key}=PATH (a NAME.{kind}.parquet of `ffr-verl prepare`)")
+        files = as_list(value)
+        for name in files:
+            if "://" in name:
+                return  # verl copies it here first, and the dataset checks it then
+            if not Path(name).expanduser().is_file():
+                raise FFRError(f"{key}: {name}: no such file; `ffr-verl prepare` writes NAME.{kind}.parquet")
+        files = [str(Path(name).expanduser()) for name in files]
+        check_columns(files, kind)
+        if os.environ.get("RANK", "0") == "0":
+            check_images(files, images_root(files, data_config), sample=False)
+
+
+def _check_advantages(config: Any, sampler: SamplerConfig | None, rewards: RewardConfig | None) -> None:
+    """That reward, advantages and replay buffer suit each other."""
+    estimator = str(_select(config, "algorithm.adv_estimator"))
+    key, node = "algorithm.adv_estimator", "trainer.v1.sampler.sampler_kwargs.advantage"
+    advantage = None if sampler is None else sampler.advantage
+    if estimator == "gdpo":
+        raise FFRError(
+            f"{key}=gdpo: verl {SUPPORTED_VERL}'s own fails in trainer v1, which hands it no reward components; "
+            "give +recipe=ffr_gdpo"
+        )
+    if estimator == "ffr" and advantage is None:
+        raise FFRError(
+            f"{key}=ffr: {node} is not given; give {node}={{credit: id}}, with our replay buffer "
+            "(trainer.v1.sampler.custom_sampler: {path: pkg://ffr_verl.samplers, name: FFRReplayBuffer}), or "
+            f"{key}=grpo for verl's own"
+        )
+    if estimator != "ffr" and advantage is not None:
+        raise FFRError(f"{node} is not read with {key}={estimator}; give {key}=ffr, or {node}=null")
+    if rewards is None:
+        return
+    if advantage is not None and advantage.credit == "id" and not rewards.is_micro:
+        raise FFRError(
+            f"{node}.credit=id: with f1_mode={rewards.f1_mode} an id has no worth of its own; give "
+            "f1_mode=micro_f1_mcc, or credit=answer"
+        )
+    if rewards.is_micro and estimator == "grpo" and _select(config, "algorithm.norm_adv_by_std_in_grpo") is not False:
+        raise FFRError(
+            f"algorithm.norm_adv_by_std_in_grpo: with f1_mode={rewards.f1_mode} a reward's size is what an id is "
+            "worth, and the group's deviation undoes it; give algorithm.norm_adv_by_std_in_grpo=false, or "
+            f"{key}=ffr"
+        )
+
+
+def _check_curriculum(config: Any, data_config: DataConfig, *, is_micro: bool) -> None:
+    """That the difficulty file belongs to the training rows, and nothing reorders them."""
+    curriculum = data_config.curriculum
+    key = "data.ffr.curriculum.difficulty"
+    if is_micro and _select(config, "data.dataloader_num_workers"):
+        raise FFRError(
+            f"data.dataloader_num_workers: found {_select(config, 'data.dataloader_num_workers')}; the micro reward "
+            "asks the rows where the policy stands, which worker processes do not know: give "
+            "data.dataloader_num_workers=0"
+        )
+    if curriculum.difficulty is not None or curriculum.order not in ("file", *NEED_DIFFICULTY):
+        for name, wanted in (("data.shuffle", False), ("data.dataloader_num_workers", 0)):
+            found = _select(config, name)
+            if found is not None and found != wanted:
+                raise FFRError(
+                    f"{name}: found {found}; with data.ffr.curriculum.order={curriculum.order} give {name}={wanted}, "
+                    "or the rows come in another order"
+                )
+    if curriculum.difficulty is None:
+        return
+    files = as_list(_select(config, "data.train_files"))
+    if any("://" in name for name in files):
+        return
+    files = [str(Path(name).expanduser()) for name in files]
+    try:
+        rows = DifficultyFile(curriculum.difficulty).of_rows(row_keys(files), name=files[0])
+    except FFRError as error:
+        raise FFRError(f"{key}: {error}") from None
+    count, batch = len(CurriculumSampler(rows, curriculum)), _select(config, "data.train_batch_size")
+    if isinstance(batch, int) and count < batch:
+        raise FFRError(
+            f"data.ffr.curriculum: {count} rows are left of {len(rows)}, fewer than data.train_batch_size={batch}; "
+            "raise shares, or give a smaller batch"
+        )
+
+
+def _reward_config(config: Any) -> RewardConfig | None:
+    """The settings of our reward, however it is asked for; `None` when another one is."""
+    path = _select(config, "reward.custom_reward_function.path")
+    if str(path) == "pkg://ffr_verl.rewards":
+        return RewardConfig.from_kwargs(_select(config, "reward.custom_reward_function.reward_kwargs") or {})
+    if not path and _select(config, "reward.reward_manager.name") == "ffr":
+        return RewardConfig.from_kwargs(_select(config, "reward.reward_kwargs") or {})
+    return None
+
+
+def _check_answer_tags(config: Any) -> None:
+    """verl's own reward managers drop special tokens, and with them the tags of the answer."""
+    manager = _select(config, "reward.reward_manager.name")
+    folder = Path(str(_select(config, "actor_rollout_ref.model.path"))).expanduser()
+    if manager == "ffr" or not (folder / "tokenizer.json").is_file():
+        return
+    added = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")).get("added_tokens") or ()
+    special = [token["content"] for token in added if token.get("special") and token.get("content") in TAGS]
+    if special:
+        raise FFRError(
+            f"reward.reward_manager.name={manager}: it drops special tokens, and {special[0]} is one in {folder}, so "
+            "every answer would be malformed; give reward.reward_manager.name=ffr"
+        )
+
+
+def _check_embeddings(config: Any, path: str) -> None:
+    """That the store opens, and holds the utterances and images of the data files (of rows spread over them)."""
+    key = "reward.custom_reward_function.reward_kwargs.embeddings"
+    try:
+        scorer = CoherenceScorer(EmbeddingStore.open(path))
+    except FFRError as error:
+        raise FFRError(f"{key}: {error}") from None
+    for files in ("data.train_files", "data.val_files"):
+        for name in as_list(_select(config, files) or ()):
+            if "://" in name:
+                continue
+            wanted, lacking = 0, list[str]()
+            for info in dialogues_of_rows(str(Path(name).expanduser())):
+                wanted += len(set(info["utterance_ids"])) + len(set(info["images"] or ()))  # a picture may repeat
+                lacking += scorer.missing_of(info)
+            if wanted and len(lacking) == wanted:
+                raise FFRError(
+                    f"{key}: {path} has no vector for {name} ({lacking[0]} ...); make the store of this data: "
+                    f"ffr-verl embed {name} --model NAME --output {path}"
+                )
+            if lacking:
+                logger.warning(
+                    "%s: %s lacks %d of %d utterances and images looked for in %s (%s ...): they are left out of "
+                    "coherence; `ffr-verl embed` takes several data files at once",
+                    key,
+                    path,
+                    len(lacking),
+                    wanted,
+                    name,
+                    lacking[0],
+                )
+
+
+def _check_model(config: Any, node: str) -> None:
+    if (
+        _select(config, f"{node}.use_remove_padding")
+        and _select(config, f"{node}.override_config.attn_implementation") in (None, "flash_attention_2")
+        and importlib.util.find_spec("flash_attn") is None
+    ):
+        raise FFRError(
+            f"{node}.use_remove_padding is on and flash_attn is not installed: pip install flash-attn==2.8.3 "
+            f"--no-build-isolation, or train slower with {node}.use_remove_padding=false "
+            f"+{node}.override_config.attn_implementation=sdpa; without a GPU use the *_cpu recipes"
+        )
+    key = f"{node}.path"
+    path = _select(config, key)
+    if path in (None, "???"):
+        raise FFRError(f"{key} is not given; add {key}=FOLDER (for GRPO: the SFT model after `ffr-verl merge`)")
+    folder = Path(str(path)).expanduser()
+    if not folder.is_dir():
+        if "://" in str(path):
+            return  # verl fetches it
+        # A hub model is called NAME or OWNER/NAME; models/sft beside a folder models is a path that does not exist.
+        looks_local = str(path).startswith((".", "/", "~")) or str(path).count("/") > 1
+        looks_local = looks_local or ("/" in str(path) and Path(str(path).split("/")[0]).is_dir())
+        if looks_local:
+            raise FFRError(f"{key}: {path}: no such folder; give a Hugging Face folder, or the name of a hub model")
+        return
+    for name, remedy in (
+        ("config.json", "not a Hugging Face model folder; a verl checkpoint becomes one through `ffr-verl merge`"),
+        (
+            "tokenizer_config.json",
+            "save the base model's tokenizer there: AutoTokenizer.from_pretrained(BASE).save_pretrained(...)",
+        ),
+    ):
+        if not (folder / name).is_file():
+            raise FFRError(f"{key}: {path}: {name} is missing; {remedy}")
+    if not any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
+        raise FFRError(
+            f"{key}: {path}: the model has no processor (preprocessor_config.json), so images cannot be read; "
+            "save the base model's: AutoProcessor.from_pretrained(BASE).save_pretrained(...)"
+        )
+    if not has_chat_template(folder) and not _select(config, f"{node}.custom_chat_template"):
+        raise FFRError(
+            f"{key}: {path}: the model has no chat template, so prompts cannot be written; save the base model's "
+            "processor there: AutoProcessor.from_pretrained(BASE).save_pretrained(...)"
+        )
+
+
+def _check_resume(config: Any, stage: Literal["sft", "grpo"]) -> None:
+    folder = _select(config, "trainer.default_local_dir")
+    if _select(config, "trainer.resume_mode") != "auto" or not isinstance(folder, str) or "://" in folder:
+        return
+    node = "actor_rollout_ref.actor.checkpoint" if stage == "grpo" else "checkpoint"
+    contents = _select(config, f"{node}.load_contents") or tuple(CONTENTS)
+    one_node = _select(config, "trainer.nnodes") in (None, 1)
+    step = check_resume(Path(folder).expanduser(), stage, contents=contents, all_ranks=one_node)
+    if step is not None:
+        logger.info("the run goes on from step %d in %s", step, folder)
+
+
+def _check_disk(folder: Any) -> None:
+    if not isinstance(folder, str) or "://" in folder:
+        return
+    place = Path(folder).expanduser().absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < _LEAST_FREE_BYTES:
+        raise FFRError(
+            f"trainer.default_local_dir: {folder}: {free / 2**20:.0f} MiB are free there, a checkpoint needs more; "
+            "free some, or give another folder"
+        )
