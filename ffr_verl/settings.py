@@ -1,13 +1,38 @@
-"""A misspelled key is an error, not a setting that is silently ignored."""
+"""Every setting of ours in a recipe: key, default, range. The published numbers are defaults here.
+
+A misspelled key or a value out of range is an error that names the key, never a setting that is silently ignored.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
+
+import msgspec
+from msgspec import Meta
 
 from ffr_verl.errors import FFRError
 
-__all__ = ["refuse_unknown_keys"]
+__all__ = [
+    "DEFAULT_MAX_PIXELS",
+    "AdvantageConfig",
+    "CurriculumConfig",
+    "DataConfig",
+    "LevelShares",
+    "OnlineConfig",
+    "SamplerConfig",
+    "Settings",
+    "refuse_unknown_keys",
+]
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_MAX_PIXELS = 602_112  # published
+Share = Annotated[float, Meta(ge=0, le=1)]
+Name = Annotated[str, Meta(min_length=1)]
+_Self = TypeVar("_Self", bound="Settings")
 
 
 def refuse_unknown_keys(keys: Iterable[object], *, allowed: Iterable[str], where: str) -> None:
@@ -25,3 +50,216 @@ def refuse_unknown_keys(keys: Iterable[object], *, allowed: Iterable[str], where
             close = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
             raise FFRError(f"{where}.{key}: unknown key; {hint}Allowed: {', '.join(known)}")
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """A node of a recipe; its fields are the keys. `from_mapping` checks, the constructor does not."""
+
+    node: ClassVar[str] = ""
+
+    @classmethod
+    def from_mapping(cls: type[_Self], values: Mapping[str, Any]) -> _Self:
+        """Check a node of a recipe; keys that are missing or null there have their defaults.
+
+        Raises:
+            FFRError: for an unknown key or a value out of range; the message names the key.
+
+        Example:
+            >>> OnlineConfig.from_mapping({"floor": 2})
+            Traceback (most recent call last):
+                ...
+            ffr_verl.errors.FFRError: data.ffr.curriculum.online.floor: found 2, expected `float` <= 1.0
+        """
+        plain = _plain(values)
+        _refuse_unknown(cls, plain, cls.node)
+        try:
+            return msgspec.convert(plain, cls)
+        except msgspec.ValidationError as error:
+            text, _, path = str(error).partition(" - at `$.")
+            found: Any = plain
+            kind: Any = cls
+            where = cls.node
+            for key in path.rstrip("`").replace("[...]", "").split("."):
+                if isinstance(found, dict) and key in found:
+                    kind, found, where = _type_of(kind, key), found[key], f"{where}.{key}"
+            choices = [str(one) for part in (kind, *get_args(kind)) for one in get_args(part) if isinstance(one, str)]
+            choices += ["a list of names" for part in get_args(kind) if get_origin(part) is list]
+            expected = f"expected one of {', '.join(dict.fromkeys(choices))}" if choices else text.lower()
+            raise FFRError(f"{where}: found {found!r}, {expected}") from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, Sequence) and not isinstance(value, str) else value
+
+
+def _settings_in(kind: Any) -> list[type[Settings]]:
+    return [one for one in (kind, *get_args(kind)) if isinstance(one, type) and issubclass(one, Settings)]
+
+
+def _type_of(kind: Any, name: str) -> Any:
+    fields = [field for one in _settings_in(kind) for field in msgspec.structs.fields(one)]
+    return next((field.type for field in fields if field.name == name), None)
+
+
+def _refuse_unknown(kind: type[Settings], values: dict[str, Any], where: str) -> None:
+    fields = {field.name: field for field in msgspec.structs.fields(kind)}
+    refuse_unknown_keys(values, allowed=fields, where=where)
+    for name, field in fields.items():
+        if name in values and values[name] is None and field.default is not None:
+            del values[name]  # null: the default
+        for inner in _settings_in(field.type):
+            if isinstance(values.get(name), dict):
+                _refuse_unknown(inner, values[name], f"{where}.{name}")
+
+
+class OnlineConfig(Settings, frozen=True):
+    """Settings of `order: online`.
+
+    Attributes:
+        metric: of an answer, whose standard deviation in a group is the row's spread: `reward`, or a key that
+            `compute_score` returns.
+        decay: weight in [0, 1) of what was known of a row when its next group is observed.
+        floor: weight in (0, 1] of rows without spread, beside 1 of those with the most, so that none is forgotten.
+        scale: no longer read, as `target` and `width`: rows were drawn around a score before. Kept for older recipes.
+        target: see `scale`.
+        width: see `scale`.
+    """
+
+    node: ClassVar[str] = "data.ffr.curriculum.online"
+    metric: Name = "reward"
+    decay: Annotated[float, Meta(ge=0, lt=1)] = 0.5
+    floor: Annotated[float, Meta(gt=0, le=1)] = 0.1
+    scale: float | None = None
+    target: float | None = None
+    width: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.target is not None:
+            logger.warning("%s.target is no longer read: rows are drawn by the spread of their groups", self.node)
+
+
+class LevelShares(Settings, frozen=True):
+    """Kept of each level by the published selection, best f1 first."""
+
+    node: ClassVar[str] = "data.ffr.curriculum.shares"
+    easy: Share = 1.0
+    middle: Share = 0.1
+    confusing: Share = 0.5
+    hard: Share = 1.0
+
+
+class CurriculumConfig(Settings, frozen=True):
+    """Settings of a curriculum.
+
+    Attributes:
+        difficulty: file that `ffr-verl score` made for the training rows.
+        order: `file`: as they stand in the file; `published`: the levels one after another, parts of them kept
+            (`select_rows`); `ascending`: all rows by falling f1, of equals by rising entropy; `competence`: all rows,
+            at each time drawn from the easiest ones, whose share grows; `shuffled`: all rows by chance, the baseline;
+            `online`: drawn again in every step, by the spread of the policy's own rewards.
+        strata: what every step shall have in the data's shares, whatever the order (but for `file` and `published`):
+            `gold`: rows without a gold id, with utterances only, with images; a list of columns of the data, whose
+            values are the strata; `None` for none.
+        shares: kept of each level, for `published`.
+        pacing: how the share of `competence` grows with the share of the epoch that is over: `linear`, `root` (fast
+            first) or in `steps`.
+        start: share of `competence` at the beginning, above 0 and at most 1.
+        steps: number of steps for `pacing: steps`.
+        seed: of `competence`, `shuffled` and `online`.
+        online: of `online`.
+    """
+
+    node: ClassVar[str] = "data.ffr.curriculum"
+    difficulty: str | None = None
+    order: Literal["file", "published", "ascending", "competence", "shuffled", "online"] = "published"
+    strata: Literal["gold"] | list[str] | None = "gold"
+    shares: LevelShares = LevelShares()
+    pacing: Literal["linear", "root", "steps"] = "root"
+    start: Annotated[float, Meta(gt=0, le=1)] = 0.1
+    steps: Annotated[int, Meta(ge=1)] = 5
+    seed: Annotated[int, Meta(ge=0)] = 0
+    online: OnlineConfig = OnlineConfig()
+
+
+class DataConfig(Settings, frozen=True):
+    """Settings of `FFRDataset` and `FFRSFTDataset`.
+
+    Attributes:
+        images_root: folder that image paths are relative to; `None`: the one that `ffr-verl prepare` recorded in the
+            file.
+        max_pixels: images with more pixels are shrunk to at most so many; the published bound by default.
+        min_pixels: images with fewer pixels are enlarged to at least so many; `None` leaves qwen_vl_utils' own bound.
+        curriculum: order of the training rows (RL only); without a difficulty file that of the file.
+    """
+
+    node: ClassVar[str] = "data.ffr"
+    images_root: str | None = None
+    max_pixels: Annotated[int, Meta(ge=1)] = DEFAULT_MAX_PIXELS
+    min_pixels: Annotated[int, Meta(ge=1)] | None = None
+    curriculum: CurriculumConfig = CurriculumConfig()
+
+    def __post_init__(self) -> None:
+        if self.min_pixels is not None and self.min_pixels > self.max_pixels:
+            raise FFRError(
+                f"{self.node}.min_pixels: found {self.min_pixels}, more than max_pixels ({self.max_pixels})"
+            )
+
+
+class AdvantageConfig(Settings, frozen=True):
+    """Settings of `algorithm.adv_estimator=ffr`.
+
+    Attributes:
+        credit: `answer`: every token has the reward less its group's mean; `id`: every id is credited to the tokens
+            that decide it (needs `f1_mode: micro` or `micro_f1_mcc`); `components`: GDPO.
+        components: of `components`: keys of the reward function and their weights.
+    """
+
+    node: ClassVar[str] = "trainer.v1.sampler.sampler_kwargs.advantage"
+    credit: Literal["answer", "id", "components"] = "answer"
+    components: dict[str, Annotated[float, Meta(ge=0)]] = {}
+
+    def __post_init__(self) -> None:
+        if self.credit == "components" and not any(self.components.values()):
+            raise FFRError(
+                f"{self.node}.components: credit=components sums components of the reward; name some with their "
+                "weights, such as {f1_utterances: 0.5, f1_images: 0.5, format: 0.3}"
+            )
+
+
+class SamplerConfig(Settings, frozen=True):
+    """Settings of `FFRReplayBuffer`.
+
+    Attributes:
+        poll_interval: seconds between two looks at the rollouts, above 0.
+        filter_groups: evict groups whose metric hardly differs between answers, and generate others instead.
+        filter_groups_metric: `reward`, or a key that `compute_score` returns.
+        min_std: a group has no spread when the standard deviation of its metric is at most this. verl's own filter
+            knows 0 only, which a continuous reward never hits.
+        max_filtered_batches: after so many batches of evicted groups the filter rests until the next step, so that a
+            policy that always agrees with itself cannot regenerate without end; 0 for no limit.
+        train_batch_size: prompts a step; needed with `filter_groups`.
+        advantage: of `algorithm.adv_estimator=ffr`; `None` leaves advantages to verl.
+        best_checkpoint: of the validation, by whose largest value `BestCheckpoint` keeps a checkpoint:
+            `micro_joint_f1`, `micro_joint_mcc`, the same of `utterance` and `image`, or a key of the reward function;
+            `None` keeps none.
+        max_inflight_gen_batches: how many batches of replacement prompts may be generated at once.
+    """
+
+    node: ClassVar[str] = "trainer.v1.sampler.sampler_kwargs"
+    poll_interval: Annotated[float, Meta(gt=0)] = 2.0
+    filter_groups: bool = False
+    filter_groups_metric: Name = "reward"
+    min_std: Annotated[float, Meta(ge=0)] = 0.0
+    max_filtered_batches: Annotated[int, Meta(ge=0)] = 10
+    train_batch_size: Annotated[int, Meta(ge=1)] | None = None
+    max_inflight_gen_batches: Annotated[int, Meta(ge=1)] = 1
+    advantage: AdvantageConfig | None = None
+    best_checkpoint: Name | None = None
+
+    def __post_init__(self) -> None:
+        if self.filter_groups and self.train_batch_size is None:
+            raise FFRError(
+                f"{self.node}.train_batch_size is missing; filter_groups needs it: ${{data.train_batch_size}}"
+            )

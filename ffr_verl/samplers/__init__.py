@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ffr_verl.samplers.config import SamplerConfig
 from ffr_verl.samplers.curriculum import RowDifficulty, order_rows
-from ffr_verl.samplers.curriculum_config import CurriculumConfig
 from ffr_verl.samplers.difficulty import assign_levels, select_rows, token_entropy
 from ffr_verl.samplers.sampler import CurriculumSampler
+from ffr_verl.settings import CurriculumConfig, SamplerConfig
 
 if TYPE_CHECKING:
     from ffr_verl.integrations.verl.replay_buffer import FFRReplayBuffer, FFRReplayBufferAsync

@@ -11,57 +11,15 @@ Two ways beside GRPO's, whose advantage is the reward less the mean of its group
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, NamedTuple, get_args
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
 from ffr_verl.errors import FFRError
-from ffr_verl.settings import refuse_unknown_keys
+from ffr_verl.settings import AdvantageConfig
 
-__all__ = ["AdvantageConfig", "IdCredit", "ScoredAnswer", "advantages_of", "gdpo_advantages", "id_advantages"]
-
-Credit = Literal["answer", "id", "components"]
-_WHERE = "trainer.v1.sampler.sampler_kwargs.advantage"
-
-
-@dataclass(frozen=True, slots=True)
-class AdvantageConfig:
-    """Settings of `algorithm.adv_estimator=ffr`, the node `trainer.v1.sampler.sampler_kwargs.advantage`.
-
-    Attributes:
-        credit: `answer`: every token has the reward less its group's mean; `id`: every id is credited to the tokens
-            that decide it (needs `f1_mode: micro` or `micro_f1_mcc`); `components`: GDPO.
-        components: of `components`: keys of the reward function and their weights.
-
-    Example:
-        >>> AdvantageConfig.from_mapping({"credit": "id"}).credit
-        'id'
-    """
-
-    credit: Credit = "answer"
-    components: Mapping[str, float] = field(default_factory=dict)
-
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> AdvantageConfig:
-        """Check the node of a recipe.
-
-        Raises:
-            FFRError: for an unknown key or a value out of range; the message names the key.
-        """
-        refuse_unknown_keys(values, allowed=[one.name for one in fields(cls)], where=_WHERE)
-        config = cls(**{**values, "components": dict(values.get("components") or {})})
-        if config.credit not in get_args(Credit):
-            raise FFRError(f"{_WHERE}.credit: found {config.credit!r}, expected one of {', '.join(get_args(Credit))}")
-        for name, weight in config.components.items():
-            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
-                raise FFRError(f"{_WHERE}.components.{name}: found {weight!r}, expected a number of at least 0")
-        if config.credit == "components" and not any(config.components.values()):
-            raise FFRError(
-                f"{_WHERE}.components: credit=components sums components of the reward; name some with their weights, "
-                "such as {f1_utterances: 0.5, f1_images: 0.5, format: 0.3}"
-            )
-        return config
+__all__ = ["IdCredit", "ScoredAnswer", "advantages_of", "gdpo_advantages", "id_advantages"]
 
 
 class IdCredit(NamedTuple):
@@ -135,7 +93,7 @@ def gdpo_advantages(
         except KeyError as error:
             known = ", ".join(sorted({name for one in group for name in one.components}))
             raise FFRError(
-                f"{_WHERE}.components: the reward function returns no {error.args[0]!r}; it returns {known}"
+                f"{AdvantageConfig.node}.components: the reward function returns no {error.args[0]!r}; only {known}"
             ) from None
         centred = values - values.mean(axis=0)
         deviation = values.std(axis=0, ddof=1) if len(group) > 1 else np.ones(values.shape[1])

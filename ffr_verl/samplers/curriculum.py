@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
-from ffr_verl.samplers.curriculum_config import CurriculumConfig
 from ffr_verl.samplers.difficulty import select_rows
+from ffr_verl.settings import CurriculumConfig
 
 __all__ = [
     "GOLD_STRATA",
@@ -129,7 +130,7 @@ def order_rows(rows: RowDifficulty, config: CurriculumConfig) -> np.ndarray:
     if config.order == "file":
         return np.arange(len(rows))
     if config.order == "published":
-        return select_rows(rows.levels, rows.f1, rows.is_negative, shares=config.shares)
+        return select_rows(rows.levels, rows.f1, rows.is_negative, shares=msgspec.structs.asdict(config.shares))
     if config.order == "shuffled":
         return interleaved(shuffled_order(len(rows), config.seed, 0), rows.strata)
     # Easy to hard inside each stratum, so that ease is no matter of what a gold fragment is made of.

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
+import msgspec
 import numpy as np
 
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import Fragment
+from ffr_verl.settings import LevelShares
 
 __all__ = [
     "LEVELS",
@@ -30,7 +32,7 @@ Level = Literal["easy", "middle", "confusing", "hard"]
 LEVELS: tuple[Level, ...] = get_args(Level)
 
 # Shares of each level's rows that are kept, best f1 first.
-PUBLISHED_SHARES: Mapping[Level, float] = {"easy": 1.0, "middle": 0.1, "confusing": 0.5, "hard": 1.0}
+PUBLISHED_SHARES: Mapping[str, float] = msgspec.structs.asdict(LevelShares())
 _NO_LOGPROBS = 10.0
 
 
@@ -154,7 +156,7 @@ def select_rows(
     f1: Sequence[float] | np.ndarray,
     is_negative: Sequence[bool] | np.ndarray,
     *,
-    shares: Mapping[Level, float] = PUBLISHED_SHARES,
+    shares: Mapping[str, float] = PUBLISHED_SHARES,
 ) -> np.ndarray:
     """The published selection: row numbers in training order, easy to hard.
 

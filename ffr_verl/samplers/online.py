@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ffr_verl.samplers.curriculum_config import OnlineConfig
+from ffr_verl.settings import OnlineConfig
 
 __all__ = ["OnlineDraws", "StratifiedDraws"]
 

@@ -14,10 +14,10 @@ import numpy as np
 
 from ffr_verl.errors import FFRError
 from ffr_verl.samplers.curriculum import RowDifficulty, ascending_order, interleaved, order_rows, shuffled_order
-from ffr_verl.samplers.curriculum_config import CurriculumConfig
 from ffr_verl.samplers.difficulty import LEVELS
 from ffr_verl.samplers.micro_estimate import MicroEstimate
 from ffr_verl.samplers.online import StratifiedDraws
+from ffr_verl.settings import CurriculumConfig
 
 __all__ = ["CurriculumSampler", "activate", "active_sampler"]
 

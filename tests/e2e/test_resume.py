@@ -26,7 +26,7 @@ from ffr_verl.demo.processes import StageFailed
 from ffr_verl.integrations.verl.checkpoint_folders import missing_in_step
 from ffr_verl.integrations.verl.training_rows import TrainingRows
 from ffr_verl.samplers import CurriculumConfig, CurriculumSampler
-from ffr_verl.samplers.curriculum_config import OnlineConfig
+from ffr_verl.settings import OnlineConfig
 
 pytestmark = pytest.mark.timeout(1000)
 

@@ -24,9 +24,9 @@ from ffr_verl.integrations.verl.advantages import compute_ffr_advantage, publish
 from ffr_verl.integrations.verl.checkpoint_folders import read_results
 from ffr_verl.integrations.verl.validation import micro_metrics, results_go_to
 from ffr_verl.samplers import CurriculumConfig, CurriculumSampler, FFRReplayBuffer, FFRReplayBufferAsync, RowDifficulty
-from ffr_verl.samplers.curriculum_config import OnlineConfig
 from ffr_verl.samplers.micro_estimate import MicroEstimate
 from ffr_verl.samplers.sampler import activate
+from ffr_verl.settings import OnlineConfig
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from ffr_verl.errors import FFRError
 from ffr_verl.samplers import CurriculumConfig, CurriculumSampler, RowDifficulty, assign_levels
-from ffr_verl.samplers.curriculum_config import OnlineConfig
 from ffr_verl.samplers.online import OnlineDraws, StratifiedDraws
+from ffr_verl.settings import OnlineConfig
 
 SCORES = st.lists(st.floats(0, 1), min_size=1, max_size=30)
 
@@ -167,8 +167,8 @@ def test_the_ascending_order_has_no_distance_from_itself_and_chance_has_a_third(
     [
         ({"metrik": "f1"}, r"curriculum\.online\.metrik: unknown key"),
         ({"metric": ""}, r"online\.metric: found ''"),
-        ({"decay": 1}, r"online\.decay: found 1, expected a number from 0, below 1"),
-        ({"floor": 0}, r"online\.floor: found 0, expected a number above 0"),
+        ({"decay": 1}, r"online\.decay: found 1, expected `float` < 1"),
+        ({"floor": 0}, r"online\.floor: found 0, expected `float` > 0"),
         ({"floor": True}, r"online\.floor: found True"),
     ],
 )

@@ -51,7 +51,7 @@ def test_strata_are_what_the_gold_is_made_of() -> None:
 
 
 def test_strata_by_columns_of_the_users_choice() -> None:
-    difficulty = rows_of(strata=("topic",)).difficulty
+    difficulty = rows_of(strata=["topic"]).difficulty
     assert difficulty.strata_names == ("topic=a", "topic=b")
     assert difficulty.strata is not None
     assert difficulty.strata.tolist() == [0, 1, 0, 1]
@@ -59,10 +59,10 @@ def test_strata_by_columns_of_the_users_choice() -> None:
     with pytest.raises(
         FFRError, match=r"curriculum\.strata: train\.rl\.parquet has no column length; it has extra_info"
     ):
-        rows_of(strata=("topic", "length"))
-    with pytest.raises(FFRError, match=r"curriculum\.strata: found 'topic', expected gold, a list of column names"):
+        rows_of(strata=["topic", "length"])
+    with pytest.raises(FFRError, match=r"curriculum\.strata: found 'topic', expected one of gold, a list of names"):
         CurriculumConfig.from_mapping({"strata": "topic"})
-    assert CurriculumConfig.from_mapping({"strata": ["topic"]}).strata == ("topic",)
+    assert CurriculumConfig.from_mapping({"strata": ["topic"]}).strata == ["topic"]
 
 
 def test_the_policy_starts_where_the_sft_model_stands(tmp_path: Path) -> None:

@@ -31,10 +31,9 @@ from ffr_verl.integrations.verl.checkpoint_folders import CONTENTS, check_resume
 from ffr_verl.integrations.verl.training_rows import NEED_DIFFICULTY
 from ffr_verl.model_families import has_chat_template
 from ffr_verl.rewards import CoherenceScorer, RewardConfig
-from ffr_verl.samplers.config import SamplerConfig
 from ffr_verl.samplers.difficulty_file import DifficultyFile, row_keys
 from ffr_verl.samplers.sampler import CurriculumSampler
-from ffr_verl.settings import refuse_unknown_keys
+from ffr_verl.settings import SamplerConfig, refuse_unknown_keys
 
 __all__ = ["SUPPORTED_VERL", "RecipeCallback", "check_run"]
 

@@ -21,9 +21,9 @@ from verl.trainer.ppo.v1.replay_buffer import FILTER_GROUPS_REWARD_METRIC, Repla
 from ffr_verl.integrations.verl.advantages import publish
 from ffr_verl.integrations.verl.validation import ValidationTotals, note_result
 from ffr_verl.samplers.advantages import AdvantageConfig, IdCredit, ScoredAnswer, advantages_of
-from ffr_verl.samplers.config import SamplerConfig
 from ffr_verl.samplers.reward_metrics import has_spread, reward_metrics, strata_metrics
 from ffr_verl.samplers.sampler import active_sampler
+from ffr_verl.settings import SamplerConfig
 
 __all__ = ["FFRReplayBuffer", "FFRReplayBufferAsync"]
 

@@ -13,8 +13,8 @@ from ffr_verl.dialogue_ids import Ids
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import Fragment, parse_gold
 from ffr_verl.samplers.curriculum import GOLD_STRATA, RowDifficulty
-from ffr_verl.samplers.curriculum_config import CurriculumConfig
 from ffr_verl.samplers.difficulty_file import DifficultyFile, row_key
+from ffr_verl.settings import CurriculumConfig
 
 __all__ = ["NEED_DIFFICULTY", "TrainingRows"]
 
@@ -47,7 +47,7 @@ class TrainingRows:
         Raises:
             FFRError: for a difficulty file of other rows, and strata columns that the data do not have.
         """
-        columns = config.strata if isinstance(config.strata, tuple) else ()
+        columns = config.strata if isinstance(config.strata, list) else []
         lacking = [name for name in columns if name not in rows.column_names]
         if lacking:
             known = ", ".join(rows.column_names)
