@@ -80,144 +80,102 @@ _MILESTONES = (
 _SHOWN = ("train/loss", "critic/score/mean", "actor/kl_loss", "response_length/mean")
 
 
+def _command(*call: Any, **options: Any) -> tuple[str, ...]:
+    """A command of ours; `max_new_tokens=64` becomes `--max-new-tokens 64`, `force=True` becomes `--force`."""
+    words = [str(word) for word in ("-m", "ffr_verl", *call)]
+    for name, value in options.items():
+        words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return (sys.executable, *words)
+
+
 def _stages(root: Path, settings: DemoSettings, stack: Stack) -> list[_Stage]:
     """The commands, in order; `root` is the demo's folder."""
     data, parquet, runs = root / "data", root / "parquet", root / "runs"
     base, sft_model, grpo_model = (root / "models" / name for name in ("base", "sft", "grpo"))
-    logs, difficulty = root / "logs", root / "parquet" / "difficulty.parquet"
-    program = (sys.executable, "-m", "ffr_verl")
-    prepare = [
+    logs, measured, page = root / "logs", root / "heldout", root / "report.html"
+    train, heldout, difficulty = (parquet / f"{name}.parquet" for name in ("train.rl", "heldout.rl", "difficulty"))
+    engine = {"max_model_len": 1024, "max_new_tokens": 64, "force": True}
+
+    def prepare(split: str) -> _Stage:
+        command = _command("prepare", data / f"{split}.json", images_root=data, output=parquet, split=split)
+        return _Stage(f"prepare {split}", command, parquet / f"{split}.rl.parquet", 300)
+
+    def merge(name: str, run: Path, model: Path) -> _Stage:
+        return _Stage(name, _command("merge", run, output=model, force=True), model / "config.json", 180)
+
+    def infer(name: str, model: Path) -> _Stage:
+        answers = measured / f"{name}.jsonl"
+        command = _command("infer", model=model, data=heldout, output=answers, **engine)
+        return _Stage(f"infer {name}", command, answers, 300)
+
+    def evaluate(name: str, **against: Path) -> _Stage:
+        figures = measured / f"{name}.json"
+        command = _command("evaluate", measured / f"{name}.jsonl", **against, json=figures)
+        return _Stage(f"evaluate {name}", command, figures, 120)
+
+    sft = (
+        f"+recipe=ffr_sft{stack.recipe_suffix}",
+        f"model.path={base}",
+        f"data.train_files={parquet / 'train.sft.parquet'}",
+        "data.max_length=1024",
+        "optim.lr=3e-3",
+        f"trainer.total_training_steps={settings.sft_steps}",
+        "trainer.total_epochs=1000",
+        f"trainer.save_freq={max(1, settings.sft_steps // 2)}",
+        "trainer.logger=[console,file]",
+        f"trainer.default_local_dir={runs / 'sft'}",
+    )
+    grpo = (
+        f"+recipe=ffr_grpo{stack.recipe_suffix}",
+        f"actor_rollout_ref.model.path={sft_model}",
+        f"data.train_files={train}",
+        f"data.val_files={heldout}",
+        f"data.ffr.curriculum.difficulty={difficulty}",
+        "data.max_prompt_length=768",
+        "data.max_response_length=64",
+        "data.train_batch_size=16",
+        "data.filter_overlong_prompts=false",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=8",
+        "actor_rollout_ref.actor.optim.lr=5e-4",
+        "actor_rollout_ref.actor.kl_loss_coef=0.001",
+        f"trainer.total_training_steps={settings.grpo_steps}",
+        f"trainer.save_freq={max(1, settings.grpo_steps // 2)}",
+        "trainer.val_before_train=false",
+        f"trainer.test_freq={settings.grpo_steps}",
+        "trainer.logger=[console,file]",
+        f"trainer.rollout_data_dir={runs / 'grpo' / 'rollouts'}",
+        f"trainer.default_local_dir={runs / 'grpo'}",
+    )
+    answers = measured / "sft.jsonl"
+    report = {"output": page, "compare": answers, "data": heldout, "training": logs, "force": True}
+    return [
+        prepare("train"),
+        prepare("heldout"),
         _Stage(
-            f"prepare {split}",
-            (
-                *program,
-                "prepare",
-                str(data / f"{split}.json"),
-                "--images-root",
-                str(data),
-                "--output",
-                str(parquet),
-                "--split",
-                split,
-            ),
-            parquet / f"{split}.rl.parquet",
-            300,
-        )
-        for split in ("train", "heldout")
+            "SFT",
+            (sys.executable, *stack.sft_program, *sft, *stack.sft),
+            runs / "sft" / f"global_step_{settings.sft_steps}" / "data_0.pt",
+            900,
+            settings.sft_steps,
+            logs / "sft.metrics",
+        ),
+        merge("merge", runs / "sft", sft_model),
+        _Stage("score", _command("score", model=sft_model, data=train, output=difficulty, **engine), difficulty, 600),
+        _Stage(
+            "GRPO",
+            (sys.executable, "-m", "verl.trainer.main_ppo", *grpo, *stack.grpo),
+            runs / "grpo" / f"global_step_{settings.grpo_steps}" / "data.pt",
+            1500,
+            settings.grpo_steps,
+            logs / "grpo.metrics",
+        ),
+        merge("merge GRPO", runs / "grpo", grpo_model),
+        infer("sft", sft_model),
+        infer("grpo", grpo_model),
+        evaluate("sft"),
+        evaluate("grpo", compare=answers),
+        _Stage("report", _command("report", measured / "grpo.jsonl", **report), page, 120),
     ]
-    sft = _Stage(
-        "SFT",
-        (
-            sys.executable,
-            *stack.sft_program,
-            f"+recipe=ffr_sft{stack.recipe_suffix}",
-            f"model.path={base}",
-            f"data.train_files={parquet / 'train.sft.parquet'}",
-            "data.max_length=1024",
-            "optim.lr=3e-3",
-            f"trainer.total_training_steps={settings.sft_steps}",
-            "trainer.total_epochs=1000",
-            f"trainer.save_freq={max(1, settings.sft_steps // 2)}",
-            "trainer.logger=[console,file]",
-            f"trainer.default_local_dir={runs / 'sft'}",
-            *stack.sft,
-        ),
-        runs / "sft" / f"global_step_{settings.sft_steps}" / "data_0.pt",
-        900,
-        settings.sft_steps,
-        logs / "sft.metrics",
-    )
-    merge = _Stage(
-        "merge",
-        (*program, "merge", str(runs / "sft"), "--output", str(sft_model), "--force"),
-        sft_model / "config.json",
-        180,
-    )
-    engine = ("--max-model-len", "1024", "--max-new-tokens", "64", "--force")
-    score = _Stage(
-        "score",
-        (
-            *program,
-            "score",
-            "--model",
-            str(sft_model),
-            "--data",
-            str(parquet / "train.rl.parquet"),
-            "--output",
-            str(difficulty),
-            *engine,
-        ),
-        difficulty,
-        600,
-    )
-    grpo = _Stage(
-        "GRPO",
-        (
-            sys.executable,
-            "-m",
-            "verl.trainer.main_ppo",
-            f"+recipe=ffr_grpo{stack.recipe_suffix}",
-            f"actor_rollout_ref.model.path={sft_model}",
-            f"data.train_files={parquet / 'train.rl.parquet'}",
-            f"data.val_files={parquet / 'heldout.rl.parquet'}",
-            f"data.ffr.curriculum.difficulty={difficulty}",
-            "data.max_prompt_length=768",
-            "data.max_response_length=64",
-            "data.train_batch_size=16",
-            "data.filter_overlong_prompts=false",
-            "actor_rollout_ref.actor.ppo_mini_batch_size=8",
-            "actor_rollout_ref.actor.optim.lr=5e-4",
-            "actor_rollout_ref.actor.kl_loss_coef=0.001",
-            f"trainer.total_training_steps={settings.grpo_steps}",
-            f"trainer.save_freq={max(1, settings.grpo_steps // 2)}",
-            "trainer.val_before_train=false",
-            f"trainer.test_freq={settings.grpo_steps}",
-            "trainer.logger=[console,file]",
-            f"trainer.rollout_data_dir={runs / 'grpo' / 'rollouts'}",
-            f"trainer.default_local_dir={runs / 'grpo'}",
-            *stack.grpo,
-        ),
-        runs / "grpo" / f"global_step_{settings.grpo_steps}" / "data.pt",
-        1500,
-        settings.grpo_steps,
-        logs / "grpo.metrics",
-    )
-    merge_grpo = _Stage(
-        "merge GRPO",
-        (*program, "merge", str(runs / "grpo"), "--output", str(grpo_model), "--force"),
-        grpo_model / "config.json",
-        180,
-    )
-    heldout, measured = parquet / "heldout.rl.parquet", root / "heldout"
-    infer, evaluate = [], []
-    for name, model in (("sft", sft_model), ("grpo", grpo_model)):
-        predictions, figures = measured / f"{name}.jsonl", measured / f"{name}.json"
-        asked = ("--model", str(model), "--data", str(heldout), "--output", str(predictions))
-        infer.append(_Stage(f"infer {name}", (*program, "infer", *asked, *engine), predictions, 300))
-        against = ("--compare", str(measured / "sft.jsonl")) if name == "grpo" else ()
-        command = (*program, "evaluate", str(predictions), *against, "--json", str(figures))
-        evaluate.append(_Stage(f"evaluate {name}", command, figures, 120))
-    page = root / "report.html"
-    report = _Stage(
-        "report",
-        (
-            *program,
-            "report",
-            str(measured / "grpo.jsonl"),
-            "--output",
-            str(page),
-            "--compare",
-            str(measured / "sft.jsonl"),
-            "--data",
-            str(heldout),
-            "--training",
-            str(logs),
-            "--force",
-        ),
-        page,
-        120,
-    )
-    return [*prepare, sft, merge, score, grpo, merge_grpo, *infer, *evaluate, report]
 
 
 class _Record:

@@ -204,3 +204,17 @@ def test_the_gpu_demo_composes(composed: Callable[..., Any], tmp_path: Path, fla
         assert OmegaConf.select(config, f"{node}.use_remove_padding") is flash_attention
         wanted = None if flash_attention else "sdpa"
         assert OmegaConf.select(config, f"{node}.override_config.attn_implementation") == wanted
+
+
+def test_what_copied_recipes_name_is_still_there(run_python: RunPython) -> None:
+    code = """
+from hydra.utils import get_object
+for name in ("preflight.RecipeCallback", "data.datasets.FFRDataset", "data.datasets.FFRSFTDataset",
+             "samplers.FFRReplayBuffer", "samplers.FFRReplayBufferAsync", "rewards.compute_score"):
+    get_object(f"ffr_verl.{name}")
+import ffr_verl.qwen2_vl.text_only, ffr_verl.qwen2_vl.frozen_vision_tower
+from verl.workers.engine.base import EngineRegistry
+assert "FrozenVisionTowerEngine" in str(EngineRegistry._engines), EngineRegistry._engines
+"""
+    run = run_python("-c", code, environment={"VERL_PLATFORM": "cpu", "VERL_ENGINE_DEVICE": "cuda"})
+    assert run.returncode == 0, run.stderr[-2000:]

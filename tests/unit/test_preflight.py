@@ -144,6 +144,14 @@ def test_workers_do_not_know_where_the_policy_stands(grpo: dict[str, Any]) -> No
         check(grpo)
 
 
+@pytest.mark.parametrize("place", ["ffr_verl.integrations.verl.datasets", "ffr_verl.data.datasets"])
+def test_the_data_of_copied_recipes_are_checked_too(grpo: dict[str, Any], place: str) -> None:
+    put(grpo, "data.custom_cls.path", f"pkg://{place}")
+    put(grpo, "data.train_files", "no/such.rl.parquet")
+    with pytest.raises(FFRError, match="no such file"):
+        check(grpo)
+
+
 @pytest.mark.parametrize("order", ["shuffled", "online"])
 def test_orders_without_a_difficulty_file_are_not_reordered_either(grpo: dict[str, Any], order: str) -> None:
     put(grpo, "data.ffr.curriculum", {"order": order})

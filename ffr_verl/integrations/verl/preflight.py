@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 SUPPORTED_VERL = "0.9.1"
 _LEAST_FREE_BYTES = 256 * 2**20
+_DATASETS = ("pkg://ffr_verl.integrations.verl.datasets", "pkg://ffr_verl.data.datasets")  # the second: older copies
 _TRL_CLASS = "AutoModelForCausalLMWithValueHead"
 
 
@@ -138,8 +139,7 @@ def check_run(config: Any) -> None:
             raise FFRError(
                 "vllm is not installed; GRPO generates with it. `make install`, or pip install 'ffr-verl[gpu]'"
             )
-    dataset = str(_select(config, "data.custom_cls.path"))
-    if dataset == "pkg://ffr_verl.integrations.verl.datasets":
+    if str(_select(config, "data.custom_cls.path")) in _DATASETS:
         _check_files(config, "rl" if is_grpo else "sft", data_config)
         if is_grpo:
             _check_curriculum(config, data_config, is_micro=rewards is not None and rewards.is_micro)
