@@ -25,7 +25,7 @@ def demo(
     """Run both training stages on a small drawn data set with a tiny Qwen2-VL, on the CPU or on one GPU.
 
     Prints and runs the commands that a user would type: prepare, SFT, merge, score, GRPO, infer, evaluate, report. A
-    second call goes on where the first one ended. `make demo` installs what it needs.
+    second call resumes where the first one ended. `make demo` installs what it needs.
     """
     from ffr_verl.demo.pipeline import DemoSettings, print_commands, run_demo
     from ffr_verl.demo.stacks import installed_stack

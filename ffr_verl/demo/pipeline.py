@@ -2,7 +2,7 @@
 type.
 
 Every stage is a command of its own in a process of its own. What a finished stage made is kept with a record of its
-settings, so a second call goes on where the first one ended, and verl itself resumes a training stage from its newest
+settings, so a second call resumes where the first one ended, and verl itself resumes a training stage from its newest
 checkpoint.
 """
 

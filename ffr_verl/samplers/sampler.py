@@ -82,7 +82,7 @@ class CurriculumSampler:
     def row_at(self, position: int) -> int:
         """The row at a position of the epoch; asked for in rising order, as a data loader does.
 
-        Position 0 after another one begins the next epoch. With `online` every call draws anew.
+        Position 0 after another one begins the next epoch. With `online` every call draws again.
 
         Raises:
             IndexError: for a position that an epoch does not have.

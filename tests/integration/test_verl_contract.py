@@ -25,9 +25,9 @@ from verl.trainer.ppo.ray_trainer import compute_advantage
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
 
+from ffr_verl.integrations.verl import SUPPORTED_VERL
 from ffr_verl.integrations.verl.advantages import compute_ffr_advantage
 from ffr_verl.integrations.verl.cpu_platform import PlatformCPU, _device_module
-from ffr_verl.integrations.verl.preflight import SUPPORTED_VERL
 
 VERL = Path(verl.__file__).parent
 

@@ -56,7 +56,7 @@ def test_a_cut_one_is_refused_and_the_last_whole_one_named(tmp_path: Path, name:
     with pytest.raises(FFRError) as caught:
         check_resume(tmp_path, "grpo")
     assert f"{tmp_path / 'global_step_8'}: the checkpoint was cut short: {name} missing" in str(caught.value)
-    assert str(caught.value).endswith(f"go on from step 4: echo 4 > {tracker}")
+    assert str(caught.value).endswith(f"resume from step 4: echo 4 > {tracker}")
     tracker.write_text("4")
     assert check_resume(tmp_path, "grpo") == 4
 
@@ -66,7 +66,7 @@ def test_a_tracker_that_names_no_step_is_refused(tmp_path: Path, content: str) -
     """verl ends with a ValueError on it."""
     write_step(tmp_path, 8, "grpo")
     (tmp_path / "latest_checkpointed_iteration.txt").write_text(content)
-    with pytest.raises(FFRError, match=r"expected the number of a step.*go on from step 8: echo 8 >"):
+    with pytest.raises(FFRError, match=r"expected the number of a step.*resume from step 8: echo 8 >"):
         check_resume(tmp_path, "grpo")
 
 

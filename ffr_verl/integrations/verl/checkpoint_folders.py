@@ -105,8 +105,8 @@ def _mend(folder: Path, stage: Literal["sft", "grpo"], contents: Collection[str]
     for number in sorted([int(number) for number in numbers if number.isdecimal()], reverse=True):
         step = folder / f"global_step_{number}"
         if not missing_in_step(step, stage, contents=contents, all_ranks=all_ranks):
-            return f"go on from step {number}: echo {number} > {folder / _TRACKER}"
-    return f"no step in it is whole: begin anew with another trainer.default_local_dir, or remove {folder}"
+            return f"resume from step {number}: echo {number} > {folder / _TRACKER}"
+    return f"no step in it is whole: start again with another trainer.default_local_dir, or remove {folder}"
 
 
 def read_results(folder: Path) -> dict[int, dict[str, float]]:

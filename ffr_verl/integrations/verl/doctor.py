@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from ffr_verl.data.config import DataConfig
 from ffr_verl.data.parquet_files import Kind, check_columns, check_images, images_root, read_schema
 from ffr_verl.errors import FFRError
+from ffr_verl.integrations.verl import SUPPORTED_VERL
 from ffr_verl.recipes import recipe_names, trainer_of
 
 __all__ = ["SUPPORTED", "Check", "run_checks"]
@@ -39,7 +40,7 @@ class Check:
 
 
 SUPPORTED = (
-    ("verl", "0.9.1", "pip install 'verl[verl-core]==0.9.1'"),
+    ("verl", SUPPORTED_VERL, f"pip install 'verl[verl-core]=={SUPPORTED_VERL}'"),
     ("torch", "2.11.0", "pip install torch==2.11.0"),
     ("transformers", "5.9.0", "pip install transformers==5.9.0"),
     ("hydra-core", "1.3", "pip install 'hydra-core>=1.3.2,<1.4' (1.4 rejects verl's config)"),

@@ -27,6 +27,7 @@ from ffr_verl.data.parquet_files import Kind, as_list, check_columns, check_imag
 from ffr_verl.embeddings.store import EmbeddingStore
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import TAGS
+from ffr_verl.integrations.verl import SUPPORTED_VERL
 from ffr_verl.integrations.verl.checkpoint_folders import CONTENTS, check_resume
 from ffr_verl.integrations.verl.training_rows import NEED_DIFFICULTY
 from ffr_verl.model_families import has_chat_template
@@ -35,11 +36,10 @@ from ffr_verl.samplers.difficulty_file import DifficultyFile, row_keys
 from ffr_verl.samplers.sampler import CurriculumSampler
 from ffr_verl.settings import SamplerConfig, refuse_unknown_keys
 
-__all__ = ["SUPPORTED_VERL", "RecipeCallback", "check_run"]
+__all__ = ["RecipeCallback", "check_run"]
 
 logger = logging.getLogger(__name__)
 
-SUPPORTED_VERL = "0.9.1"
 _LEAST_FREE_BYTES = 256 * 2**20
 _DATASETS = ("pkg://ffr_verl.integrations.verl.datasets", "pkg://ffr_verl.data.datasets")  # the second: older copies
 _TRL_CLASS = "AutoModelForCausalLMWithValueHead"
@@ -119,8 +119,8 @@ def check_run(config: Any) -> None:
     Checks the keys of ours (`data.ffr`, `reward.custom_reward_function.reward_kwargs`,
     `trainer.v1.sampler.sampler_kwargs`), verl's version and that an installed TRL suits it, that vLLM is there for
     GRPO, the data files and every image in them, flash attention where it is asked for, a local model's files, that
-    the embedding store and the difficulty file belong to the data, free disk space, and that the checkpoint to go on
-    from is whole.
+    the embedding store and the difficulty file belong to the data, free disk space, and that the checkpoint to
+    resume from is whole.
 
     Raises:
         FFRError: for the first thing found; the message names the key or file and the remedy.
@@ -376,7 +376,7 @@ def _check_resume(config: Any, stage: Literal["sft", "grpo"]) -> None:
     one_node = _select(config, "trainer.nnodes") in (None, 1)
     step = check_resume(Path(folder).expanduser(), stage, contents=contents, all_ranks=one_node)
     if step is not None:
-        logger.info("the run goes on from step %d in %s", step, folder)
+        logger.info("the run resumes from step %d in %s", step, folder)
 
 
 def _check_disk(folder: Any) -> None:
