@@ -8,7 +8,21 @@ from typing import Annotated
 import typer
 
 from ffr_verl import __version__
-from ffr_verl.cli import build, demo, doctor, embed, evaluate, infer, inspect, merge, prepare, recipe, report, score
+from ffr_verl.cli import (
+    build,
+    check,
+    demo,
+    doctor,
+    embed,
+    evaluate,
+    infer,
+    inspect,
+    merge,
+    prepare,
+    recipe,
+    report,
+    score,
+)
 from ffr_verl.errors import FFRError
 
 __all__ = ["app", "main"]
@@ -52,6 +66,7 @@ for _command in (
     merge.merge,
     demo.demo,
     doctor.doctor,
+    check.check,
 ):
     app.command()(_command)
 app.add_typer(recipe.app, name="recipe")

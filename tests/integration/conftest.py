@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_module
+
+from ffr_verl.integrations.verl.preflight import compose_run
 
 ROOT = Path(__file__).parents[2]
 RunPython = Callable[..., subprocess.CompletedProcess[str]]
@@ -43,19 +44,10 @@ def run_python(tmp_path: Path) -> RunPython:
     return run
 
 
-CONFIG_NAMES = {"main_ppo": "ppo_trainer", "sft_trainer": "sft_trainer_engine"}
-
-
 @pytest.fixture
 def composed() -> Callable[..., Any]:
     """The config that a trainer of verl composes for overrides, in this process."""
-    import verl  # noqa: F401  # loads the plugin, as `python -m verl.trainer...` does
-
-    def compose_for(trainer: str, *overrides: str) -> Any:
-        with initialize_config_module("verl.trainer.config", version_base=None):
-            return compose(CONFIG_NAMES[trainer], overrides=list(overrides), return_hydra_config=True)
-
-    return compose_for
+    return lambda trainer, *overrides: compose_run(trainer, overrides)
 
 
 @pytest.fixture(scope="session")

@@ -161,6 +161,12 @@ def test_an_edited_copy_is_used(run_python: RunPython) -> None:
     config = OmegaConf.create(run.stdout)
     assert config.optim.lr == 7e-4
     assert config.optim.lr_warmup_steps_ratio == 0.05, "inherited from the packaged recipe"
+    run = run_python("-m", "ffr_verl", "check", "--config-dir", "mine", "+recipe=my_ffr_sft_cpu")
+    assert run.returncode == 2
+    assert [line.split(" is not given")[0] for line in run.stderr.splitlines()] == [
+        "ffr-verl: error: data.train_files",
+        "ffr-verl: error: model.path",
+    ]
 
 
 def test_real_commands_end_with_one_clear_message(run_python: RunPython, parquet: Path, base_model: Path) -> None:

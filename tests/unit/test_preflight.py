@@ -72,6 +72,33 @@ def put(config: dict[str, Any], key: str, value: Any) -> None:
     config[last] = value
 
 
+def test_all_problems_are_said_at_once(grpo: dict[str, Any]) -> None:
+    put(grpo, "data.ffr.max_pixel", 1)
+    put(grpo, "trainer.v1.sampler.sampler_kwargs", {"pol_interval": 1})
+    put(grpo, "actor_rollout_ref.model.path", "./absent")
+    found = preflight.find_problems(OmegaConf.create(grpo))
+    assert [text.split(":")[0] for text in found.problems] == [
+        "data.ffr.max_pixel",
+        "trainer.v1.sampler.sampler_kwargs.pol_interval",
+        "actor_rollout_ref.model.path",
+    ]
+    assert not found.unchecked
+
+
+def test_what_is_not_ours_is_said_to_be_unchecked(grpo: dict[str, Any]) -> None:
+    put(grpo, "reward.custom_reward_function.path", "mine.py")
+    put(grpo, "reward.reward_manager", {"name": "naive"})
+    put(grpo, "data.custom_cls.path", "mine.py")
+    put(grpo, "algorithm", {"adv_estimator": "grpo"})
+    put(grpo, "trainer.v1.sampler.sampler_kwargs.advantage", None)
+    found = preflight.find_problems(OmegaConf.create(grpo))
+    assert found.unchecked == (
+        "the reward is not ours: its keyword arguments were not checked",
+        "the dataset is not ours: data files and images were not checked",
+    )
+    assert not found.problems
+
+
 def test_a_good_config_passes(grpo: dict[str, Any]) -> None:
     check(grpo)
 

@@ -14,11 +14,14 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, TypeVar
 
+from hydra import compose, initialize_config_module
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
@@ -36,12 +39,15 @@ from ffr_verl.samplers.difficulty_file import DifficultyFile, row_keys
 from ffr_verl.samplers.sampler import CurriculumSampler
 from ffr_verl.settings import SamplerConfig, refuse_unknown_keys
 
-__all__ = ["RecipeCallback", "check_run"]
+__all__ = ["CONFIG_NAMES", "Findings", "RecipeCallback", "check_run", "compose_run", "find_problems"]
 
 logger = logging.getLogger(__name__)
 
 _LEAST_FREE_BYTES = 256 * 2**20
 _DATASETS = ("pkg://ffr_verl.integrations.verl.datasets", "pkg://ffr_verl.data.datasets")  # the second: older copies
+# What verl calls the config of each trainer.
+CONFIG_NAMES = {"main_ppo": "ppo_trainer", "sft_trainer": "sft_trainer_engine"}
+_T = TypeVar("_T")
 _TRL_CLASS = "AutoModelForCausalLMWithValueHead"
 
 
@@ -113,43 +119,108 @@ def _select(config: Any, key: str) -> Any:
     return node
 
 
-def check_run(config: Any) -> None:
-    """Refuse a composed config that cannot train, before anything is started.
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What the check found.
+
+    Attributes:
+        problems: a message each, which names the key or file and the remedy.
+        unchecked: what is not ours, and so was not looked at.
+    """
+
+    problems: tuple[str, ...]
+    unchecked: tuple[str, ...]
+
+
+def find_problems(config: Any) -> Findings:
+    """Everything that would stop the run of a composed config, looked for before anything is started.
 
     Checks the keys of ours (`data.ffr`, `reward.custom_reward_function.reward_kwargs`,
     `trainer.v1.sampler.sampler_kwargs`), verl's version and that an installed TRL suits it, that vLLM is there for
     GRPO, the data files and every image in them, flash attention where it is asked for, a local model's files, that
     the embedding store and the difficulty file belong to the data, free disk space, and that the checkpoint to
     resume from is whole.
+    """
+    problems: list[str] = []
+    unchecked: list[str] = []
+
+    def attempt(check: Callable[..., _T], *arguments: Any) -> _T | None:
+        try:
+            return check(*arguments)
+        except FFRError as error:
+            problems.append(str(error))
+            return None
+
+    is_grpo = "actor_rollout_ref" in config
+    attempt(_check_verl)
+    attempt(_check_trl)
+    data_config = attempt(DataConfig.from_mapping, _select(config, "data.ffr") or {}) or DataConfig()
+    rewards = sampler = None
+    if is_grpo:
+        before = len(problems)
+        rewards = attempt(_reward_config, config)
+        if rewards is None and len(problems) == before:
+            unchecked.append("the reward is not ours: its keyword arguments were not checked")
+        place = str(_select(config, "trainer.v1.sampler.custom_sampler.path"))
+        if place == "pkg://ffr_verl.samplers":
+            kwargs = _select(config, "trainer.v1.sampler.sampler_kwargs") or {}
+            sampler = attempt(SamplerConfig.from_mapping, kwargs)
+        if len(problems) == before:
+            attempt(_check_advantages, config, sampler, rewards)
+        attempt(_check_vllm)
+    if str(_select(config, "data.custom_cls.path")) not in _DATASETS:
+        unchecked.append("the dataset is not ours: data files and images were not checked")
+    else:
+        before = len(problems)
+        attempt(_check_files, config, "rl" if is_grpo else "sft", data_config)
+        if is_grpo and len(problems) == before:
+            attempt(_check_curriculum, config, data_config, rewards is not None and rewards.is_micro)
+            if rewards is not None and rewards.embeddings is not None:
+                attempt(_check_embeddings, config, rewards.embeddings)
+    attempt(_check_model, config, "actor_rollout_ref.model" if is_grpo else "model")
+    if rewards is not None:
+        attempt(_check_answer_tags, config)
+    attempt(_check_disk, _select(config, "trainer.default_local_dir"))
+    attempt(_check_resume, config, "grpo" if is_grpo else "sft")
+    return Findings(tuple(problems), tuple(unchecked))
+
+
+def check_run(config: Any) -> None:
+    """Refuse a composed config that cannot train, see `find_problems`.
 
     Raises:
-        FFRError: for the first thing found; the message names the key or file and the remedy.
+        FFRError: a line for each problem.
     """
-    is_grpo = "actor_rollout_ref" in config
-    _check_verl()
-    _check_trl()
-    data_config = DataConfig.from_mapping(_select(config, "data.ffr") or {})
-    if is_grpo:
-        rewards = _reward_config(config)
-        sampler = None
-        if str(_select(config, "trainer.v1.sampler.custom_sampler.path")) == "pkg://ffr_verl.samplers":
-            sampler = SamplerConfig.from_mapping(_select(config, "trainer.v1.sampler.sampler_kwargs") or {})
-        _check_advantages(config, sampler, rewards)
-        if importlib.util.find_spec("vllm") is None:
-            raise FFRError(
-                "vllm is not installed; GRPO generates with it. `make install`, or pip install 'ffr-verl[gpu]'"
-            )
-    if str(_select(config, "data.custom_cls.path")) in _DATASETS:
-        _check_files(config, "rl" if is_grpo else "sft", data_config)
-        if is_grpo:
-            _check_curriculum(config, data_config, is_micro=rewards is not None and rewards.is_micro)
-    _check_model(config, "actor_rollout_ref.model" if is_grpo else "model")
-    if is_grpo and rewards is not None:
-        _check_answer_tags(config)
-        if rewards.embeddings is not None:
-            _check_embeddings(config, rewards.embeddings)
-    _check_disk(_select(config, "trainer.default_local_dir"))
-    _check_resume(config, "grpo" if is_grpo else "sft")
+    if problems := find_problems(config).problems:
+        raise FFRError("\nffr-verl: error: ".join(problems))
+
+
+def compose_run(trainer: str, overrides: Sequence[str], *, config_dir: Path | None = None) -> Any:
+    """The config that a trainer of verl composes for a command line, with Hydra's own node.
+
+    Args:
+        trainer: `main_ppo` or `sft_trainer`.
+        overrides: as they stand on the command line.
+        config_dir: its `--config-dir`.
+
+    Raises:
+        FFRError: Hydra cannot compose it, as for a recipe that is not there or a key that verl does not know.
+    """
+    import verl  # noqa: F401  # loads the plugin, as `python -m verl.trainer...` does
+
+    given = list(overrides)
+    if config_dir is not None:
+        given.append(f"hydra.searchpath=[file://{config_dir.absolute()}]")
+    try:
+        with initialize_config_module("verl.trainer.config", version_base=None):
+            return compose(CONFIG_NAMES[trainer], overrides=given, return_hydra_config=True)
+    except HydraException as error:
+        raise FFRError(" ".join(str(error).split())) from None
+
+
+def _check_vllm() -> None:
+    if importlib.util.find_spec("vllm") is None:
+        raise FFRError("vllm is not installed; GRPO generates with it. `make install`, or pip install 'ffr-verl[gpu]'")
 
 
 def _check_verl() -> None:
@@ -227,7 +298,7 @@ def _check_advantages(config: Any, sampler: SamplerConfig | None, rewards: Rewar
         )
 
 
-def _check_curriculum(config: Any, data_config: DataConfig, *, is_micro: bool) -> None:
+def _check_curriculum(config: Any, data_config: DataConfig, is_micro: bool) -> None:
     """That the difficulty file belongs to the training rows, and nothing reorders them."""
     curriculum = data_config.curriculum
     key = "data.ffr.curriculum.difficulty"
