@@ -72,6 +72,20 @@ def put(config: dict[str, Any], key: str, value: Any) -> None:
     config[last] = value
 
 
+def test_an_adapter_on_one_device_wants_fsdp2(grpo: dict[str, Any]) -> None:
+    put(grpo, "trainer", {**grpo["trainer"], "n_gpus_per_node": 1, "nnodes": 1})
+    put(grpo, "actor_rollout_ref.actor", {"strategy": "fsdp2"})
+    put(grpo, "actor_rollout_ref.model.lora_rank", 8)
+    check(grpo)
+    put(grpo, "actor_rollout_ref.actor.strategy", "fsdp")
+    with pytest.raises(
+        FFRError, match=r"strategy=fsdp: on one device .* give actor_rollout_ref\.actor\.strategy=fsdp2"
+    ):
+        check(grpo)
+    put(grpo, "trainer.n_gpus_per_node", 8)
+    check(grpo)
+
+
 def test_all_problems_are_said_at_once(grpo: dict[str, Any]) -> None:
     put(grpo, "data.ffr.max_pixel", 1)
     put(grpo, "trainer.v1.sampler.sampler_kwargs", {"pol_interval": 1})

@@ -168,6 +168,7 @@ def find_problems(config: Any) -> Findings:
         if len(problems) == before:
             attempt(_check_advantages, config, sampler, rewards)
         attempt(_check_vllm)
+        attempt(_check_adapter, config)
     if str(_select(config, "data.custom_cls.path")) not in _DATASETS:
         unchecked.append("the dataset is not ours: data files and images were not checked")
     else:
@@ -216,6 +217,18 @@ def compose_run(trainer: str, overrides: Sequence[str], *, config_dir: Path | No
             return compose(CONFIG_NAMES[trainer], overrides=given, return_hydra_config=True)
     except HydraException as error:
         raise FFRError(" ".join(str(error).split())) from None
+
+
+def _check_adapter(config: Any) -> None:
+    """FSDP1 does not shard on one device (NO_SHARD), and verl 0.9.1 finds no adapter in it: seen on an H100."""
+    node = "actor_rollout_ref"
+    devices = (_select(config, "trainer.n_gpus_per_node") or 0) * (_select(config, "trainer.nnodes") or 1)
+    has_adapter = _select(config, f"{node}.model.lora_rank") and not _select(config, f"{node}.model.lora.merge")
+    if devices == 1 and has_adapter and _select(config, f"{node}.actor.strategy") == "fsdp":
+        raise FFRError(
+            f"{node}.actor.strategy=fsdp: on one device verl hands vLLM an empty LoRA adapter, which ends the run; give "
+            f"{node}.actor.strategy=fsdp2 {node}.actor.fsdp_config.strategy=fsdp2 {node}.ref.fsdp_config.strategy=fsdp2"
+        )
 
 
 def _check_vllm() -> None:
