@@ -226,8 +226,9 @@ def _check_adapter(config: Any) -> None:
     has_adapter = _select(config, f"{node}.model.lora_rank") and not _select(config, f"{node}.model.lora.merge")
     if devices == 1 and has_adapter and _select(config, f"{node}.actor.strategy") == "fsdp":
         raise FFRError(
-            f"{node}.actor.strategy=fsdp: on one device verl hands vLLM an empty LoRA adapter, which ends the run; give "
-            f"{node}.actor.strategy=fsdp2 {node}.actor.fsdp_config.strategy=fsdp2 {node}.ref.fsdp_config.strategy=fsdp2"
+            f"{node}.actor.strategy=fsdp: on one device verl hands vLLM an empty LoRA adapter, which ends the run; "
+            f"give {node}.actor.strategy=fsdp2 {node}.actor.fsdp_config.strategy=fsdp2 "
+            f"{node}.ref.fsdp_config.strategy=fsdp2"
         )
 
 
