@@ -1,9 +1,11 @@
-"""Static curricula: the order in which the rows of a file are trained, computed once from their difficulty."""
+"""What an order of the training rows is, and those that are known before training."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 import msgspec
 import numpy as np
@@ -13,12 +15,14 @@ from ffr_verl.settings import CurriculumConfig
 
 __all__ = [
     "GOLD_STRATA",
+    "STATIC_ORDERS",
+    "Order",
     "RowDifficulty",
+    "StaticOrder",
     "ascending_order",
     "competence",
     "interleaved",
     "order_rows",
-    "shuffled_order",
 ]
 
 GOLD_STRATA = ("no_gold", "utterances_only", "with_images")
@@ -84,11 +88,6 @@ def ascending_order(rows: RowDifficulty) -> np.ndarray:
     return np.lexsort((rows.entropy, -rows.f1))
 
 
-def shuffled_order(count: int, seed: int, epoch: int) -> np.ndarray:
-    """Row numbers by chance; another order in every epoch."""
-    return np.random.default_rng([seed, epoch]).permutation(count)
-
-
 def interleaved(order: np.ndarray, strata: np.ndarray | None) -> np.ndarray:
     """Rows in an order that gives every stretch of them the strata's shares, to a row of each; inside a stratum they
     keep the order.
@@ -111,8 +110,119 @@ def interleaved(order: np.ndarray, strata: np.ndarray | None) -> np.ndarray:
     return order[np.argsort((ranks + 0.5) / sizes[numbers], kind="stable")]
 
 
+class Order(Protocol):
+    """Which row comes at which position of an epoch. `CurriculumSampler` asks; the classes of `ORDERS` answer.
+
+    Attributes:
+        needs_difficulty: whether it is nothing without a difficulty file.
+        fingerprint: tells it from an order of other rows or settings, for checkpoints.
+    """
+
+    needs_difficulty: ClassVar[bool]
+    fingerprint: bytes
+
+    def __init__(self, rows: RowDifficulty, config: CurriculumConfig) -> None: ...
+
+    def __len__(self) -> int:
+        """Rows of an epoch."""
+
+    def row_at(self, epoch: int, position: int) -> int:
+        """The row at a position, asked for in rising order."""
+
+    def observe(self, rows: Sequence[int], deviations: Mapping[int, float]) -> dict[str, float]:
+        """End a step: the rows drawn for it, and the standard deviation of the answers to each row in the observed
+        metric. Returns further `ffr/curriculum/…` metrics."""
+
+    def state_dict(self) -> Any:
+        """What the next rows depend on beside epoch and position."""
+
+    def load_state_dict(self, state: Any) -> None:
+        """Resume from a `state_dict`."""
+
+
+class StaticOrder:
+    """An order that is known before training: `first` is that of the first epoch, `later` that of the others."""
+
+    needs_difficulty: ClassVar[bool] = False
+
+    def __init__(self, rows: RowDifficulty, config: CurriculumConfig) -> None:
+        self._strata = None if rows.strata is None else np.asarray(rows.strata, dtype=np.int32)
+        self._count, self._seed, self._epoch = len(rows), config.seed, 0
+        self._rows = self._first = self.first(rows, config).astype(np.int32)
+        self.fingerprint = self._first.tobytes()
+
+    def first(self, rows: RowDifficulty, config: CurriculumConfig) -> np.ndarray:
+        """Row numbers in the order of the first epoch."""
+        raise NotImplementedError
+
+    def later(self, epoch: int) -> np.ndarray:
+        """Row numbers in the order of a later epoch."""
+        return self._first
+
+    def __len__(self) -> int:
+        return len(self._first)
+
+    def row_at(self, epoch: int, position: int) -> int:
+        if epoch != self._epoch:
+            self._epoch, self._rows = epoch, self.later(epoch) if epoch else self._first
+        return int(self._rows[position])
+
+    def observe(self, rows: Sequence[int], deviations: Mapping[int, float]) -> dict[str, float]:
+        return {}
+
+    def state_dict(self) -> None:
+        return None
+
+    def load_state_dict(self, state: Any) -> None:
+        return None
+
+
+class FileOrder(StaticOrder):
+    """As the rows stand in the file."""
+
+    def first(self, rows: RowDifficulty, config: CurriculumConfig) -> np.ndarray:
+        return np.arange(len(rows))
+
+
+class PublishedOrder(StaticOrder):
+    """The levels one after another, parts of them kept, see `select_rows`."""
+
+    needs_difficulty = True
+
+    def first(self, rows: RowDifficulty, config: CurriculumConfig) -> np.ndarray:
+        return select_rows(rows.levels, rows.f1, rows.is_negative, shares=msgspec.structs.asdict(config.shares))
+
+
+class AscendingOrder(StaticOrder):
+    """Easy to hard inside each stratum, so that ease is no matter of what a gold fragment is made of."""
+
+    needs_difficulty = True
+
+    def first(self, rows: RowDifficulty, config: CurriculumConfig) -> np.ndarray:
+        return interleaved(ascending_order(rows), rows.strata)
+
+
+class ShuffledOrder(StaticOrder):
+    """By chance, another order in every epoch."""
+
+    def first(self, rows: RowDifficulty, config: CurriculumConfig) -> np.ndarray:
+        return self.later(0)
+
+    def later(self, epoch: int) -> np.ndarray:
+        return interleaved(np.random.default_rng([self._seed, epoch]).permutation(self._count), self._strata)
+
+
+class CompetenceOrder(ShuffledOrder):
+    """Each row once: at every place one of the easiest that may be drawn then and was not drawn before."""
+
+    needs_difficulty = True
+
+    def first(self, rows: RowDifficulty, config: CurriculumConfig) -> np.ndarray:
+        return interleaved(_by_competence(interleaved(ascending_order(rows), rows.strata), config), rows.strata)
+
+
 def order_rows(rows: RowDifficulty, config: CurriculumConfig) -> np.ndarray:
-    """Row numbers in the order of training, for the first epoch; `CurriculumSampler` knows the later ones.
+    """Row numbers in the order of the first epoch.
 
     Args:
         rows: the difficulty of every row.
@@ -127,19 +237,20 @@ def order_rows(rows: RowDifficulty, config: CurriculumConfig) -> np.ndarray:
         >>> order_rows(rows, CurriculumConfig(order="ascending")).tolist()
         [1, 2, 0]
     """
-    if config.order == "file":
-        return np.arange(len(rows))
-    if config.order == "published":
-        return select_rows(rows.levels, rows.f1, rows.is_negative, shares=msgspec.structs.asdict(config.shares))
-    if config.order == "shuffled":
-        return interleaved(shuffled_order(len(rows), config.seed, 0), rows.strata)
-    # Easy to hard inside each stratum, so that ease is no matter of what a gold fragment is made of.
-    ascending = interleaved(ascending_order(rows), rows.strata)
-    return interleaved(_by_competence(ascending, config), rows.strata) if config.order == "competence" else ascending
+    order = STATIC_ORDERS[config.order](rows, config)
+    return np.array([order.row_at(0, position) for position in range(len(order))], dtype=np.int64)
+
+
+STATIC_ORDERS: Mapping[str, type[StaticOrder]] = {
+    "file": FileOrder,
+    "published": PublishedOrder,
+    "ascending": AscendingOrder,
+    "competence": CompetenceOrder,
+    "shuffled": ShuffledOrder,
+}
 
 
 def _by_competence(ascending: np.ndarray, config: CurriculumConfig) -> np.ndarray:
-    """Each row once: at every place one of the easiest that may be drawn then and was not drawn before."""
     count = len(ascending)
     chances = np.random.default_rng(config.seed).random(count).tolist()
     waiting: list[int] = []

@@ -10,14 +10,15 @@ Rows lie in 128 bins of equal spread, so a draw and an observation cost the same
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
-from ffr_verl.settings import OnlineConfig
+from ffr_verl.samplers.curriculum import RowDifficulty
+from ffr_verl.settings import CurriculumConfig, OnlineConfig
 
-__all__ = ["OnlineDraws", "StratifiedDraws"]
+__all__ = ["OnlineDraws", "OnlineOrder", "StratifiedDraws"]
 
 _BINS = 128
 _CENTRES = (np.arange(_BINS) + 0.5) / _BINS
@@ -210,3 +211,33 @@ class StratifiedDraws:
         for part, one in zip(self._parts, state["parts"], strict=True):
             part.load_state_dict(one)
         self._drawn, self._typical = np.array(state["drawn"]), float(state["typical"])
+
+
+class OnlineOrder:
+    """Rows drawn again in every step; see `StratifiedDraws`."""
+
+    needs_difficulty: ClassVar[bool] = False
+
+    def __init__(self, rows: RowDifficulty, config: CurriculumConfig) -> None:
+        spreads = np.ones(len(rows)) if rows.spread is None else np.asarray(rows.spread, dtype=np.float64)
+        strata = None if rows.strata is None else np.asarray(rows.strata, dtype=np.int32)
+        self._draws = StratifiedDraws(spreads, strata, config.online, seed=config.seed)
+        self._count = len(rows)
+        self.fingerprint = spreads.tobytes() + (b"" if strata is None else strata.tobytes())
+
+    def __len__(self) -> int:
+        return self._count
+
+    def row_at(self, epoch: int, position: int) -> int:
+        return self._draws.draw()
+
+    def observe(self, rows: Sequence[int], deviations: Mapping[int, float]) -> dict[str, float]:
+        expected = [self._draws.spread(row) for row in rows]
+        self._draws.update(deviations)
+        return {"ffr/curriculum/spread": float(np.mean(expected))} if expected else {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._draws.state_dict()
+
+    def load_state_dict(self, state: Any) -> None:
+        self._draws.load_state_dict(state)

@@ -13,13 +13,16 @@ from typing import Any
 import numpy as np
 
 from ffr_verl.errors import FFRError
-from ffr_verl.samplers.curriculum import RowDifficulty, ascending_order, interleaved, order_rows, shuffled_order
+from ffr_verl.samplers.curriculum import STATIC_ORDERS, Order, RowDifficulty, ascending_order
 from ffr_verl.samplers.difficulty import LEVELS
 from ffr_verl.samplers.micro_estimate import MicroEstimate
-from ffr_verl.samplers.online import StratifiedDraws
+from ffr_verl.samplers.online import OnlineOrder
 from ffr_verl.settings import CurriculumConfig
 
-__all__ = ["CurriculumSampler", "activate", "active_sampler"]
+__all__ = ["ORDERS", "CurriculumSampler", "activate", "active_sampler"]
+
+
+ORDERS: Mapping[str, type[Order]] = {**STATIC_ORDERS, "online": OnlineOrder}
 
 
 class CurriculumSampler:
@@ -56,26 +59,17 @@ class CurriculumSampler:
         self._position = 0
         self._epoch = 0
         self._step_rows: list[int] = []
-        self._online: StratifiedDraws | None = None
-        if config.order == "online":
-            spreads = np.ones(len(rows)) if rows.spread is None else np.asarray(rows.spread, dtype=np.float64)
-            self._online = StratifiedDraws(spreads, self._strata, config.online, seed=config.seed)
-            self._order = np.empty(0, np.int32)
-            content = spreads.tobytes() + (b"" if self._strata is None else self._strata.tobytes())
-        else:
-            self._order = order_rows(rows, config).astype(np.int32)
-            content = self._order.tobytes()
-        self._first_order = self._order
-        self._fingerprint = zlib.crc32(f"{config.order} {config.seed}".encode(), zlib.crc32(content))
+        self._order = ORDERS[config.order](rows, config)
+        self._fingerprint = zlib.crc32(f"{config.order} {config.seed}".encode(), zlib.crc32(self._order.fingerprint))
 
     def __len__(self) -> int:
         """Rows of an epoch."""
-        return len(self._f1) if self._online is not None else len(self._order)
+        return len(self._order)
 
     def __iter__(self) -> Iterator[int]:
         """What is left of this epoch; a further call begins the next one."""
         if self._position >= len(self):
-            self._begin_epoch(self._epoch + 1)
+            self._epoch, self._position = self._epoch + 1, 0
         while self._position < len(self):
             yield self.row_at(self._position)
 
@@ -90,19 +84,13 @@ class CurriculumSampler:
         if not 0 <= position < len(self):
             raise IndexError(f"position {position} of {len(self)}")
         if position == 0 and self._position:
-            self._begin_epoch(self._epoch + 1)
+            self._epoch += 1
         self._position = position + 1
-        row = int(self._order[position]) if self._online is None else self._online.draw()
+        row = self._order.row_at(self._epoch, position)
         self._coverage += not self._draws[row]
         self._draws[row] = min(int(self._draws[row]) + 1, 65_535)
         self._step_rows.append(row)
         return row
-
-    def _begin_epoch(self, epoch: int) -> None:
-        self._epoch, self._position = epoch, 0
-        self._order = self._first_order
-        if epoch and self.config.order in ("competence", "shuffled"):
-            self._order = interleaved(shuffled_order(len(self._f1), self.config.seed, epoch), self._strata)
 
     def stratum(self, row: int) -> str:
         """The name of a row's stratum."""
@@ -134,12 +122,8 @@ class CurriculumSampler:
             if self._strata is not None:
                 for number, name in enumerate(self.strata_names):
                     metrics[f"ffr/curriculum/stratum/{name}"] = float((self._strata[rows] == number).mean())
-            if self._online is not None:
-                metrics["ffr/curriculum/spread"] = float(np.mean([self._online.spread(row) for row in rows.tolist()]))
         metrics["ffr/curriculum/coverage"] = self._coverage / max(1, len(self._f1))
-        if self._online is not None:
-            self._online.update(deviations)
-        return metrics
+        return metrics | self._order.observe(rows.tolist(), deviations)
 
     def state_dict(self) -> dict[str, Any]:
         """Where it is: epoch, position in it, how often each row came, a fingerprint; with `online` its state too."""
@@ -149,7 +133,7 @@ class CurriculumSampler:
             "position": self._position,
             "draws": self._draws.copy(),
             "step_rows": list(self._step_rows),
-            "online": None if self._online is None else self._online.state_dict(),
+            "online": self._order.state_dict(),
             "micro": None if self.micro is None else self.micro.state_dict(),
         }
 
@@ -166,14 +150,11 @@ class CurriculumSampler:
                 "the state of the curriculum belongs to another order: the difficulty file or data.ffr.curriculum "
                 "has changed since the checkpoint; start from the beginning, or give what it was"
             )
-        if state["epoch"] != self._epoch:
-            self._begin_epoch(state["epoch"])
-        self._position = state["position"]
+        self._epoch, self._position = state["epoch"], state["position"]
         self._draws = np.array(state["draws"], dtype=np.uint16)
         self._coverage = int((self._draws > 0).sum())
         self._step_rows = list(state["step_rows"])
-        if self._online is not None:
-            self._online.load_state_dict(state["online"])
+        self._order.load_state_dict(state["online"])
         if self.micro is not None and state.get("micro") is not None:
             self.micro.load_state_dict(state["micro"])
 

@@ -16,10 +16,10 @@ from verl.utils.dataset.rl_dataset import RLHFDataset
 from ffr_verl.data.config import DataConfig
 from ffr_verl.data.parquet_files import Kind, as_list, check_columns, check_images, images_root
 from ffr_verl.images import resolve_image
-from ffr_verl.integrations.verl.training_rows import NEED_DIFFICULTY, TrainingRows
+from ffr_verl.integrations.verl.training_rows import TrainingRows
 from ffr_verl.rewards.ffr import MICRO_COUNTS
 from ffr_verl.samplers.micro_estimate import MicroEstimate
-from ffr_verl.samplers.sampler import CurriculumSampler, activate
+from ffr_verl.samplers.sampler import ORDERS, CurriculumSampler, activate
 
 __all__ = ["FFRDataset", "FFRSFTDataset"]
 
@@ -82,7 +82,7 @@ class FFRDataset(RLHFDataset):
     def _follow_curriculum(self, files: Sequence[str]) -> None:
         """Put the training rows into the curriculum's order; rows that verl has dropped as overlong are left out."""
         curriculum = self.ffr_config.curriculum
-        if curriculum.order in NEED_DIFFICULTY and curriculum.difficulty is None:
+        if ORDERS[curriculum.order].needs_difficulty and curriculum.difficulty is None:
             logger.warning(
                 "data.ffr.curriculum.order: %s needs data.ffr.curriculum.difficulty, which is null: the rows come in "
                 "the order of the file",

@@ -32,11 +32,10 @@ from ffr_verl.errors import FFRError
 from ffr_verl.fragments import TAGS
 from ffr_verl.integrations.verl import SUPPORTED_VERL
 from ffr_verl.integrations.verl.checkpoint_folders import CONTENTS, check_resume
-from ffr_verl.integrations.verl.training_rows import NEED_DIFFICULTY
 from ffr_verl.model_families import has_chat_template
 from ffr_verl.rewards import CoherenceScorer, RewardConfig
 from ffr_verl.samplers.difficulty_file import DifficultyFile, row_keys
-from ffr_verl.samplers.sampler import CurriculumSampler
+from ffr_verl.samplers.sampler import ORDERS, CurriculumSampler
 from ffr_verl.settings import SamplerConfig, refuse_unknown_keys
 
 __all__ = ["CONFIG_NAMES", "Findings", "RecipeCallback", "check_run", "compose_run", "find_problems"]
@@ -322,7 +321,9 @@ def _check_curriculum(config: Any, data_config: DataConfig, is_micro: bool) -> N
             "asks the rows where the policy stands, which worker processes do not know: give "
             "data.dataloader_num_workers=0"
         )
-    if curriculum.difficulty is not None or curriculum.order not in ("file", *NEED_DIFFICULTY):
+    if curriculum.difficulty is not None or not (
+        curriculum.order == "file" or ORDERS[curriculum.order].needs_difficulty
+    ):
         for name, wanted in (("data.shuffle", False), ("data.dataloader_num_workers", 0)):
             found = _select(config, name)
             if found is not None and found != wanted:

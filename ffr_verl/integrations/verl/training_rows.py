@@ -16,9 +16,8 @@ from ffr_verl.samplers.curriculum import GOLD_STRATA, RowDifficulty
 from ffr_verl.samplers.difficulty_file import DifficultyFile, row_key
 from ffr_verl.settings import CurriculumConfig
 
-__all__ = ["NEED_DIFFICULTY", "TrainingRows"]
+__all__ = ["TrainingRows"]
 
-NEED_DIFFICULTY = ("published", "ascending", "competence")
 _SCORED_ANSWERS, _UNSCORED_ANSWERS = 256.0, 32.0
 
 
