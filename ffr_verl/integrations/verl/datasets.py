@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from PIL import Image
 from verl.utils.dataset.multiturn_sft_dataset import MultiTurnSFTDataset
 from verl.utils.dataset.rl_dataset import RLHFDataset
@@ -88,7 +88,7 @@ class FFRDataset(RLHFDataset):
                 "the order of the file",
                 curriculum.order,
             )
-            curriculum = dataclasses.replace(curriculum, order="file")
+            curriculum = msgspec.structs.replace(curriculum, order="file")
         rows = TrainingRows.of(self.dataframe, curriculum, files)
         self.curriculum = CurriculumSampler(rows.difficulty, curriculum, micro=MicroEstimate(*rows.micro_start))
         logger.info("curriculum %s: %d of %d rows", curriculum.order, len(self.curriculum), len(rows.difficulty))
