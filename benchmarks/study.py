@@ -6,8 +6,8 @@ cores, for hours.
 For each seed a training and a held-out set are drawn, the base model of the package goes through stage 1, scores the
 training rows, and goes through stage 2 once for each arm. The answers are those of verl's own validation (greedy);
 `ffr_verl.evaluation` makes micro F1 and MCC of them, and intervals of the paired difference to the SFT model. A
-finished run is kept: the same command goes on where it stopped. Writes `study.jsonl` (a line for each arm, seed,
-validated step and metric), `study.md` and `study.png`.
+finished run is kept: the same command resumes where it stopped. Writes `study.jsonl` (a line for each arm, seed and
+metric, at the last step), `study_curves.jsonl` (at every validated step), `study.md` and `study.png`.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ _ADVANTAGE = "trainer.v1.sampler.sampler_kwargs.advantage"
 # What each arm changes: a recipe, and overrides of it.
 ARMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "default": ("ffr_grpo_cpu", ()),
+    "default, fewer steps": ("ffr_grpo_cpu", ()),
     "shuffled": ("ffr_grpo_cpu", _SHUFFLED),
     "published": ("ffr_grpo_published_cpu", ()),
     "published, shuffled": ("ffr_grpo_published_cpu", _SHUFFLED),
@@ -57,8 +58,18 @@ ARMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "constant lr": ("ffr_grpo_cpu", ("actor_rollout_ref.actor.optim.lr_scheduler_type=constant",)),
     "lr x 2": ("ffr_grpo_cpu", ("actor_rollout_ref.actor.optim.lr=1e-3",)),
 }
+# Arms that make fewer steps, as a share of the others'; the learning rate ends with them.
+SHORTER: Mapping[str, float] = {"default, fewer steps": 2 / 3}
 # What a plain call runs.
-FIRST = ("default", "shuffled", "published", "strata alone", "micro reward alone", "gdpo alone")
+FIRST = (
+    "default",
+    "default, fewer steps",
+    "shuffled",
+    "published",
+    "strata alone",
+    "micro reward alone",
+    "gdpo alone",
+)
 METRICS = (
     ("micro", "joint", "f1"),
     ("micro", "joint", "mcc"),
@@ -76,6 +87,16 @@ METRICS = (
     ("answers", "utterances"),
     ("answers", "images"),
 )
+# What the table shows.
+_COLUMNS = {
+    "micro joint F1": "micro_joint_f1",
+    "micro joint MCC": "micro_joint_mcc",
+    "micro utterance F1": "micro_utterance_f1",
+    "micro image F1": "micro_image_f1",
+    "macro F1, gold with utterances": "macro_where_gold_utterance",
+    "macro F1, gold with images": "macro_where_gold_image",
+    "macro F1 of the published reward": "rewards_f1",
+}
 _BOOTSTRAP = BootstrapSettings(resamples=2000)
 _ANSWERS = 8  # of a prompt
 
@@ -189,7 +210,8 @@ def prepare_seed(folder: Path, seed: int, settings: StudySettings) -> None:
 def run_grpo(folder: Path, arm: str, seed: int, settings: StudySettings) -> None:
     """Stage 2 of an arm; a finished run is kept, a cut one begins again."""
     place, baseline = folder / "runs" / slug(arm), folder / "sft.jsonl"
-    last = place / "validation" / f"{settings.grpo_steps}.jsonl"
+    steps = steps_of(arm, settings)
+    last = place / "validation" / f"{steps}.jsonl"
     if last.is_file() and baseline.is_file():
         return
     shutil.rmtree(place, ignore_errors=True)
@@ -211,7 +233,7 @@ def run_grpo(folder: Path, arm: str, seed: int, settings: StudySettings) -> None
             f"actor_rollout_ref.actor.optim.lr={settings.grpo_lr}",
             f"actor_rollout_ref.actor.kl_loss_coef={settings.kl}",
             f"actor_rollout_ref.rollout.seed={seed}",
-            f"trainer.total_training_steps={settings.grpo_steps}",
+            f"trainer.total_training_steps={steps}",
             "trainer.total_epochs=100",
             "trainer.save_freq=-1",
             f"trainer.val_before_train={not baseline.is_file()}",
@@ -228,6 +250,11 @@ def run_grpo(folder: Path, arm: str, seed: int, settings: StudySettings) -> None
     )
     if not baseline.is_file():
         shutil.copy2(place / "validation" / "0.jsonl", baseline)
+
+
+def steps_of(arm: str, settings: StudySettings) -> int:
+    """Steps of an arm's stage 2."""
+    return round(SHORTER.get(arm, 1.0) * settings.grpo_steps)
 
 
 def slug(arm: str) -> str:
@@ -272,7 +299,7 @@ def generated(metrics: Path, settings: StudySettings) -> dict[int, int]:
 def results_of(folder: Path, arm: str, seed: int, settings: StudySettings) -> list[dict[str, Any]]:
     """The lines of `study.jsonl` of a finished run."""
     place, metrics = folder / "runs" / slug(arm), folder / "logs" / f"{slug(arm)}.jsonl"
-    if not (place / "validation" / f"{settings.grpo_steps}.jsonl").is_file():
+    if not (place / "validation" / f"{steps_of(arm, settings)}.jsonl").is_file():
         return []
     before, answers = counts_of(folder / "sft.jsonl"), generated(metrics, settings)
     timings = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
@@ -325,49 +352,40 @@ def write_results(root: Path, seeds: Sequence[int], arms: Sequence[str], setting
     from matplotlib.figure import Figure
 
     lines = [line for arm in arms for seed in seeds for line in results_of(root / f"seed_{seed}", arm, seed, settings)]
+    last = [line for line in lines if line["steps"] == steps_of(line["arm"], settings)]
+    rows = [f"| {' | '.join(['arm', 'seed', *_COLUMNS, 'ids outside', 'answers', 'seconds'])} |"]
+    rows.append("|" + "---|" * (len(_COLUMNS) + 5))
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    rows = [
-        "| arm | seed | micro joint F1 | micro joint MCC | image F1 | utterance F1 | macro F1 | outside | answers |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
     for arm in arms:
-        curves = []
         for seed in seeds:
-            of_run = [line for line in lines if line["arm"] == arm and line["seed"] == seed]
-            if not of_run:
-                continue
-            last = {line["metric"]: line for line in of_run if line["steps"] == settings.grpo_steps}
-            cells = [
-                _change(one)
-                for one in (
-                    last[name]
-                    for name in (
-                        "micro_joint_f1",
-                        "micro_joint_mcc",
-                        "micro_image_f1",
-                        "micro_utterance_f1",
-                        "rewards_f1",
-                    )
-                )
-            ]
-            outside, answers = last["answers_outside"], last["micro_joint_f1"]["generated_answers"]
-            rows.append(f"| {arm} | {seed} | {' | '.join(cells)} | {outside['grpo']:.1%} | {answers:,} |")
-            joint = [line for line in of_run if line["metric"] == "micro_joint_f1"]
-            curves.append([(0, 0.0), *[(line["generated_answers"], line["difference"]) for line in joint]])
-        if curves:
-            mean = np.mean(np.array(curves), axis=0)
-            axes.plot(mean[:, 0], mean[:, 1], marker="o", label=f"{arm} ({len(curves)} seeds)")
+            found = {line["metric"]: line for line in last if line["arm"] == arm and line["seed"] == seed}
+            if found:
+                cells = [_change(found[metric]) for metric in _COLUMNS.values()]
+                one = found["answers_outside"]
+                cells += [f"{one['grpo']:.1%}", f"{one['generated_answers']:,}", f"{one['seconds']:,}"]
+                rows.append(f"| {arm} | {seed} | {' | '.join(cells)} |")
+        joint = [line for line in lines if line["arm"] == arm and line["metric"] == "micro_joint_f1"]
+        steps = sorted({line["steps"] for line in joint})
+        by_step = [[line for line in joint if line["steps"] == step] for step in steps]
+        if joint:
+            axes.plot(
+                [0, *[np.mean([line["generated_answers"] for line in of_step]) for of_step in by_step]],
+                [0, *[np.mean([line["difference"] for line in of_step]) for of_step in by_step]],
+                marker="o",
+                label=f"{arm} ({len({line['seed'] for line in joint})} seeds)",
+            )
     axes.axhline(0, color="0.7", linewidth=1)
     axes.set_xlabel("generated answers")
     axes.set_ylabel("held-out micro joint F1 less the SFT model's")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     table = "\n".join(rows) + "\n"
-    outputs = [root / f"study.{kind}" for kind in ("jsonl", "md", "png")]
-    with whole_or_nothing(outputs) as (records, text, picture):
-        records.write_text("".join([json.dumps(line) + "\n" for line in lines]), encoding="utf-8")
+    outputs = [root / name for name in ("study.jsonl", "study_curves.jsonl", "study.md", "study.png")]
+    with whole_or_nothing(outputs) as (records, curves, text, picture):
+        for path, found_lines in ((records, last), (curves, lines)):
+            path.write_text("".join([json.dumps(line) + "\n" for line in found_lines]), encoding="utf-8")
         text.write_text(table, encoding="utf-8")
         figure.savefig(picture, format="png")
     return table
