@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
-import io
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 from PIL import Image
 from verl.utils.dataset.multiturn_sft_dataset import MultiTurnSFTDataset
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
 from ffr_verl.data.config import DataConfig
 from ffr_verl.data.parquet_files import Kind, as_list, check_columns, check_images, images_root
-from ffr_verl.images import resolve_image
+from ffr_verl.images import image_source, model_picture
 from ffr_verl.integrations.verl.training_rows import NEED_DIFFICULTY, TrainingRows
+from ffr_verl.model_families import QWEN2_VL, family_of_processor
 from ffr_verl.rewards.ffr import MICRO_COUNTS
 from ffr_verl.samplers.micro_estimate import MicroEstimate
 from ffr_verl.samplers.sampler import CurriculumSampler, activate
@@ -26,26 +27,61 @@ __all__ = ["FFRDataset", "FFRSFTDataset"]
 logger = logging.getLogger(__name__)
 
 
-def _image_items(images: Sequence[Any] | None, root: Path, config: DataConfig) -> list[dict[str, Any]]:
-    """Images as qwen_vl_utils takes them: a path, or a picture out of the file, and the pixel bounds."""
-    bounds: dict[str, Any] = {"max_pixels": config.max_pixels}
-    if config.min_pixels is not None:
-        bounds["min_pixels"] = config.min_pixels
-    return [{"image": _picture(image, root), **bounds} for image in (images if images is not None else ())]
+class _Images:
+    """A dataset's images: below a root, and bounded in pixels for the model of its processor.
+
+    Raises:
+        FFRError: for files of another kind, or images that cannot be used, in a sample of rows; the preflight check of
+            the recipes opens every image.
+    """
+
+    def __init__(self, files: Sequence[str], kind: Kind, config: DataConfig, processor: Any) -> None:
+        family = family_of_processor(processor)
+        least = max(config.min_pixels or 0, family.min_pixels)
+        most = max(min(config.max_pixels, family.max_pixels), least)
+        self._family = replace(family, min_pixels=least, max_pixels=most)
+        check_columns(files, kind)
+        self.root = images_root(files, config)
+        check_images(files, self.root, sample=True, max_pixels=self._family.max_pixels, family=self._family)
+
+    def pictures(self, images: Any) -> list[Image.Image]:
+        """The pictures of a row's images, as the model sees them."""
+        return [self._picture(image_source(image, self.root)) for image in _listed(images)]
+
+    def items(self, images: Any) -> list[dict[str, Any]]:
+        """The same, but files are opened later, by `_with_pictures` in another process: for each its path."""
+        bounds = {"max_pixels": self._family.max_pixels, "min_pixels": self._family.min_pixels}
+        sources = [image_source(image, self.root) for image in _listed(images)]
+        return [
+            {"image": str(source) if isinstance(source, Path) else self._picture(source), **bounds}
+            for source in sources
+        ]
+
+    def _picture(self, source: Path | bytes) -> Image.Image:
+        return model_picture(source, max_pixels=self._family.max_pixels, family=self._family)
 
 
-def _picture(image: Any, root: Path) -> str | Image.Image:
-    if isinstance(image, Mapping):
-        return Image.open(io.BytesIO(image["bytes"]))
-    return str(resolve_image(root, image))
+def _listed(images: Any) -> Any:
+    return () if images is None else images
 
 
-def _check(files: Sequence[str], kind: Kind, config: DataConfig) -> Path:
-    """The images root of good files; the preflight check of the recipes opens every image, here a sample is opened."""
-    check_columns(files, kind)
-    root = images_root(files, config)
-    check_images(files, root, sample=True)
-    return root
+def _with_pictures(messages: list[dict[str, Any]], patch_size: int) -> list[dict[str, Any]]:
+    """Messages with pictures for paths. qwen_vl_utils would open the files without regard to orientation, and to
+    transparency but in RGBA."""
+
+    def part_with_picture(part: Any) -> Any:
+        if not isinstance(part, Mapping) or not isinstance(part.get("image"), str):
+            return part
+        bounds = {name: part[name] for name in ("max_pixels", "min_pixels")}
+        family = replace(QWEN2_VL, patch_size=patch_size, **bounds)
+        return {**part, "image": model_picture(Path(part["image"]), max_pixels=family.max_pixels, family=family)}
+
+    return [
+        {**message, "content": [part_with_picture(part) for part in message["content"]]}
+        if isinstance(message["content"], list)
+        else message
+        for message in messages
+    ]
 
 
 class FFRDataset(RLHFDataset):
@@ -73,9 +109,18 @@ class FFRDataset(RLHFDataset):
     ) -> None:
         files = as_list(data_files)
         self.ffr_config = DataConfig.from_mapping(config.get("ffr") or {})
-        self.images_root = _check(files, "rl", self.ffr_config)
+        self._images = _Images(files, "rl", self.ffr_config, processor)
         self.curriculum: CurriculumSampler | None = None
         super().__init__(data_files, tokenizer, config, processor=processor, max_samples=max_samples)
+        rows = sum(pq.read_metadata(file).num_rows for file in self.data_files)
+        if max_samples < 0 and len(self.dataframe) < rows:
+            logger.warning(
+                "%s: verl leaves out %d of %d rows: their prompts are longer than data.max_prompt_length, or cannot "
+                "be made, which its output above tells",
+                ", ".join(files),
+                rows - len(self.dataframe),
+                rows,
+            )
         if files == as_list(config.get("train_files") or ()):
             self._follow_curriculum(files)
 
@@ -88,7 +133,7 @@ class FFRDataset(RLHFDataset):
                 "the order of the file",
                 curriculum.order,
             )
-            curriculum = dataclasses.replace(curriculum, order="file")
+            curriculum = replace(curriculum, order="file")
         rows = TrainingRows.of(self.dataframe, curriculum, files)
         self.curriculum = CurriculumSampler(rows.difficulty, curriculum, micro=MicroEstimate(*rows.micro_start))
         logger.info("curriculum %s: %d of %d rows", curriculum.order, len(self.curriculum), len(rows.difficulty))
@@ -120,8 +165,17 @@ class FFRDataset(RLHFDataset):
             self.curriculum.load_state_dict(state)
 
     def _build_messages(self, example: dict[str, Any], key: str) -> list[dict[str, Any]]:
-        items = _image_items(example.get(self.image_key), self.images_root, self.ffr_config)
+        items = self._images.items(example.get(self.image_key))
         return super()._build_messages({**example, self.image_key: items}, key)
+
+    @classmethod
+    def _process_multi_modal_info(cls, messages: list[dict[str, Any]], image_patch_size: int, config: Any) -> Any:
+        return super()._process_multi_modal_info(_with_pictures(messages, image_patch_size), image_patch_size, config)
+
+    @classmethod
+    async def process_vision_info(cls, messages: list[dict[str, Any]], image_patch_size: int, config: Any) -> Any:
+        images, videos, _ = await cls.process_multi_modal_info(messages, image_patch_size, config)
+        return images, videos
 
 
 class FFRSFTDataset(MultiTurnSFTDataset):
@@ -139,12 +193,11 @@ class FFRSFTDataset(MultiTurnSFTDataset):
     ) -> None:
         files = as_list(parquet_files)
         self.ffr_config = DataConfig.from_mapping((config or {}).get("ffr") or {})
-        self.images_root = _check(files, "sft", self.ffr_config)
+        self._images = _Images(files, "sft", self.ffr_config, processor)
         super().__init__(files, tokenizer, config, processor=processor, max_samples=max_samples)
 
     def _build_messages(self, example: Mapping[str, Any]) -> list[dict[str, Any]]:
-        items = _image_items(example.get(self.image_key), self.images_root, self.ffr_config)
-        return super()._build_messages({**example, self.image_key: items})
+        return super()._build_messages({**example, self.image_key: self._images.pictures(example.get(self.image_key))})
 
     def __getitem__(self, item: int) -> dict[str, Any]:
         row = super().__getitem__(item)
