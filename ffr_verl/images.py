@@ -181,17 +181,10 @@ def open_picture(source: Path | bytes, *, side: int | None = None) -> Image.Imag
         return image.convert("RGB")
 
 
-def model_picture(
-    source: Path | bytes, *, max_pixels: int, min_pixels: int | None = None, family: ModelFamily = QWEN2_VL
-) -> Image.Image:
-    """The picture at the size at which a model sees it, see `open_picture` and `resized`.
-
-    Raises:
-        ValueError: as these.
-    """
+def model_picture(source: Path | bytes, *, max_pixels: int, family: ModelFamily = QWEN2_VL) -> Image.Image:
+    """The picture at the size at which a model sees it, see `open_picture` and `resized`, whose errors it raises."""
     picture = open_picture(source)
-    size = resized(*picture.size, max_pixels=max_pixels, min_pixels=min_pixels, family=family)
-    return picture.resize(size, Image.Resampling.BICUBIC)
+    return picture.resize(resized(*picture.size, max_pixels=max_pixels, family=family), Image.Resampling.BICUBIC)
 
 
 def packed_picture(
@@ -224,18 +217,9 @@ def packed_picture(
     return "image/jpeg", packed.getvalue()
 
 
-def resized(
-    width: int, height: int, *, max_pixels: int, min_pixels: int | None = None, family: ModelFamily = QWEN2_VL
-) -> tuple[int, int]:
-    """The size at which a model sees an image: sides that are multiples of its `factor`, within the bounds, the ratio
-    kept as well as it goes. The model's processor changes nothing more.
-
-    Args:
-        width: in pixels.
-        height: in pixels.
-        max_pixels: the family's own bound counts where it is lower.
-        min_pixels: the family's own bound counts where it is higher.
-        family: of the model.
+def resized(width: int, height: int, *, max_pixels: int, family: ModelFamily = QWEN2_VL) -> tuple[int, int]:
+    """The size at which a model sees an image: sides that are multiples of its `factor`, between its least pixels and
+    `max_pixels` (or its most, if that is less), the ratio kept as well as it goes. Its processor changes nothing more.
 
     Raises:
         ValueError: when one side is more than `family.max_ratio` times the other, before or after, which the model's
@@ -256,7 +240,7 @@ def resized(
     factor, most_ratio = family.factor, family.max_ratio
     if max(width, height) > most_ratio * min(width, height):
         raise ValueError(f"is {width} x {height}: one side more than {most_ratio} times the other")
-    least = max(min_pixels or 0, family.min_pixels)
+    least = family.min_pixels
     most = max(min(max_pixels, family.max_pixels), least)
     new_width, new_height = (max(factor, round(side / factor) * factor) for side in (width, height))
     if new_width * new_height > most:
@@ -275,16 +259,14 @@ def resized(
     return new_width, new_height
 
 
-def image_tokens(
-    width: int, height: int, *, max_pixels: int, min_pixels: int | None = None, family: ModelFamily = QWEN2_VL
-) -> int:
+def image_tokens(width: int, height: int, *, max_pixels: int, family: ModelFamily = QWEN2_VL) -> int:
     """Tokens that a model spends on an image, see `resized`.
 
     Example:
         >>> image_tokens(1000, 500, max_pixels=602_112)
         648
     """
-    new_width, new_height = resized(width, height, max_pixels=max_pixels, min_pixels=min_pixels, family=family)
+    new_width, new_height = resized(width, height, max_pixels=max_pixels, family=family)
     return (new_width // family.factor) * (new_height // family.factor)
 
 

@@ -139,14 +139,7 @@ def family_of_model(model: str | Path | None, *, name: str | None = None) -> Mod
     images = _read_json(folder / "preprocessor_config.json") or _read_json(folder / "processor_config.json").get(
         "image_processor", {}
     )
-    vision, size = config.get("vision_config") or {}, images.get("size") or {}
-    return _adjusted(
-        named or FAMILIES.get(found, QWEN2_VL),
-        patch_size=images.get("patch_size") or vision.get("patch_size"),
-        merge_size=images.get("merge_size") or vision.get("spatial_merge_size"),
-        min_pixels=images.get("min_pixels") or size.get("shortest_edge"),
-        max_pixels=images.get("max_pixels") or size.get("longest_edge"),
-    )
+    return _as_configured(named or FAMILIES.get(found, QWEN2_VL), images, config.get("vision_config") or {})
 
 
 def _configuration_of(model: str | Path) -> Path:
@@ -165,18 +158,19 @@ def _configuration_of(model: str | Path) -> Path:
 def family_of_processor(processor: Any) -> ModelFamily:
     """How a loaded processor of transformers makes tokens of images; its other facts are Qwen2-VL's."""
     images = getattr(processor, "image_processor", None)
-    size = getattr(images, "size", None)
-    return _adjusted(
-        QWEN2_VL,
-        patch_size=getattr(images, "patch_size", None),
-        merge_size=getattr(images, "merge_size", None),
-        min_pixels=getattr(size, "shortest_edge", None),
-        max_pixels=getattr(size, "longest_edge", None),
-    )
+    return _as_configured(QWEN2_VL, {} if images is None else images.to_dict(), {})
 
 
-def _adjusted(family: ModelFamily, **told: Any) -> ModelFamily:
-    known: dict[str, Any] = {key: value for key, value in told.items() if isinstance(value, int) and value > 0}
+def _as_configured(family: ModelFamily, images: Mapping[str, Any], vision: Mapping[str, Any]) -> ModelFamily:
+    """The family as a model's image processor and vision tower are configured."""
+    size = images.get("size") or {}
+    told = {
+        "patch_size": images.get("patch_size") or vision.get("patch_size"),
+        "merge_size": images.get("merge_size") or vision.get("spatial_merge_size"),
+        "min_pixels": images.get("min_pixels") or size.get("shortest_edge"),
+        "max_pixels": images.get("max_pixels") or size.get("longest_edge"),
+    }
+    known: dict[str, Any] = {name: value for name, value in told.items() if isinstance(value, int) and value > 0}
     return replace(family, **known)
 
 

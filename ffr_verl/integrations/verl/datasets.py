@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from PIL import Image
 from verl.utils.dataset.multiturn_sft_dataset import MultiTurnSFTDataset
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
@@ -17,7 +16,7 @@ from ffr_verl.data.config import DataConfig
 from ffr_verl.data.parquet_files import Kind, as_list, check_columns, check_images, images_root
 from ffr_verl.images import image_source, model_picture
 from ffr_verl.integrations.verl.training_rows import NEED_DIFFICULTY, TrainingRows
-from ffr_verl.model_families import QWEN2_VL, family_of_processor
+from ffr_verl.model_families import QWEN2_VL, ModelFamily, family_of_processor
 from ffr_verl.rewards.ffr import MICRO_COUNTS
 from ffr_verl.samplers.micro_estimate import MicroEstimate
 from ffr_verl.samplers.sampler import CurriculumSampler, activate
@@ -27,61 +26,37 @@ __all__ = ["FFRDataset", "FFRSFTDataset"]
 logger = logging.getLogger(__name__)
 
 
-class _Images:
-    """A dataset's images: below a root, and bounded in pixels for the model of its processor.
+def _checked(files: Sequence[str], kind: Kind, config: DataConfig, processor: Any) -> tuple[Path, ModelFamily]:
+    """The images root of good files, and the model's family, with its pixels bounded as configured.
 
-    Raises:
-        FFRError: for files of another kind, or images that cannot be used, in a sample of rows; the preflight check of
-            the recipes opens every image.
+    The preflight check of the recipes opens every image, here those of a sample of rows are decoded.
     """
-
-    def __init__(self, files: Sequence[str], kind: Kind, config: DataConfig, processor: Any) -> None:
-        family = family_of_processor(processor)
-        least = max(config.min_pixels or 0, family.min_pixels)
-        most = max(min(config.max_pixels, family.max_pixels), least)
-        self._family = replace(family, min_pixels=least, max_pixels=most)
-        check_columns(files, kind)
-        self.root = images_root(files, config)
-        check_images(files, self.root, sample=True, max_pixels=self._family.max_pixels, family=self._family)
-
-    def pictures(self, images: Any) -> list[Image.Image]:
-        """The pictures of a row's images, as the model sees them."""
-        return [self._picture(image_source(image, self.root)) for image in _listed(images)]
-
-    def items(self, images: Any) -> list[dict[str, Any]]:
-        """The same, but files are opened later, by `_with_pictures` in another process: for each its path."""
-        bounds = {"max_pixels": self._family.max_pixels, "min_pixels": self._family.min_pixels}
-        sources = [image_source(image, self.root) for image in _listed(images)]
-        return [
-            {"image": str(source) if isinstance(source, Path) else self._picture(source), **bounds}
-            for source in sources
-        ]
-
-    def _picture(self, source: Path | bytes) -> Image.Image:
-        return model_picture(source, max_pixels=self._family.max_pixels, family=self._family)
+    family = family_of_processor(processor)
+    least = max(config.min_pixels or 0, family.min_pixels)
+    most = max(min(config.max_pixels, family.max_pixels), least)
+    family = replace(family, min_pixels=least, max_pixels=most)
+    check_columns(files, kind)
+    root = images_root(files, config)
+    check_images(files, root, sample=True, max_pixels=most, family=family)
+    return root, family
 
 
-def _listed(images: Any) -> Any:
-    return () if images is None else images
+def _items(images: Any, root: Path, family: ModelFamily) -> list[dict[str, Any]]:
+    """A row's images as qwen_vl_utils takes them: a path, or a picture out of the row, and the pixel bounds."""
+    bounds = {"max_pixels": family.max_pixels, "min_pixels": family.min_pixels}
+    sources = [image_source(image, root) for image in (() if images is None else images)]
+    return [{"image": str(source) if isinstance(source, Path) else source, **bounds} for source in sources]
 
 
-def _with_pictures(messages: list[dict[str, Any]], patch_size: int) -> list[dict[str, Any]]:
-    """Messages with pictures for paths. qwen_vl_utils would open the files without regard to orientation, and to
-    transparency but in RGBA."""
-
-    def part_with_picture(part: Any) -> Any:
-        if not isinstance(part, Mapping) or not isinstance(part.get("image"), str):
-            return part
-        bounds = {name: part[name] for name in ("max_pixels", "min_pixels")}
-        family = replace(QWEN2_VL, patch_size=patch_size, **bounds)
-        return {**part, "image": model_picture(Path(part["image"]), max_pixels=family.max_pixels, family=family)}
-
-    return [
-        {**message, "content": [part_with_picture(part) for part in message["content"]]}
-        if isinstance(message["content"], list)
-        else message
-        for message in messages
-    ]
+def _opened(part: Any, patch_size: int) -> Any:
+    """A part of a message, with the picture where it names a file: qwen_vl_utils would not turn it upright, nor put
+    it on white but in RGBA."""
+    if not isinstance(part, Mapping) or not isinstance(part.get("image"), (str, bytes)):
+        return part
+    bounds = {name: part[name] for name in ("max_pixels", "min_pixels")}
+    source = part["image"] if isinstance(part["image"], bytes) else Path(part["image"])
+    family = replace(QWEN2_VL, patch_size=patch_size, **bounds)
+    return {**part, "image": model_picture(source, max_pixels=family.max_pixels, family=family)}
 
 
 class FFRDataset(RLHFDataset):
@@ -109,7 +84,7 @@ class FFRDataset(RLHFDataset):
     ) -> None:
         files = as_list(data_files)
         self.ffr_config = DataConfig.from_mapping(config.get("ffr") or {})
-        self._images = _Images(files, "rl", self.ffr_config, processor)
+        self._root, self._family = _checked(files, "rl", self.ffr_config, processor)
         self.curriculum: CurriculumSampler | None = None
         super().__init__(data_files, tokenizer, config, processor=processor, max_samples=max_samples)
         rows = sum(pq.read_metadata(file).num_rows for file in self.data_files)
@@ -165,12 +140,19 @@ class FFRDataset(RLHFDataset):
             self.curriculum.load_state_dict(state)
 
     def _build_messages(self, example: dict[str, Any], key: str) -> list[dict[str, Any]]:
-        items = self._images.items(example.get(self.image_key))
+        items = _items(example.get(self.image_key), self._root, self._family)
+        if items and isinstance(items[0]["image"], bytes):
+            items = [_opened(item, self._family.patch_size) for item in items]
         return super()._build_messages({**example, self.image_key: items}, key)
 
     @classmethod
     def _process_multi_modal_info(cls, messages: list[dict[str, Any]], image_patch_size: int, config: Any) -> Any:
-        return super()._process_multi_modal_info(_with_pictures(messages, image_patch_size), image_patch_size, config)
+        opened = [
+            {**message, "content": [_opened(part, image_patch_size) for part in message["content"]]}
+            for message in messages
+            if isinstance(message["content"], list)
+        ]
+        return super()._process_multi_modal_info(opened, image_patch_size, config)
 
     @classmethod
     async def process_vision_info(cls, messages: list[dict[str, Any]], image_patch_size: int, config: Any) -> Any:
@@ -193,11 +175,13 @@ class FFRSFTDataset(MultiTurnSFTDataset):
     ) -> None:
         files = as_list(parquet_files)
         self.ffr_config = DataConfig.from_mapping((config or {}).get("ffr") or {})
-        self._images = _Images(files, "sft", self.ffr_config, processor)
+        self._root, self._family = _checked(files, "sft", self.ffr_config, processor)
         super().__init__(files, tokenizer, config, processor=processor, max_samples=max_samples)
 
     def _build_messages(self, example: Mapping[str, Any]) -> list[dict[str, Any]]:
-        return super()._build_messages({**example, self.image_key: self._images.pictures(example.get(self.image_key))})
+        items = _items(example.get(self.image_key), self._root, self._family)
+        pictures = [_opened(item, self._family.patch_size)["image"] for item in items]
+        return super()._build_messages({**example, self.image_key: pictures})
 
     def __getitem__(self, item: int) -> dict[str, Any]:
         row = super().__getitem__(item)
