@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from ffr_verl.model_families import CONTROL_TOKENS
+
 __all__ = [
     "IMAGE",
     "Dialogue",
@@ -32,11 +34,8 @@ _UTTERANCE = re.compile(r"<\|utt_id_start\|>([0-9]{1,9})<\|utt_id_end\|>")
 _IMAGE_ID = re.compile(r"<\|img_id_start\|>([0-9]{1,9})<\|img_id_end\|>")
 _PICTURE = re.compile(_IMAGE_ID.pattern + r"(?:<image>(?:<\|caption_start\|>(.*?)<\|caption_end\|>)?)?", re.DOTALL)
 _QUERY = re.compile(r"<\|query_start\|>(.*?)<\|query_end\|>", re.DOTALL)
-# What verl's placeholders and the chat template of Qwen2-VL give a meaning, wherever it stands.
-_CONTROL = (
-    r"<(?:video|audio)>|<\|(?:im_start|im_end|endoftext|(?:vision|object_ref|box|quad)_(?:start|end)"
-    r"|(?:vision|image|video)_pad)\|>"
-)
+# verl's placeholders, and what a chat template acts on.
+_CONTROL = "|".join(["<(?:video|audio)>", *sorted(map(re.escape, CONTROL_TOKENS))])
 _CONTROL_TOKEN = re.compile(_CONTROL)
 _RESERVED = re.compile(
     rf"<\|(?:utt|img)_ids?_(?:start|end)\|>|<\|(?:query|caption)_(?:start|end)\|>|<image>|{_CONTROL}"

@@ -86,6 +86,9 @@ def infer(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that the model's repository brings.")
     ] = False,
+    model_family: Annotated[
+        str, typer.Option(help="Of the server's model: sizes to which large images are shrunk.")
+    ] = "qwen2_vl",
     concurrency: Annotated[int, typer.Option(min=1, help="Most requests to the server in flight.")] = 8,
     timeout: Annotated[float, typer.Option(min=1.0, help="Seconds that a request may take.")] = 300.0,
     retries: Annotated[
@@ -125,7 +128,7 @@ def infer(
     from ffr_verl.inference.rows import images_root_of
 
     clean_up_when_terminated()
-    of_server = ("api_key_env", "concurrency", "timeout", "retries", "body", "allow_errors")
+    of_server = ("model_family", "api_key_env", "concurrency", "timeout", "retries", "body", "allow_errors")
     of_engine = ("lora", "max_model_len", "tensor_parallel_size", "gpu_memory_utilization", "trust_remote_code")
     if window is None:
         refuse_options(context, ("stride", "window_ids"), "goes with --window TURNS")
@@ -157,6 +160,7 @@ def infer(
                 **common,
                 url=endpoint,
                 api_key_env=api_key_env,
+                model_family=model_family,
                 seed=seed,
                 concurrency=concurrency,
                 timeout=timeout,

@@ -42,6 +42,10 @@ def prepare(
     tokenizer: Annotated[
         str | None, typer.Option(help="The model's folder, tokenizer.json or hub name, to count prompt tokens.")
     ] = None,
+    model_family: Annotated[
+        str | None,
+        typer.Option(help="Of the model, such as qwen3_vl: sizes of images, chat format. By default --tokenizer's."),
+    ] = None,
     max_prompt_tokens: Annotated[
         int, typer.Option(min=1, help="Most tokens of a prompt; data.max_prompt_length of a run. Needs --tokenizer.")
     ] = 14_512,
@@ -106,6 +110,7 @@ def prepare(
             max_images=max_images,
             max_pixels=max_pixels,
             tokenizer=tokenizer,
+            model_family=model_family,
             max_prompt_tokens=max_prompt_tokens,
             against=against or (),
             window=windows,

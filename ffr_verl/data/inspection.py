@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,8 @@ from ffr_verl.data.tokens import PromptTokens, estimated_tokens
 from ffr_verl.dialogues import parse_dialogue
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import Fragment, parse_fragment
-from ffr_verl.images import facts_of_image, image_tokens, read_image_facts, resolve_image
+from ffr_verl.images import image_source, image_tokens, read_image_facts
+from ffr_verl.model_families import QWEN2_VL, ModelFamily
 
 __all__ = ["render_row"]
 
@@ -110,19 +110,15 @@ def _shown(text: str) -> str:
     return "\n".join([printable(line) for line in text.split("\n")])
 
 
-def _picture(image: Any, root: Path | None) -> tuple[str, int]:
+def _picture(image: Any, root: Path | None, family: ModelFamily) -> tuple[str, int]:
     """An image as text, and its tokens."""
-    name = image.get("path") if isinstance(image, Mapping) else image
-    held = image.get("bytes") if isinstance(image, Mapping) else None
-    if held is None and root is None:
+    image = image if isinstance(image, Mapping) else {"path": str(image)}
+    name, place = image.get("path"), "" if image.get("bytes") is None else ", in the file"
+    if not place and root is None:
         return f"{name} (give --images-root to look at it)", 0
     try:
-        if held is not None:
-            facts, place = facts_of_image(io.BytesIO(held)), ", in the file"
-        else:
-            assert root is not None
-            facts, place = read_image_facts(resolve_image(root, str(name))), ""
-        tokens = image_tokens(facts.width, facts.height, max_pixels=DataConfig().max_pixels)
+        facts = read_image_facts(image_source(image, root or Path()))
+        tokens = image_tokens(facts.width, facts.height, max_pixels=DataConfig().max_pixels, family=family)
     except ValueError as error:
         return f"{name}: {error}", 0
     return f"{name} ({facts.width} x {facts.height} {facts.format}, {tokens} tokens{place})", tokens
@@ -151,6 +147,8 @@ def render_row(file: Path, number: int, *, root: Path | None = None, tokenizer: 
         raise FFRError(f"{file}: row {number}: {error}; `ffr-verl prepare` checks a whole file") from None
     gold = parse_fragment(row.solution)
     marked = gold or Fragment((), ())
+    counted = None if tokenizer is None else PromptTokens(tokenizer)
+    family = QWEN2_VL if counted is None else counted.family
     table = Table(show_header=True, header_style="bold", expand=False)
     for name in ("", "id", "speaker", "text"):
         table.add_column(name)
@@ -160,7 +158,7 @@ def render_row(file: Path, number: int, *, root: Path | None = None, tokenizer: 
         text = Text(_shown(utterance.text))
         for identifier in utterance.image_ids:
             is_gold_image = identifier in marked.image_ids
-            line, count = _picture(row.images[image], root) if image < len(row.images) else ("no path", 0)
+            line, count = _picture(row.images[image], root, family) if image < len(row.images) else ("no path", 0)
             image += 1
             tokens.append(count)
             start = "\n" if text.plain else ""
@@ -176,8 +174,8 @@ def render_row(file: Path, number: int, *, root: Path | None = None, tokenizer: 
     else:
         facts.append(f"gold: {len(gold.utterance_ids)} utterances, {len(gold.image_ids)} images (*)")
     unread = " and those of images that were not read" if not all(tokens) else ""
-    if tokenizer is not None:
-        facts.append(f"{PromptTokens(tokenizer).count(row.messages, tokens):,} prompt tokens{unread}")
+    if counted is not None:
+        facts.append(f"{counted.count(row.messages, tokens):,} prompt tokens{unread}")
     else:
         facts.append(f"about {estimated_tokens(row.messages, tokens):,} prompt tokens{unread}")
     query = Panel(Text(_shown(dialogue.query)), title="query", title_align="left", expand=False)

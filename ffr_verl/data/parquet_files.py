@@ -5,7 +5,6 @@ Needs neither torch nor verl, so the check runs before anything heavy starts.
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,8 @@ import pyarrow.parquet as pq
 from ffr_verl.data.config import DataConfig
 from ffr_verl.data.parquet_writer import IMAGES_ROOT_KEY
 from ffr_verl.errors import FFRError
-from ffr_verl.images import facts_of_image, read_image_facts, resolve_image
+from ffr_verl.images import read_image_facts, resized, resolve_image
+from ffr_verl.model_families import QWEN2_VL, ModelFamily
 
 __all__ = ["Kind", "as_list", "check_columns", "check_images", "dialogues_of_rows", "images_root", "read_schema"]
 
@@ -126,25 +126,15 @@ def dialogues_of_rows(file: str) -> list[dict[str, Any]]:
     return [table[row].as_py() for row in range(0, len(table), max(1, len(table) // _SAMPLED_ROWS))]
 
 
-def _problem(image: Path | bytes, *, decode: bool) -> str | None:
-    try:
-        if isinstance(image, bytes):
-            facts_of_image(io.BytesIO(image), decode=decode)
-        else:
-            read_image_facts(image, decode=decode)
-    except ValueError as error:
-        return str(error)
-    return None
-
-
-def _problem_below(root: Path, name: str, *, decode: bool) -> str | None:
-    try:
-        return _problem(resolve_image(root, name), decode=decode)
-    except ValueError as error:
-        return str(error)
-
-
-def check_images(files: Sequence[str], root: Path, *, sample: bool, option: str = _TRAINING_OPTION) -> int:
+def check_images(
+    files: Sequence[str],
+    root: Path,
+    *,
+    sample: bool,
+    option: str = _TRAINING_OPTION,
+    max_pixels: int | None = None,
+    family: ModelFamily = QWEN2_VL,
+) -> int:
     """Open each image that the files name; with `sample`, decode those of about 16 rows of each file, which finds
     damage in the middle too.
 
@@ -156,6 +146,9 @@ def check_images(files: Sequence[str], root: Path, *, sample: bool, option: str 
         root: that image paths are relative to.
         sample: see above.
         option: how the user gives the root, for the message.
+        max_pixels: bound to which a model shrinks them, which not every shape allows, see `resized`; `None` where no
+            model of `family` sees them.
+        family: of the model.
 
     Returns:
         How many different images were opened.
@@ -163,17 +156,26 @@ def check_images(files: Sequence[str], root: Path, *, sample: bool, option: str 
     Raises:
         FFRError: when some cannot be read: how many, and file, row and cause of the first.
     """
+
+    def problem_of(image: str | bytes) -> str | None:
+        try:
+            facts = read_image_facts(image if isinstance(image, bytes) else resolve_image(root, image), decode=sample)
+            if max_pixels is not None:
+                resized(facts.width, facts.height, max_pixels=max_pixels, family=family)
+        except ValueError as error:
+            return str(error)
+        return None
+
     opened = 0
     for file in files:
         found: list[tuple[int, str, str | None]]
         if pa.types.is_struct(read_schema(file).field("images").type.value_type):
-            found = [(row, name, _problem(held, decode=sample)) for row, name, held in _held_images(file)]
+            found = [(row, name, problem_of(held)) for row, name, held in _held_images(file)]
             place, mend = "in the file", "make the file again with `ffr-verl prepare --embed-images --decode`"
         else:
             rows = _first_rows_of_images(file, sample=sample)
             with ThreadPoolExecutor(_READERS) as readers:
-                told = readers.map(lambda name: _problem_below(root, name, decode=sample), rows)
-                found = [(row, name, problem) for (name, row), problem in zip(rows.items(), told, strict=True)]
+                found = list(zip(rows.values(), rows, readers.map(problem_of, rows), strict=True))
             place, mend = f"images root {root}", f"bring the images there, or give {option}"
         opened += len(found)
         bad = [(row, name, problem) for row, name, problem in found if problem]

@@ -26,6 +26,7 @@ from ffr_verl.data.windows import WindowSettings
 from ffr_verl.errors import FFRError
 from ffr_verl.files import disk_errors, whole_or_nothing
 from ffr_verl.images import resolve_image
+from ffr_verl.model_families import family_of_model
 
 __all__ = ["PrepareSummary", "SourceFormat", "prepare"]
 
@@ -73,6 +74,7 @@ def prepare(
     max_images: int = 8,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     tokenizer: str | None = None,
+    model_family: str | None = None,
     max_prompt_tokens: int = 14_512,
     against: Sequence[Path] = (),
     window: WindowSettings | None = None,
@@ -99,6 +101,8 @@ def prepare(
         max_images: most images of a row.
         max_pixels: bound to which the model shrinks an image; the recipes' `data.ffr.max_pixels`.
         tokenizer: of the model, to count prompt tokens: a folder, a tokenizer.json or a hub name.
+        model_family: of the model, see `ffr_verl.model_families`: sizes of images and chat format; by default the one
+            of the `tokenizer`'s folder.
         max_prompt_tokens: most tokens of a prompt, checked with a `tokenizer`.
         against: parquet files of other splits, whose dialogues must not occur.
         window: cut dialogues that are longer.
@@ -126,12 +130,14 @@ def prepare(
         texts = None if template is None else PromptTemplate.read(template)
         if language is not None:
             texts = TEMPLATES[language]
+        tokens = None if tokenizer is None else PromptTokens(tokenizer, model_family=model_family)
         settings = CheckSettings(
             images_root=root,
             decode=decode,
             max_images=max_images,
             max_pixels=max_pixels,
-            tokens=None if tokenizer is None else PromptTokens(tokenizer),
+            family=family_of_model(None, name=model_family) if tokens is None else tokens.family,
+            tokens=tokens,
             max_prompt_tokens=max_prompt_tokens,
             other_splits=OtherSplits(against),
         )

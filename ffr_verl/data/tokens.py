@@ -1,4 +1,4 @@
-"""How long a prompt is for Qwen2-VL, without its processor: text tokens of a tokenizer, image tokens from sizes."""
+"""How long a prompt is for a model, without its processor: text tokens of a tokenizer, image tokens from sizes."""
 
 from __future__ import annotations
 
@@ -8,18 +8,16 @@ from typing import Any
 
 from ffr_verl.dialogues import IMAGE
 from ffr_verl.errors import FFRError
+from ffr_verl.model_families import family_of_model
 
 __all__ = ["PromptTokens", "estimated_tokens"]
-
-_DEFAULT_SYSTEM = {"role": "system", "content": "You are a helpful assistant."}  # Qwen2-VL's template adds it
-_PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
 
 # Of Qwen's vocabulary on English and Chinese dialogues, where the tags of the wire format are plain text.
 _BYTES_OF_A_TOKEN, _BYTES_OF_A_TAG, _TOKENS_OF_A_TAG, _TOKENS_OF_A_MESSAGE = 3.5, 15, 6.7, 5
 
 
 def estimated_tokens(messages: Sequence[Mapping[str, Any]], image_tokens: Sequence[int]) -> int:
-    """About how many tokens a prompt has for Qwen2-VL, from its length; `PromptTokens` counts them.
+    """About how many tokens a prompt has for a Qwen model, from its length; `PromptTokens` counts them.
 
     Args:
         messages: of the prompt, texts with `<image>` where an image stands.
@@ -40,12 +38,16 @@ class PromptTokens:
 
     Args:
         tokenizer: a model's folder, a `tokenizer.json`, or the name of a hub model (which is fetched).
+        model_family: of the model, when it is not the one that its folder tells.
+
+    Attributes:
+        family: of the model, for its chat format and the sizes of images.
 
     Raises:
-        FFRError: when the package `tokenizers` is missing or the tokenizer cannot be read.
+        FFRError: when the package `tokenizers` is missing, the tokenizer cannot be read, or there is no such family.
     """
 
-    def __init__(self, tokenizer: str) -> None:
+    def __init__(self, tokenizer: str, *, model_family: str | None = None) -> None:
         try:
             from tokenizers import Tokenizer
         except ImportError:
@@ -61,16 +63,18 @@ class PromptTokens:
             ) from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self.family = family_of_model(tokenizer, name=model_family)
 
     def count(self, messages: Sequence[Mapping[str, Any]], image_tokens: Sequence[int]) -> int:
-        """Tokens of a prompt in Qwen2-VL's chat format, the start of the answer included.
+        """Tokens of a prompt in the family's chat format, the start of the answer included.
 
         Args:
             messages: of the prompt, texts with `<image>` where an image stands.
             image_tokens: of each image, see `image_tokens`.
         """
-        if not messages or messages[0]["role"] != "system":
-            messages = [_DEFAULT_SYSTEM, *messages]
+        system = self.family.default_system
+        if system is not None and (not messages or messages[0]["role"] != "system"):
+            messages = [{"role": "system", "content": system}, *messages]
         text = "".join([f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>\n" for message in messages])
-        text = text.replace(IMAGE, _PICTURE) + "<|im_start|>assistant\n"
+        text = text.replace(IMAGE, self.family.image_text) + "<|im_start|>assistant\n"
         return len(self._tokenizer.encode(text, add_special_tokens=False)) + sum(image_tokens) - len(image_tokens)

@@ -12,9 +12,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from ffr_verl.data.config import DEFAULT_MAX_PIXELS
 from ffr_verl.data.demo import demo_vocabulary
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import TAGS
+from ffr_verl.model_families import QWEN2_VL
 
 __all__ = ["build_tokenizer", "write_base_model", "write_random_model"]
 
@@ -22,9 +24,9 @@ _SPECIAL = (
     "<|endoftext|>",
     "<|im_start|>",
     "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
+    QWEN2_VL.image_start,
+    QWEN2_VL.image_end,
+    QWEN2_VL.image_pad,
     "<|video_pad|>",
 )
 _PROMPT_TAGS = (
@@ -54,7 +56,7 @@ _CHAT_TEMPLATE = (
     "{% if message['content'] is string %}{{ message['content'] }}"
     "{% else %}{% for item in message['content'] %}"
     "{% if item['type'] == 'image' or 'image' in item or 'image_url' in item %}"
-    "<|vision_start|><|image_pad|><|vision_end|>"
+    f"{QWEN2_VL.image_text}"
     "{% elif item['type'] == 'video' or 'video' in item %}<|vision_start|><|video_pad|><|vision_end|>"
     "{% elif 'text' in item %}{{ item['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -88,7 +90,7 @@ def build_tokenizer():  # type: ignore[no-untyped-def]  # a transformers class, 
         chat_template=_CHAT_TEMPLATE,
         model_max_length=4096,
         clean_up_tokenization_spaces=False,
-        extra_special_tokens={"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"},
+        extra_special_tokens={"image_token": QWEN2_VL.image_pad, "video_token": "<|video_pad|>"},
     )
 
 
@@ -162,16 +164,16 @@ def _write(output: Path, *, seed: int, hidden_size: int = 128, layers: int = 3, 
             "num_heads": 2,
             "mlp_ratio": 2,
             "hidden_size": hidden_size,
-            "patch_size": 14,
-            "spatial_merge_size": 2,
+            "patch_size": QWEN2_VL.patch_size,
+            "spatial_merge_size": QWEN2_VL.merge_size,
             "temporal_patch_size": 2,
             "in_channels": 3,
             "initializer_range": 0.08,
         },
-        image_token_id=ids["<|image_pad|>"],
+        image_token_id=ids[QWEN2_VL.image_pad],
         video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
+        vision_start_token_id=ids[QWEN2_VL.image_start],
+        vision_end_token_id=ids[QWEN2_VL.image_end],
         tie_word_embeddings=False,
     )
     torch.manual_seed(seed)
@@ -181,7 +183,7 @@ def _write(output: Path, *, seed: int, hidden_size: int = 128, layers: int = 3, 
     model.generation_config = GenerationConfig(
         eos_token_id=ids["<|im_end|>"], pad_token_id=ids["<|endoftext|>"], do_sample=False
     )
-    pixels = {"min_pixels": 4 * 28 * 28, "max_pixels": 602_112}
+    pixels = {"min_pixels": QWEN2_VL.min_pixels, "max_pixels": DEFAULT_MAX_PIXELS}
     processor = Qwen2VLProcessor(
         image_processor=Qwen2VLImageProcessor(**pixels),
         tokenizer=tokenizer,

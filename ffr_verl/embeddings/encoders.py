@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ffr_verl.errors import FFRError
+from ffr_verl.images import open_picture
 from ffr_verl.model_families import folder_revision
 
 __all__ = ["EncoderSettings", "SentenceEncoder"]
@@ -94,10 +94,9 @@ class SentenceEncoder:
             images = []
             for path in paths[start : start + self._settings.batch_size]:
                 try:
-                    with Image.open(path) as image:
-                        images.append({"image": image.convert("RGB")})
-                except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                    raise FFRError(f"{path}: cannot be decoded ({error}); replace the image") from None
+                    images.append({"image": open_picture(path)})
+                except ValueError as error:
+                    raise FFRError(f"{path}: {error}; replace the image") from None
             blocks.append(self._encode(images))
         return np.concatenate(blocks)
 

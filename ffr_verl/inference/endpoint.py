@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import io
 import json
 import os
 import urllib.parse
@@ -17,20 +16,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from ffr_verl.data.config import DEFAULT_MAX_PIXELS
 from ffr_verl.dialogues import with_image_parts
 from ffr_verl.errors import FFRError, one_line
-from ffr_verl.images import resized, resolve_image
+from ffr_verl.images import image_source, packed_picture
 from ffr_verl.inference.generate import Answer
 from ffr_verl.inference.journal import AnswerJournal
+from ffr_verl.model_families import QWEN2_VL, ModelFamily, family_named
 
 __all__ = ["EndpointSettings", "ask_endpoint", "data_uri", "read_body", "request_body"]
 
 _FREE = ("images_root", "api_key_env", "concurrency", "timeout", "retries")
-_MEDIA_TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif"}
-_JPEG_QUALITY = 95
 _FIRST_RETRIES = 1
 _LONGEST_MESSAGE = 300
 # So many rows refused, and none answered: it is the request that is wrong, not the rows.
@@ -50,6 +46,7 @@ class EndpointSettings:
         max_new_tokens: most tokens of an answer.
         max_images: most images of a prompt.
         max_pixels: images with more are shrunk before they are sent.
+        model_family: of the model, which says to which sizes, see `ffr_verl.model_families`.
         temperature: 0 for greedy answers.
         top_p: share of the probability that tokens are drawn from; sent only when it is not 1.
         seed: sent only when given.
@@ -60,7 +57,8 @@ class EndpointSettings:
         body: further fields of each request; `None` takes a field out.
 
     Raises:
-        FFRError: for an address that is none or carries credentials, or an environment variable that is not set.
+        FFRError: for an address that is none or carries credentials, an environment variable that is not set, or a
+            model family that is not known.
     """
 
     url: str
@@ -70,6 +68,7 @@ class EndpointSettings:
     max_new_tokens: int = 1024
     max_images: int = 8
     max_pixels: int = DEFAULT_MAX_PIXELS
+    model_family: str = QWEN2_VL.name
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
@@ -93,6 +92,7 @@ class EndpointSettings:
                 "--api-key-env NAME the environment variable that has the key"
             )
         self.key()
+        family_named(self.model_family)
 
     def key(self) -> str:
         """The key, out of the environment."""
@@ -142,31 +142,15 @@ def read_body(text: str | None) -> dict[str, Any]:
     return body
 
 
-def data_uri(image: Path | bytes, *, max_pixels: int) -> str:
-    """A picture as a `data:` address; its bytes as they are where the server can take them, else shrunk, as JPEG.
+def data_uri(image: Path | bytes, *, max_pixels: int, family: ModelFamily = QWEN2_VL) -> str:
+    """A picture as a `data:` address, see `packed_picture`.
 
-    Args:
-        image: a file, or its content.
-        max_pixels: more are shrunk as `resized` says.
+    Raises:
+        ValueError: as `packed_picture`.
     """
-    content = image.read_bytes() if isinstance(image, Path) else image
-    with Image.open(io.BytesIO(content)) as picture:
-        kind = _MEDIA_TYPES.get(picture.format or "")
-        if kind is None or picture.width * picture.height > max_pixels or getattr(picture, "is_animated", False):
-            plain = _on_white(picture)
-            if plain.width * plain.height > max_pixels:
-                plain = plain.resize(resized(*plain.size, max_pixels=max_pixels), Image.Resampling.BICUBIC)
-            buffer = io.BytesIO()
-            plain.save(buffer, "JPEG", quality=_JPEG_QUALITY)
-            content, kind = buffer.getvalue(), _MEDIA_TYPES["JPEG"]
+    kind, packed = packed_picture(image, max_pixels=max_pixels, family=family)
+    content = packed or (image if isinstance(image, bytes) else image.read_bytes())
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-def _on_white(picture: Image.Image) -> Image.Image:
-    if not picture.has_transparency_data:
-        return picture.convert("RGB")
-    layer = picture.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
 
 
 def request_body(row: Mapping[str, Any], settings: EndpointSettings) -> dict[str, Any]:
@@ -178,12 +162,10 @@ def request_body(row: Mapping[str, Any], settings: EndpointSettings) -> dict[str
         {'model': 'm', 'messages': [{'role': 'user', 'content': 'Find it.'}], 'max_tokens': 1024, 'temperature': 0.0, \
 'n': 1}
     """
+    family = family_named(settings.model_family)
     pictures = iter(
         [
-            data_uri(
-                image["bytes"] if isinstance(image, Mapping) else resolve_image(settings.images_root, image),
-                max_pixels=settings.max_pixels,
-            )
+            data_uri(image_source(image, settings.images_root), max_pixels=settings.max_pixels, family=family)
             for image in row["images"] or ()
         ]
     )
@@ -341,7 +323,7 @@ class _Asking:
     async def _completion(self, client: Any, row: Mapping[str, Any]) -> Any:
         try:
             body = await asyncio.to_thread(request_body, row, self._settings)
-        except Exception as error:  # noqa: BLE001  # Pillow's plugins raise whatever they like on damaged files
+        except (ValueError, OSError) as error:
             raise _RowFailed(f"an image cannot be read: {error}") from None
         named = {name: body.pop(name) for name in ("model", "messages") if name in body}
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ from typing import Any
 from ffr_verl.data.config import DEFAULT_MAX_PIXELS
 from ffr_verl.dialogues import with_image_parts
 from ffr_verl.errors import FFRError
-from ffr_verl.images import resolve_image
+from ffr_verl.images import image_source, model_picture
 from ffr_verl.inference.journal import AnswerJournal
 from ffr_verl.inference.orphans import ends_with_us
-from ffr_verl.model_families import folder_revision
+from ffr_verl.model_families import family_of_processor, folder_revision
 
 __all__ = ["Answer", "Generator", "GeneratorSettings", "generate_answers"]
 
@@ -130,6 +130,7 @@ class Generator:
             )
         except (OSError, ValueError) as error:
             raise FFRError(f"--model {settings.model}: {str(error).splitlines()[0]}") from None
+        self._family = family_of_processor(self._processor)
         if not getattr(self._processor, "chat_template", None):
             raise FFRError(
                 f"--model {settings.model}: no chat template; save the base model's processor there: "
@@ -218,25 +219,17 @@ class Generator:
         text = self._processor.apply_chat_template(
             with_image_parts(row["prompt"]), add_generation_prompt=True, tokenize=False
         )
+        settings = self._settings
         try:
-            images = list(self._images(row))
-        except Exception as error:  # noqa: BLE001  # Pillow's plugins raise whatever they like on damaged files
+            images = [
+                model_picture(
+                    image_source(image, settings.images_root), max_pixels=settings.max_pixels, family=self._family
+                )
+                for image in row["images"] or ()
+            ]
+        except ValueError as error:
             return Answer("", error=f"an image cannot be read: {error}")
         return {"prompt": text, **({"multi_modal_data": {"image": images}} if images else {})}
-
-    def _images(self, row: Mapping[str, Any]) -> Iterator[Any]:
-        """Pictures as verl's dataset gives them to the rollout."""
-        import io
-
-        from PIL import Image
-        from qwen_vl_utils import fetch_image
-
-        for image in row["images"] or ():
-            if isinstance(image, Mapping):
-                picture: Any = Image.open(io.BytesIO(image["bytes"]))
-            else:
-                picture = str(resolve_image(self._settings.images_root, image))
-            yield fetch_image({"image": picture, "max_pixels": self._settings.max_pixels})
 
 
 def _looks_local(model: str) -> bool:

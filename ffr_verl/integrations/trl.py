@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ffr_verl.data.config import DataConfig
-from ffr_verl.data.parquet_files import as_list, check_columns, check_images, images_root
+from ffr_verl.data.parquet_files import as_list, check_columns, check_images
+from ffr_verl.data.parquet_files import images_root as root_of_images
 from ffr_verl.dialogues import with_image_parts
 from ffr_verl.errors import FFRError
-from ffr_verl.images import resolve_image
+from ffr_verl.images import image_source, packed_picture
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 __all__ = ["trl_dataset"]
+
+logger = logging.getLogger(__name__)
 
 _COLUMNS = ("prompt", "images", "solution", "extra_info")
 
@@ -23,8 +27,9 @@ _COLUMNS = ("prompt", "images", "solution", "extra_info")
 def trl_dataset(files: str | Path | Sequence[str | Path], *, images_root: str | Path | None = None) -> Dataset:
     """The rows of RL files with the columns that TRL's GRPOTrainer and `ffr_verl.rewards.batch` read.
 
-    `prompt` are messages whose texts are cut at every image, `images` the pictures, decoded when a row is looked at,
-    `solution` the gold answer, and `extra_info` what is known of the dialogue. The order is that of the files.
+    `prompt` are messages whose texts are cut at every image; `images` the pictures as verl's dataset gives them
+    (upright, on white, shrunk to the published number of pixels), decoded when a row is looked at; `solution` the gold
+    answer; `extra_info` what is known of the dialogue. The order is that of the files.
 
     Args:
         files: one or several `NAME.rl.parquet`.
@@ -42,15 +47,20 @@ def trl_dataset(files: str | Path | Sequence[str | Path], *, images_root: str | 
     """
     paths = as_list(files)
     check_columns(paths, "rl")
-    root = _root(paths, images_root)
-    check_images(paths, root, sample=True)
+    config = DataConfig(images_root=None if images_root is None else str(images_root))
+    root = root_of_images(paths, config)
+    check_images(paths, root, sample=True, max_pixels=config.max_pixels)
     try:
         from datasets import Image, load_dataset
     except ImportError:
         raise FFRError("the package datasets is not installed: pip install datasets (TRL brings it)") from None
 
-    def picture(image: str | Mapping[str, Any]) -> str | Mapping[str, Any]:
-        return str(resolve_image(root, image)) if isinstance(image, str) else image
+    def picture(image: str | Mapping[str, Any]) -> dict[str, Any]:
+        source = image_source(image, root)
+        _, packed = packed_picture(source, max_pixels=config.max_pixels)
+        if packed is None and isinstance(source, Path):
+            return {"path": str(source), "bytes": None}
+        return {"path": None, "bytes": packed or source}
 
     def as_trl_row(row: Mapping[str, Any]) -> dict[str, Any]:
         return {
@@ -60,8 +70,14 @@ def trl_dataset(files: str | Path | Sequence[str | Path], *, images_root: str | 
         }
 
     rows = load_dataset("parquet", data_files=paths, split="train").map(as_trl_row)
+    without = sum(not info["images"] for info in rows["extra_info"])
+    if 0 < without < len(rows):
+        logger.warning(
+            "%s: %d of %d rows have no images. TRL 1.16 hands the processor None for them in a batch with others, "
+            "which fails (TypeError: only a single or a list of entries is supported). Keep one kind: "
+            'rows.filter(lambda row: row["extra_info"]["images"])',
+            ", ".join(paths),
+            without,
+            len(rows),
+        )
     return rows.select_columns(list(_COLUMNS)).cast_column("images", [Image()])
-
-
-def _root(paths: Sequence[str], given: str | Path | None) -> Path:
-    return images_root(paths, DataConfig(images_root=None if given is None else str(given)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from verl.utils.dataset.dataset_utils import DatasetPadMode, SFTTensorCollator
 from ffr_verl.data.demo import demo_rows
 from ffr_verl.data.prepare import prepare
 from ffr_verl.errors import FFRError
-from ffr_verl.images import resized
+from ffr_verl.images import model_picture, resized
 from ffr_verl.integrations.verl.datasets import FFRDataset, FFRSFTDataset
 
 
@@ -206,6 +207,43 @@ def test_images_out_of_the_file_are_those_of_the_disk(tmp_path: Path, tokenizer:
         assert {image["max_pixels"] for image in images} <= {3136}
 
 
+def test_both_trainers_see_each_picture_upright_and_on_white(tmp_path: Path, tokenizer: Any, processor: Any) -> None:
+    """Files, and images in the file: as `model_picture` makes them, which inference uses too."""
+    row = next(row for row in demo_rows(tmp_path / "images", rows=30, seed=0) if len(set(row["images"])) > 1)
+    turned, *clear = sorted(set(row["images"]))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.effect_noise((300, 200), 60).convert("RGB").save(tmp_path / turned, exif=exif)
+    for name in clear:
+        Image.new("LA", (200, 200), (0, 0)).save(tmp_path / name)
+    (tmp_path / "one.json").write_text(json.dumps([row]))
+    expected = [model_picture(tmp_path / name, max_pixels=602_112) for name in row["images"]]
+    assert {picture.size for picture in expected} == {(196, 308), (196, 196)}
+    for embed in (False, True):
+        prepare(tmp_path / "one.json", images_root=tmp_path, output=tmp_path, split="one", embed_images=embed)
+        rl = rl_dataset(tmp_path / "one.rl.parquet", tokenizer, processor)
+        seen, _, _ = rl._process_multi_modal_info(rl[0]["raw_prompt"], 14, None)
+        assert [picture.tobytes() for picture in seen] == [picture.tobytes() for picture in expected]
+        seen, _ = asyncio.run(rl.process_vision_info(rl[0]["raw_prompt"], 14, None))
+        assert [picture.tobytes() for picture in seen] == [picture.tobytes() for picture in expected]
+        sft = sft_dataset(tmp_path / "one.sft.parquet", tokenizer, processor)
+        trained = sft[0]["multi_modal_inputs"]["pixel_values"]
+        assert torch.equal(trained, processor.image_processor(images=expected, return_tensors="pt")["pixel_values"])
+
+
+def test_an_image_that_the_processor_would_refuse_is_refused_at_construction(
+    tmp_path: Path, tokenizer: Any, processor: Any
+) -> None:
+    """verl drops its row from GRPO without a word, and SFT ends in the middle."""
+    row = next(row for row in demo_rows(tmp_path / "images", rows=30, seed=0) if row["images"])
+    (tmp_path / "one.json").write_text(json.dumps([row]))
+    prepare(tmp_path / "one.json", images_root=tmp_path, output=tmp_path, split="one")
+    Image.new("RGB", (40, 7_600)).save(tmp_path / row["images"][0])
+    for make, name in ((rl_dataset, "one.rl.parquet"), (sft_dataset, "one.sft.parquet")):
+        with pytest.raises(FFRError, match=r"is 40 x 7600, for the model 28 x 7588: one side more than 200 times"):
+            make(tmp_path / name, tokenizer, processor)
+
+
 def test_further_columns_are_in_each_row(parquet: Path, tmp_path: Path, tokenizer: Any, processor: Any) -> None:
     table = pq.read_table(parquet / "train.rl.parquet")
     levels = ["easy", "hard"] * (len(table) // 2)
@@ -254,6 +292,10 @@ def test_sizes_of_images_are_those_of_qwen_vl_utils() -> None:
                     continue
                 if 0 in expected:
                     with pytest.raises(ValueError, match="a side vanishes"):
+                        resized(width, height, max_pixels=most)
+                    continue
+                if max(expected) > 200 * min(expected):  # the processor of transformers refuses the result
+                    with pytest.raises(ValueError, match="one side more than 200 times"):
                         resized(width, height, max_pixels=most)
                     continue
                 assert resized(width, height, max_pixels=most) == expected[::-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from ffr_verl.data.demo import demo_rows
 from ffr_verl.data.prepare import prepare
 from ffr_verl.errors import FFRError
+from ffr_verl.images import resized
 from ffr_verl.integrations.trl import trl_dataset
 from ffr_verl.rewards import batch
 
@@ -50,6 +53,26 @@ def test_rows_are_those_of_the_files(demo_set: Path, tmp_path: Path, embedded: b
     assert pictures
     columns = {name: list(rows[name]) for name in rows.column_names}
     assert batch.f1(columns["solution"], **columns) == [1.0] * len(rows)
+
+
+@pytest.mark.parametrize("embedded", [False, True])
+def test_pictures_are_those_that_other_trainers_see(
+    tmp_path: Path, embedded: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = list(demo_rows(tmp_path / "images", rows=30, seed=0, image_share=0.5))
+    for name in {name for row in rows for name in row["images"]}:
+        Image.new("LA", (2000, 1000), (0, 0)).save(tmp_path / name)
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    written = prepare(
+        tmp_path / "rows.json", images_root=tmp_path, output=tmp_path, split="t", embed_images=embedded, max_images=64
+    )
+    found = trl_dataset(written.rl_path)
+    picture = next(row for row in found if row["images"])["images"][0]
+    assert (picture.mode, picture.size) == ("RGB", resized(2000, 1000, max_pixels=602_112))
+    assert np.asarray(picture).min() == 255, "what is transparent is white"
+    without = sum(not row["images"] for row in rows)
+    assert without
+    assert f"{without} of 30 rows have no images" in caplog.text
 
 
 def test_refusals(parquet: Path, tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_sampling_and_further_fields(server: FakeServer, data: Path) -> None:
             read_body(text)
 
 
-def test_images_that_servers_do_not_take_are_made_jpeg(tmp_path: Path) -> None:
+def test_images_that_servers_do_not_take_as_they_are_are_packed_again(tmp_path: Path) -> None:
     def sent(path: Path | bytes, **options: Any) -> tuple[str, bytes]:
         kind, encoded = data_uri(path, max_pixels=10_000, **options).split(";base64,")
         return kind, base64.b64decode(encoded)
@@ -138,10 +138,10 @@ def test_images_that_servers_do_not_take_are_made_jpeg(tmp_path: Path) -> None:
     Image.new("L", (40, 20)).save(tmp_path / "small.webp")
     kind, content = sent(tmp_path / "large.png")
     with Image.open(io.BytesIO(content)) as picture:
-        assert (kind, picture.format) == ("data:image/jpeg", "JPEG")
+        assert (kind, picture.format) == ("data:image/png", "PNG"), "what was lossless stays so"
         assert picture.size == resized(400, 200, max_pixels=10_000)
     with Image.open(io.BytesIO(sent(tmp_path / "small.bmp")[1])) as picture:
-        assert (picture.format, picture.size) == ("JPEG", (40, 20))
+        assert (picture.format, picture.size) == ("PNG", (40, 20))
     with Image.open(io.BytesIO(sent(tmp_path / "clear.png")[1])) as picture:
         assert picture.getpixel((5, 5)) == (255, 255, 255), "what is transparent shows white, as in Qwen's code"
     whole = (tmp_path / "small.webp").read_bytes()

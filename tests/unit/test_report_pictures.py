@@ -81,15 +81,15 @@ def test_what_is_no_picture_is_said(tmp_path: Path) -> None:
         "none.png": "no such file",
         "empty.png": "is empty",
         "text.png": "cannot be decoded",
-        "folder.png": "is no file",
-        "pipe.png": "is no file",
+        "folder.png": "is a folder",
+        "pipe.png": "is no regular file",
         "cut.jpg": "cannot be decoded",
         "huge.png": "too large",
         "http://example.org/a.png": "is an address; nothing is fetched",
         "data:image/png;base64,AAAA": "is an address; nothing is fetched",
         "a\0b.png": "holds a NUL character",
-        "x" * 5_000: "no such file",
-        "": "is no file",
+        "x" * 5_000: "cannot be read (file name too long)",
+        "": "is a folder",
     }
     pictures = make_pictures(list(expected), tmp_path)
     for name, message in expected.items():

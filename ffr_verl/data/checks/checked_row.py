@@ -12,6 +12,7 @@ from ffr_verl.data.tokens import PromptTokens
 from ffr_verl.data.windows import Window, WindowSettings, cut_prompt, windows_of
 from ffr_verl.dialogues import Dialogue, parse_dialogue
 from ffr_verl.fragments import Fragment, format_fragment
+from ffr_verl.model_families import QWEN2_VL, ModelFamily
 
 __all__ = ["CheckSettings", "CheckedRow", "check_limits"]
 
@@ -24,6 +25,7 @@ class CheckSettings:
         images_root: resolved folder that image paths are relative to.
         decode: decode every image, instead of reading its header and end.
         max_pixels: bound of an image, see `resized`.
+        family: of the model, for the sizes of images.
         max_images: most images of a row; the recipes' `rollout.limit_images`.
         tokens: counts prompt tokens; `None`: lengths are not checked.
         max_prompt_tokens: most tokens of a prompt; the recipes' `data.max_prompt_length`.
@@ -33,6 +35,7 @@ class CheckSettings:
     images_root: Path
     decode: bool = False
     max_pixels: int = DEFAULT_MAX_PIXELS
+    family: ModelFamily = QWEN2_VL
     max_images: int = 8
     tokens: PromptTokens | None = None
     max_prompt_tokens: int = 14_512

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import NamedTuple
 
 from ffr_verl.data.checks.problems import ProblemKind
 from ffr_verl.images import image_tokens, read_image_facts, resolve_image
+from ffr_verl.model_families import QWEN2_VL, ModelFamily
 
 __all__ = ["ImageVerdict", "check_image"]
 
@@ -16,7 +16,6 @@ _KINDS = (
     ("cannot be read", ProblemKind.IMAGE_MISSING),
     ("too large", ProblemKind.IMAGE_SIZE),
 )
-_PLAIN_MODES = ("RGB", "RGBA", "L", "P", "1", "LA")
 
 
 class ImageVerdict(NamedTuple):
@@ -31,19 +30,17 @@ class ImageVerdict(NamedTuple):
     problems: tuple[tuple[ProblemKind, str], ...] = ()
 
 
-@functools.lru_cache(maxsize=4096)
-def _tokens_of_size(width: int, height: int, max_pixels: int) -> int:
-    return image_tokens(width, height, max_pixels=max_pixels)
-
-
-def check_image(root: Path, name: str, *, decode: bool, max_pixels: int) -> ImageVerdict:
+def check_image(
+    root: Path, name: str, *, decode: bool, max_pixels: int, family: ModelFamily = QWEN2_VL
+) -> ImageVerdict:
     """Find out whether an image can be used.
 
     Args:
         root: resolved folder that it must be below.
         name: its path as it stands in the row.
         decode: decode it, instead of reading its header and end.
-        max_pixels: bound to which the model shrinks it, see `resized`.
+        max_pixels: bound to which it is shrunk, see `resized`.
+        family: of the model.
 
     Example:
         >>> check_image(Path("/data"), "../cat.png", decode=False, max_pixels=602_112).problems[0][1]
@@ -62,11 +59,11 @@ def check_image(root: Path, name: str, *, decode: bool, max_pixels: int) -> Imag
     problems = []
     if facts.is_animated:
         problems.append((ProblemKind.IMAGE_ODD, f"{name}: animated; the model sees the first frame only"))
-    if facts.mode not in _PLAIN_MODES:
+    if not facts.has_plain_colours:
         problems.append((ProblemKind.IMAGE_ODD, f"{name}: colours of mode {facts.mode}; they may come out wrong"))
     tokens: int | None = None
     try:
-        tokens = _tokens_of_size(facts.width, facts.height, max_pixels)
+        tokens = image_tokens(facts.width, facts.height, max_pixels=max_pixels, family=family)
     except ValueError as error:
         problems.append((ProblemKind.IMAGE_SIZE, f"{name}: {error}"))
     return ImageVerdict(tokens, tuple(problems))

@@ -53,7 +53,11 @@ class RowChecker:
     def __init__(self, settings: CheckSettings) -> None:
         self._settings = settings
         image = functools.partial(
-            check_image, settings.images_root, decode=settings.decode, max_pixels=settings.max_pixels
+            check_image,
+            settings.images_root,
+            decode=settings.decode,
+            max_pixels=settings.max_pixels,
+            family=settings.family,
         )
         self._image: Callable[[str], ImageVerdict] = functools.lru_cache(maxsize=_CACHED_IMAGES)(image)
         self._asked = CompactMap()  # dialogue and query: the row and, in the last bits, its gold

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from PIL import Image
+import pyarrow.parquet as pq
 from verl.utils.dataset.multiturn_sft_dataset import MultiTurnSFTDataset
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
 from ffr_verl.data.config import DataConfig
 from ffr_verl.data.parquet_files import Kind, as_list, check_columns, check_images, images_root
-from ffr_verl.images import resolve_image
+from ffr_verl.images import image_source, model_picture
 from ffr_verl.integrations.verl.training_rows import TrainingRows
+from ffr_verl.model_families import QWEN2_VL, ModelFamily, family_of_processor
 from ffr_verl.rewards.ffr import MICRO_COUNTS
 from ffr_verl.samplers.micro_estimate import MicroEstimate
 from ffr_verl.samplers.sampler import ORDERS, CurriculumSampler, activate
@@ -26,26 +27,37 @@ __all__ = ["FFRDataset", "FFRSFTDataset"]
 logger = logging.getLogger(__name__)
 
 
-def _image_items(images: Sequence[Any] | None, root: Path, config: DataConfig) -> list[dict[str, Any]]:
-    """Images as qwen_vl_utils takes them: a path, or a picture out of the file, and the pixel bounds."""
-    bounds: dict[str, Any] = {"max_pixels": config.max_pixels}
-    if config.min_pixels is not None:
-        bounds["min_pixels"] = config.min_pixels
-    return [{"image": _picture(image, root), **bounds} for image in (images if images is not None else ())]
+def _checked(files: Sequence[str], kind: Kind, config: DataConfig, processor: Any) -> tuple[Path, ModelFamily]:
+    """The images root of good files, and the model's family, with its pixels bounded as configured.
 
-
-def _picture(image: Any, root: Path) -> str | Image.Image:
-    if isinstance(image, Mapping):
-        return Image.open(io.BytesIO(image["bytes"]))
-    return str(resolve_image(root, image))
-
-
-def _check(files: Sequence[str], kind: Kind, config: DataConfig) -> Path:
-    """The images root of good files; the preflight check of the recipes opens every image, here a sample is opened."""
+    The preflight check of the recipes opens every image, here those of a sample of rows are decoded.
+    """
+    family = family_of_processor(processor)
+    least = max(config.min_pixels or 0, family.min_pixels)
+    most = max(min(config.max_pixels, family.max_pixels), least)
+    family = replace(family, min_pixels=least, max_pixels=most)
     check_columns(files, kind)
     root = images_root(files, config)
-    check_images(files, root, sample=True)
-    return root
+    check_images(files, root, sample=True, max_pixels=most, family=family)
+    return root, family
+
+
+def _items(images: Any, root: Path, family: ModelFamily) -> list[dict[str, Any]]:
+    """A row's images as qwen_vl_utils takes them: a path, or a picture out of the row, and the pixel bounds."""
+    bounds = {"max_pixels": family.max_pixels, "min_pixels": family.min_pixels}
+    sources = [image_source(image, root) for image in (() if images is None else images)]
+    return [{"image": str(source) if isinstance(source, Path) else source, **bounds} for source in sources]
+
+
+def _opened(part: Any, patch_size: int) -> Any:
+    """A part of a message, with the picture where it names a file: qwen_vl_utils would not turn it upright, nor put
+    it on white but in RGBA."""
+    if not isinstance(part, Mapping) or not isinstance(part.get("image"), (str, bytes)):
+        return part
+    bounds = {name: part[name] for name in ("max_pixels", "min_pixels")}
+    source = part["image"] if isinstance(part["image"], bytes) else Path(part["image"])
+    family = replace(QWEN2_VL, patch_size=patch_size, **bounds)
+    return {**part, "image": model_picture(source, max_pixels=family.max_pixels, family=family)}
 
 
 class FFRDataset(RLHFDataset):
@@ -73,9 +85,18 @@ class FFRDataset(RLHFDataset):
     ) -> None:
         files = as_list(data_files)
         self.ffr_config = DataConfig.from_mapping(config.get("ffr") or {})
-        self.images_root = _check(files, "rl", self.ffr_config)
+        self._root, self._family = _checked(files, "rl", self.ffr_config, processor)
         self.curriculum: CurriculumSampler | None = None
         super().__init__(data_files, tokenizer, config, processor=processor, max_samples=max_samples)
+        rows = sum(pq.read_metadata(file).num_rows for file in self.data_files)
+        if max_samples < 0 and len(self.dataframe) < rows:
+            logger.warning(
+                "%s: verl leaves out %d of %d rows: their prompts are longer than data.max_prompt_length, or cannot "
+                "be made, which its output above tells",
+                ", ".join(files),
+                rows - len(self.dataframe),
+                rows,
+            )
         if files == as_list(config.get("train_files") or ()):
             self._follow_curriculum(files)
 
@@ -120,8 +141,24 @@ class FFRDataset(RLHFDataset):
             self.curriculum.load_state_dict(state)
 
     def _build_messages(self, example: dict[str, Any], key: str) -> list[dict[str, Any]]:
-        items = _image_items(example.get(self.image_key), self.images_root, self.ffr_config)
+        items = _items(example.get(self.image_key), self._root, self._family)
+        if items and isinstance(items[0]["image"], bytes):
+            items = [_opened(item, self._family.patch_size) for item in items]
         return super()._build_messages({**example, self.image_key: items}, key)
+
+    @classmethod
+    def _process_multi_modal_info(cls, messages: list[dict[str, Any]], image_patch_size: int, config: Any) -> Any:
+        opened = [
+            {**message, "content": [_opened(part, image_patch_size) for part in message["content"]]}
+            for message in messages
+            if isinstance(message["content"], list)
+        ]
+        return super()._process_multi_modal_info(opened, image_patch_size, config)
+
+    @classmethod
+    async def process_vision_info(cls, messages: list[dict[str, Any]], image_patch_size: int, config: Any) -> Any:
+        images, videos, _ = await cls.process_multi_modal_info(messages, image_patch_size, config)
+        return images, videos
 
 
 class FFRSFTDataset(MultiTurnSFTDataset):
@@ -139,12 +176,13 @@ class FFRSFTDataset(MultiTurnSFTDataset):
     ) -> None:
         files = as_list(parquet_files)
         self.ffr_config = DataConfig.from_mapping((config or {}).get("ffr") or {})
-        self.images_root = _check(files, "sft", self.ffr_config)
+        self._root, self._family = _checked(files, "sft", self.ffr_config, processor)
         super().__init__(files, tokenizer, config, processor=processor, max_samples=max_samples)
 
     def _build_messages(self, example: Mapping[str, Any]) -> list[dict[str, Any]]:
-        items = _image_items(example.get(self.image_key), self.images_root, self.ffr_config)
-        return super()._build_messages({**example, self.image_key: items})
+        items = _items(example.get(self.image_key), self._root, self._family)
+        pictures = [_opened(item, self._family.patch_size)["image"] for item in items]
+        return super()._build_messages({**example, self.image_key: pictures})
 
     def __getitem__(self, item: int) -> dict[str, Any]:
         row = super().__getitem__(item)

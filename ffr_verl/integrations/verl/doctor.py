@@ -168,8 +168,9 @@ def _data(path: Path) -> Check:
     try:
         kind: Kind = "rl" if "prompt" in read_schema(files[0]).names else "sft"
         check_columns(files, kind)
-        root = images_root(files, DataConfig())
-        opened = check_images(files, root, sample=False)
+        config = DataConfig()
+        root = images_root(files, config)
+        opened = check_images(files, root, sample=False, max_pixels=config.max_pixels)
     except FFRError as error:
         found, _, mend = str(error).rpartition("; ")
         return Check(name, False, found, mend)

@@ -20,6 +20,7 @@ from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from ffr_verl.integrations.verl import text_only
+from ffr_verl.model_families import VISION_TOWERS
 
 __all__ = ["FrozenVisionTowerEngine", "freeze_vision_tower", "text_only"]
 
@@ -30,14 +31,14 @@ def freeze_vision_tower(module: Any) -> int:
     """Turn gradients of a model's vision tower off.
 
     Args:
-        module: a transformers model; its tower is the submodule called `visual`, wherever it is.
+        module: a transformers model; its tower is the submodule of that name in `model_families`, wherever it is.
 
     Returns:
         The number of parameters (tensors) frozen; 0 for a model without a tower.
     """
     frozen = 0
     for name, parameter in module.named_parameters():
-        if "visual" in name.split("."):
+        if not VISION_TOWERS.isdisjoint(name.split(".")):
             parameter.requires_grad_(False)
             frozen += 1
     return frozen

@@ -32,7 +32,7 @@ from ffr_verl.errors import FFRError
 from ffr_verl.fragments import TAGS
 from ffr_verl.integrations.verl import SUPPORTED_VERL
 from ffr_verl.integrations.verl.checkpoint_folders import CONTENTS, check_resume
-from ffr_verl.model_families import has_chat_template
+from ffr_verl.model_families import family_of_model, has_chat_template
 from ffr_verl.rewards import CoherenceScorer, RewardConfig
 from ffr_verl.samplers.difficulty_file import DifficultyFile, row_keys
 from ffr_verl.samplers.sampler import ORDERS, CurriculumSampler
@@ -260,6 +260,8 @@ def _check_trl() -> None:
 
 
 def _check_files(config: Any, kind: Kind, data_config: DataConfig) -> None:
+    node = "actor_rollout_ref.model" if kind == "rl" else "model"
+    folder = Path(str(_select(config, f"{node}.path"))).expanduser()
     for key in ("data.train_files", "data.val_files"):
         value = _select(config, key)
         if value is None and key == "data.val_files" and kind == "sft":
@@ -275,7 +277,13 @@ def _check_files(config: Any, kind: Kind, data_config: DataConfig) -> None:
         files = [str(Path(name).expanduser()) for name in files]
         check_columns(files, kind)
         if os.environ.get("RANK", "0") == "0":
-            check_images(files, images_root(files, data_config), sample=False)
+            check_images(
+                files,
+                images_root(files, data_config),
+                sample=False,
+                max_pixels=data_config.max_pixels,
+                family=family_of_model(folder if folder.is_dir() else None),
+            )
 
 
 def _check_advantages(config: Any, sampler: SamplerConfig | None, rewards: RewardConfig | None) -> None:
