@@ -8,23 +8,25 @@ A store is a folder:
     offsets.bin     int64: where each key starts in keys.bin, and its end
     rows.bin        int64: for each key its row in vectors.bin, or -1 for a key that is known to have no vector
 
-Keys are exact and found by binary search in the mapped file, so that opening is instant whatever the size, and the
-reward workers of a machine share one copy of all pages. Several keys may name one row: equal texts are stored once.
+The vectors are mapped, so that opening is instant whatever the size and the reward workers of a machine share one copy
+of them; the keys are read at the first look-up, about 150 bytes each. Several keys may name one row: equal texts are
+stored once.
 The folder is the only contract with whatever filled it; the encoder may live in another environment.
 """
 
 from __future__ import annotations
 
-import bisect
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
 import mmap
 import os
+import secrets
 import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -39,6 +41,7 @@ __all__ = [
     "VectorDtype",
     "check_place",
     "image_key",
+    "open_store",
     "split_dialogue_id",
     "utterance_key",
     "write_arrays",
@@ -171,19 +174,6 @@ def _content_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-class _SortedKeys(Sequence[bytes]):
-    """The keys of a store, read out of the mapped files one at a time."""
-
-    def __init__(self, blob: memoryview, offsets: memoryview) -> None:
-        self._blob, self._offsets = blob, offsets
-
-    def __len__(self) -> int:
-        return len(self._offsets) - 1
-
-    def __getitem__(self, index: Any) -> Any:
-        return bytes(self._blob[self._offsets[index] : self._offsets[index + 1]])
-
-
 class EmbeddingStore:
     """An open store; read-only, safe to use from threads, and cheap to send to another process (it is opened there).
 
@@ -198,13 +188,11 @@ class EmbeddingStore:
         array([0., 1.], dtype=float32)
     """
 
-    def __init__(self, path: Path, manifest: StoreManifest, arrays: dict[str, Any]) -> None:
+    def __init__(self, path: Path, manifest: StoreManifest, vectors: np.ndarray, maps: Mapping[str, Any]) -> None:
         """Use `EmbeddingStore.open`."""
-        self.path = path
-        self.manifest = manifest
-        self._vectors: np.ndarray = arrays[_VECTORS]
-        self._rows: memoryview = arrays[_ROWS]
-        self._keys = _SortedKeys(arrays[_KEYS], arrays[_OFFSETS])
+        self.path, self.manifest = path, manifest
+        self._vectors, self._maps = vectors, maps
+        self.scorer: Any = None  # of `ffr_verl.rewards`: what it has computed lasts as long as the store is open
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, verify: bool = False) -> EmbeddingStore:
@@ -226,45 +214,41 @@ class EmbeddingStore:
             _OFFSETS: (manifest.keys + 1) * _INDEX.itemsize,
             _ROWS: manifest.keys * _INDEX.itemsize,
         }
-        maps: dict[str, Any] = {}
-        for name in (_OFFSETS, _ROWS, _VECTORS):
-            maps[name] = _map(folder / name, sizes[name])
-        offsets = memoryview(maps[_OFFSETS]).cast("q")
-        maps[_KEYS] = memoryview(_map(folder / _KEYS, offsets[manifest.keys]))
-        maps[_OFFSETS] = offsets
-        maps[_ROWS] = memoryview(maps[_ROWS]).cast("q")
-        maps[_VECTORS] = np.frombuffer(maps[_VECTORS], dtype=dtype).reshape(manifest.vectors, manifest.dimension)
+        maps = {name: _map(folder / name, size) for name, size in sizes.items()}
+        offsets = np.frombuffer(maps[_OFFSETS], dtype=_INDEX)
+        maps[_KEYS] = _map(folder / _KEYS, int(offsets[-1]))
+        vectors = np.frombuffer(maps[_VECTORS], dtype=dtype).reshape(manifest.vectors, manifest.dimension)
         if verify and _content_hash(folder) != manifest.content_hash:
             raise FFRError(f"{folder}: its content hash differs from the manifest's, files were changed; {_REMEDY}")
-        return cls(folder, manifest, maps)
+        return cls(folder, manifest, vectors, maps)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return EmbeddingStore.open, (str(self.path.resolve()),)
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return self.manifest.keys
 
     def __iter__(self) -> Iterator[str]:
-        return (_shown(key) for key in self._keys)
+        return iter(self._row_of)
+
+    @functools.cached_property
+    def _row_of(self) -> dict[str, int]:
+        text, offsets = self._maps[_KEYS], np.frombuffer(self._maps[_OFFSETS], dtype=_INDEX).tolist()
+        keys = [_shown(text[start:end]) for start, end in itertools.pairwise(offsets)]
+        return dict(zip(keys, np.frombuffer(self._maps[_ROWS], dtype=_INDEX).tolist(), strict=True))
 
     def row_of(self, key: str) -> int | None:
         """The row of `key` in `vectors`; -1 when it is known to have no vector, `None` when the store lacks it."""
-        wanted = key.encode("utf-8", "surrogatepass")
-        keys = self._keys
-        index = bisect.bisect_left(keys, wanted)
-        if index == len(keys) or keys[index] != wanted:
-            return None
-        return self._rows[index]
+        return self._row_of.get(key)
 
     def __contains__(self, key: object) -> bool:
         """Whether `key` has a vector."""
-        row = self.row_of(key) if isinstance(key, str) else None
-        return row is not None and row != _NO_VECTOR
+        return isinstance(key, str) and self._row_of.get(key, _NO_VECTOR) != _NO_VECTOR
 
     def get(self, key: str) -> np.ndarray | None:
         """The vector of `key` as stored, shape `(dimension,)`, read-only and not copied; `None` when it has none."""
-        row = self.row_of(key)
-        return None if row is None or row == _NO_VECTOR else self._vectors[row]
+        row = self._row_of.get(key, _NO_VECTOR)
+        return None if row == _NO_VECTOR else self._vectors[row]
 
     def __getitem__(self, key: str) -> np.ndarray:
         """The vector of `key`.
@@ -284,6 +268,30 @@ class EmbeddingStore:
 
     def __repr__(self) -> str:
         return f"EmbeddingStore({str(self.path)!r}, {len(self)} keys, {self.manifest.model})"
+
+
+_OPEN: dict[tuple[int, ...], EmbeddingStore] = {}
+_MOST_OPEN = 8
+_LOCK = threading.Lock()
+
+
+def open_store(path: str | os.PathLike[str]) -> EmbeddingStore:
+    """The process's one opened store of the folder that is at `path` now; one made again there is opened again.
+
+    Raises:
+        FFRError: when the store cannot be opened.
+    """
+    name = os.path.expanduser(path)
+    with contextlib.suppress(OSError):
+        found = os.stat(os.path.join(name, _MANIFEST))
+        identity = (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
+        with _LOCK:
+            if identity not in _OPEN:
+                while len(_OPEN) >= _MOST_OPEN:
+                    del _OPEN[next(iter(_OPEN))]
+                _OPEN[identity] = EmbeddingStore.open(os.path.realpath(name))
+            return _OPEN[identity]
+    return EmbeddingStore.open(name)  # says what is wrong
 
 
 def _checked_dtype(name: str, where: str) -> np.dtype[Any]:
@@ -330,32 +338,23 @@ def _folder_moved_into_place(path: Path, *, overwrite: bool) -> Iterator[Path]:
     """A folder beside `path` that takes its place when all has been written, and is removed otherwise."""
     check_place(path, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    temporary, old = (path.with_name(f".{path.name}.{secrets.token_hex(4)}.{kind}") for kind in ("tmp", "old"))
+    temporary.mkdir()
     try:
-        temporary.chmod(0o777 & ~_umask())
         yield temporary
         for file in temporary.iterdir():
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
         if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-            path.rename(old / "store")
-            temporary.rename(path)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(path)
+            path.rename(old)
+        temporary.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _shown(key: bytes) -> str:
     return key.decode("utf-8", "surrogatepass")
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
 
 
 def write_arrays(
