@@ -126,7 +126,7 @@ class _Dialogue(dict[Element, "np.ndarray | None"]):
         except (TypeError, ValueError):
             length = math.nan
         if not math.isfinite(length):
-            raise self._unusable(element, "something else")
+            raise self._unusable(element, "a number that is not finite, or no list of numbers")
         return vector, length
 
     def _unusable(self, element: Element, found: str) -> FFRError:
