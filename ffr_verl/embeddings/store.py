@@ -27,13 +27,14 @@ import secrets
 import shutil
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from ffr_verl.errors import FFRError
+from ffr_verl.files import disk_errors
 
 __all__ = [
     "EmbeddingStore",
@@ -130,34 +131,27 @@ class StoreManifest:
         Raises:
             FFRError: when it is missing, no manifest of this version, or was edited.
         """
-        file = path / _MANIFEST
+        file, mend = path / _MANIFEST, "give the --output of `ffr-verl embed`"
+        if not path.is_dir():
+            what = "a file, but an embedding store is a folder" if path.exists() else "no such folder"
+            raise FFRError(f"{path}: {what}; {mend}")
+        if not file.exists():
+            raise FFRError(f"{path}: no embedding store: manifest.json is missing; {mend}")
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            what = "no embedding store: manifest.json is missing" if path.is_dir() else "no such folder"
-            raise FFRError(f"{path}: {what}; give the --output of `ffr-verl embed`") from None
-        except NotADirectoryError:
-            raise FFRError(f"{path}: a file, but an embedding store is a folder") from None
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise FFRError(f"{file}: cannot be read ({error}); {_REMEDY}") from None
-        if not isinstance(values, dict) or values.get("format") != FORMAT:
-            raise FFRError(f"{file}: not the manifest of an embedding store; give the --output of `ffr-verl embed`")
-        if values.get("format_version") != FORMAT_VERSION:
-            raise FFRError(
-                f"{file}: format version {values.get('format_version')!r}, this ffr-verl reads {FORMAT_VERSION}; "
-                f"{_REMEDY}"
-            )
-        checksum = values.pop("checksum", None)
-        if checksum != _checksum(values):
+        if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+            raise FFRError(f"{file}: not the manifest of an embedding store; {mend}")
+        version, checksum = values.get("format_version"), values.pop("checksum", None)
+        if version != FORMAT_VERSION:
+            raise FFRError(f"{file}: format version {version!r}, this ffr-verl reads {FORMAT_VERSION}; {_REMEDY}")
+        if checksum != _checksum({"format": FORMAT, **values}):
             raise FFRError(f"{file}: was edited (its checksum differs), so it may not describe the vectors; {_REMEDY}")
-        values.pop("format")
         try:
             return cls(**{**values, "modalities": tuple(values["modalities"])})
         except (KeyError, TypeError) as error:
-            raise FFRError(
-                f"{file}: fields {sorted(values)}, expected {[field.name for field in fields(cls)]} ({error}); "
-                f"{_REMEDY}"
-            ) from None
+            raise FFRError(f"{file}: has other fields than this ffr-verl's ({error}); {_REMEDY}") from None
 
 
 def _checksum(values: dict[str, Any]) -> str:
@@ -208,7 +202,7 @@ class EmbeddingStore:
         """
         folder = Path(path).expanduser()
         manifest = StoreManifest.read(folder)
-        dtype = _checked_dtype(manifest.dtype, str(folder / _MANIFEST)).newbyteorder("<")
+        dtype = _checked_dtype(manifest.dtype, str(folder / _MANIFEST))
         sizes = {
             _VECTORS: manifest.vectors * manifest.dimension * dtype.itemsize,
             _OFFSETS: (manifest.keys + 1) * _INDEX.itemsize,
@@ -297,7 +291,7 @@ def open_store(path: str | os.PathLike[str]) -> EmbeddingStore:
 def _checked_dtype(name: str, where: str) -> np.dtype[Any]:
     if name not in get_args(VectorDtype):
         raise FFRError(f"{where}: dtype {name!r}, expected one of {', '.join(get_args(VectorDtype))}")
-    return np.dtype(name)
+    return np.dtype(name).newbyteorder("<")
 
 
 def _map(file: Path, size: int) -> Any:
@@ -353,6 +347,10 @@ def _folder_moved_into_place(path: Path, *, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _bytes(key: str) -> bytes:
+    return key.encode("utf-8", "surrogatepass")
+
+
 def _shown(key: bytes) -> str:
     return key.decode("utf-8", "surrogatepass")
 
@@ -387,53 +385,46 @@ def write_arrays(
             finite in `dtype`, a folder that is there, or a full disk. Nothing is left then.
     """
     folder = Path(path).expanduser()
-    stored = _checked_dtype(dtype, "dtype").newbyteorder("<")
-    try:
-        with _folder_moved_into_place(folder, overwrite=overwrite) as temporary:
-            count = 0
-            with (temporary / _VECTORS).open("wb") as file:
-                for block in rows:
-                    with np.errstate(over="ignore"):  # what becomes infinite is refused below
-                        converted = np.ascontiguousarray(block, dtype=stored)
-                    if converted.ndim != 2 or converted.shape[1] != dimension:
-                        raise FFRError(
-                            f"{folder}: found vectors of shape {converted.shape} from row {count} on, expected "
-                            f"(any, {dimension}); give vectors of one encoder"
-                        )
-                    if not np.isfinite(converted).all():
-                        bad = count + int(np.flatnonzero(~np.isfinite(converted).all(axis=1))[0])
-                        raise FFRError(f"{folder}: vector {bad} holds a number that is not finite in {dtype}")
-                    file.write(converted.tobytes())
-                    count += len(converted)
-            pairs = sorted((key.encode("utf-8", "surrogatepass"), row) for key, row in index)
-            for (key, _row), (following, _row) in itertools.pairwise(pairs):
-                if key == following:
-                    raise FFRError(f"{folder}: key {_shown(key)} is given twice")
-            for key, row in pairs:
-                if not _NO_VECTOR <= row < count:
-                    raise FFRError(f"{folder}: key {_shown(key)} names row {row} of {count}")
-            lengths = np.cumsum([0, *(len(key) for key, _row in pairs)], dtype=_INDEX)
-            (temporary / _KEYS).write_bytes(b"".join(key for key, _row in pairs))
-            (temporary / _OFFSETS).write_bytes(lengths.tobytes())
-            (temporary / _ROWS).write_bytes(np.array([row for _key, row in pairs], dtype=_INDEX).tobytes())
-            manifest = StoreManifest(
-                model=model,
-                revision=revision,
-                dimension=dimension,
-                dtype=dtype,
-                normalized=normalized,
-                modalities=tuple(
-                    name
-                    for name, prefix in (("text", b"utt:"), ("image", b"img:"))
-                    if any(key.startswith(prefix) and row != _NO_VECTOR for key, row in pairs)
-                ),
-                vectors=count,
-                keys=len(pairs),
-                content_hash=_content_hash(temporary),
-            )
-            (temporary / _MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-    except OSError as error:
-        raise FFRError(f"{folder}: {error.strerror or error}; free some space or give another folder") from None
+    stored = _checked_dtype(dtype, "dtype")
+    with disk_errors(folder), _folder_moved_into_place(folder, overwrite=overwrite) as temporary:
+        count = 0
+        with (temporary / _VECTORS).open("wb") as file:
+            for block in rows:
+                with np.errstate(over="ignore"):  # what becomes infinite is refused below
+                    converted = np.ascontiguousarray(block, dtype=stored)
+                if converted.ndim != 2 or converted.shape[1] != dimension:
+                    raise FFRError(
+                        f"{folder}: found vectors of shape {converted.shape} from row {count} on, expected "
+                        f"(any, {dimension}); give vectors of one encoder"
+                    )
+                finite = np.isfinite(converted).all(axis=1)
+                if not finite.all():
+                    bad = count + int(np.argmin(finite))
+                    raise FFRError(f"{folder}: vector {bad} holds a number that is not finite in {dtype}")
+                file.write(converted.tobytes())
+                count += len(converted)
+        pairs = sorted([(_bytes(key), row) for key, row in index])
+        for number, (key, row) in enumerate(pairs):
+            if number and key == pairs[number - 1][0]:
+                raise FFRError(f"{folder}: key {_shown(key)} is given twice")
+            if not _NO_VECTOR <= row < count:
+                raise FFRError(f"{folder}: key {_shown(key)} names row {row} of {count}")
+        (temporary / _KEYS).write_bytes(b"".join([key for key, _row in pairs]))
+        (temporary / _OFFSETS).write_bytes(np.cumsum([0, *[len(key) for key, _row in pairs]], dtype=_INDEX).tobytes())
+        (temporary / _ROWS).write_bytes(np.array([row for _key, row in pairs], dtype=_INDEX).tobytes())
+        kinds = {key[:4] for key, row in pairs if row != _NO_VECTOR}
+        manifest = StoreManifest(
+            model=model,
+            revision=revision,
+            dimension=dimension,
+            dtype=dtype,
+            normalized=normalized,
+            modalities=tuple([name for name, prefix in (("text", b"utt:"), ("image", b"img:")) if prefix in kinds]),
+            vectors=count,
+            keys=len(pairs),
+            content_hash=_content_hash(temporary),
+        )
+        (temporary / _MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
 
 
@@ -475,19 +466,10 @@ def write_store(
     first = next(blocks, None)
     if first is None:
         raise FFRError(f"{path}: no vectors were given")
-
-    def rows() -> Iterator[np.ndarray]:
-        yield first
-        yield from blocks
-
-    def index() -> Iterator[tuple[str, int]]:
-        for row, key in enumerate(keys):  # asked for after the rows, when all keys are known
-            yield key, row
-
     write_arrays(
         path,
-        rows=rows(),
-        index=index(),
+        rows=itertools.chain([first], blocks),
+        index=((key, row) for row, key in enumerate(keys)),  # asked for after the rows, when all keys are known
         dimension=first.shape[1],
         model=model,
         revision=revision,

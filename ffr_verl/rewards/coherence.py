@@ -215,15 +215,8 @@ class CoherenceScorer:
         row = RowDialogue.read(info)
         dialogue = _Dialogue(self._source, row)
         elements: list[Element] = [*row.utterance_ids, *[(one,) for one in row.image_ids]]
-        return list(
-            dict.fromkeys(
-                [
-                    dialogue.key(element)
-                    for element in elements
-                    if dialogue[element] is None and element in dialogue.missing
-                ]
-            )
-        )
+        lacking = [dialogue.key(one) for one in elements if dialogue[one] is None and one in dialogue.missing]
+        return list(dict.fromkeys(lacking))
 
     def missing_in(self, predicted: Fragment | None, info: Mapping[str, Any]) -> int:
         """How many ids of the prediction exist in the dialogue and were left out for want of a vector."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import Fragment
@@ -24,8 +23,7 @@ Needs = Literal["answer", "gold", "dialogue", "vectors"]
 Values = Callable[[Fragment | None, Fragment | None, Any, "RewardConfig"], tuple[float, ...]]
 
 
-@dataclass(frozen=True, slots=True)
-class Reward:
+class Reward(NamedTuple):
     """A reward.
 
     Attributes:
@@ -35,7 +33,6 @@ class Reward:
         keys: in the result of `compute_score`.
         weight: in the default weights of `compute_score`.
         needs: to be computed: the answer alone, its gold, the dialogue's ids too, its vectors too.
-        is_always_told: whether `compute_score` gives it without a weight too.
         range: of its value.
         summary: what it is.
         source: where the definition comes from.
@@ -47,10 +44,14 @@ class Reward:
     keys: tuple[str, ...]
     weight: float
     needs: Needs
-    is_always_told: bool
     range: str
     summary: str
     source: str
+
+    @property
+    def is_always_told(self) -> bool:
+        """Whether `compute_score` gives it without a weight too."""
+        return self.needs != "dialogue"
 
 
 def _f1(predicted: Fragment | None, gold: Fragment | None, info: Any, config: RewardConfig) -> tuple[float, ...]:
@@ -85,71 +86,22 @@ def _mcc(predicted: Fragment | None, gold: Fragment | None, info: Any, config: R
     return (mcc_of_fragments(predicted, gold, utterances=utterances, images=images),)
 
 
-REWARDS: Mapping[str, Reward] = {
-    reward.name: reward
-    for reward in (
-        Reward(
-            "f1",
-            f1_reward,
-            _f1,
-            keys=("f1", "f1_utterances", "f1_images"),
-            weight=1.0,
-            needs="gold",
-            is_always_told=True,
-            range="0 to 1",
-            summary="F1 of the ids, utterances and images in equal parts, less for another length",
-            source="published",
-        ),
-        Reward(
-            "coherence",
-            coherence_reward,
-            _coherence,
-            keys=("coherence",),
-            weight=1.0,
-            needs="vectors",
-            is_always_told=True,
-            range="-1 to 1",
-            summary="mean cosine of neighbouring elements of the predicted fragment",
-            source="`published` mode published, others ours",
-        ),
-        Reward(
-            "format",
-            format_reward,
-            _format,
-            keys=("format",),
-            weight=0.3,
-            needs="answer",
-            is_always_told=True,
-            range="0 or 1",
-            summary="well-formed, no id twice in a list",
-            source="published; one `style` for every reward is ours",
-        ),
-        Reward(
-            "exact_match",
-            exact_match_reward,
-            _exact_match,
-            keys=("exact_match",),
-            weight=0.0,
-            needs="gold",
-            is_always_told=True,
-            range="0 or 1",
-            summary="both lists equal in order",
-            source="ours",
-        ),
-        Reward(
-            "mcc",
-            mcc_reward,
-            _mcc,
-            keys=("mcc",),
-            weight=0.0,
-            needs="dialogue",
-            is_always_told=False,
-            range="-1 to 1",
-            summary="Matthews correlation over all ids of the dialogue",
-            source="published evaluation",
-        ),
-    )
-}
+# fmt: off
+_REWARDS = (
+    Reward("f1", f1_reward, _f1, ("f1", "f1_utterances", "f1_images"), 1.0, "gold", "0 to 1",
+           "F1 of the ids, utterances and images in equal parts, less for another length", "published"),
+    Reward("coherence", coherence_reward, _coherence, ("coherence",), 1.0, "vectors", "-1 to 1",
+           "mean cosine of neighbouring elements of the predicted fragment",
+           "`published` mode published, others ours"),
+    Reward("format", format_reward, _format, ("format",), 0.3, "answer", "0 or 1",
+           "well-formed, no id twice in a list", "published; one `style` for every reward is ours"),
+    Reward("exact_match", exact_match_reward, _exact_match, ("exact_match",), 0.0, "gold", "0 or 1",
+           "both lists equal in order", "ours"),
+    Reward("mcc", mcc_reward, _mcc, ("mcc",), 0.0, "dialogue", "-1 to 1",
+           "Matthews correlation over all ids of the dialogue", "published evaluation"),
+)
+# fmt: on
+REWARDS: Mapping[str, Reward] = {reward.name: reward for reward in _REWARDS}
 COMPONENTS = tuple(REWARDS)
 DEFAULT_WEIGHTS = {name: reward.weight for name, reward in REWARDS.items() if reward.weight}
 
