@@ -42,7 +42,7 @@ def embed(
     """Embed utterances and images for the coherence reward.
 
     Each different text and each different picture is embedded once. A multimodal model embeds both; a text-only one
-    embeds the utterances, and says so. A run that was interrupted resumes when it is started again.
+    embeds the utterances, and says so. A run that was interrupted is resumed when it is started again.
 
     Use the store with reward.custom_reward_function.reward_kwargs.embeddings=OUTPUT.
 

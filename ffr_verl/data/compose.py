@@ -17,6 +17,7 @@ from ffr_verl.data.sources.json_rows import read_rows
 from ffr_verl.data.sources.raw_dialogues import RawDialogueError, dialogue_of_turns
 from ffr_verl.errors import FFRError
 from ffr_verl.files import whole_or_nothing
+from ffr_verl.metrics import dispersion
 
 __all__ = ["ComposeSettings", "Layout", "ShortDialogue", "build", "compose", "dispersion_of", "order_of_parts"]
 
@@ -84,8 +85,7 @@ def dispersion_of(order: Sequence[int], part: int) -> float:
         >>> dispersion_of([0, 1, 0, 1], 0)
         1.5
     """
-    places = [place for place, owner in enumerate(order) if owner == part]
-    return (places[-1] - places[0] + 1) / len(places) if places else 1.0
+    return dispersion([place for place, owner in enumerate(order) if owner == part]) or 1.0
 
 
 def _interleave(lengths: Sequence[int], stay: float, rng: random.Random) -> list[int]:
@@ -261,5 +261,5 @@ def build(
             for query in made["queries"]:
                 queries += 1
                 gold = query["gt_turns"]
-                dispersions += [(gold[-1] - gold[0] + 1) / len(gold)] if gold else []
+                dispersions += [dispersion(gold)] if gold else []
     return queries, sum(dispersions) / len(dispersions) if dispersions else 1.0

@@ -11,6 +11,7 @@ import numpy as np
 from ffr_verl.data.checks.checked_row import CheckedRow
 from ffr_verl.data.compact_map import CompactMap
 from ffr_verl.data.tokens import estimated_tokens
+from ffr_verl.metrics import dispersion
 
 __all__ = ["SplitStatistics", "table_rows"]
 
@@ -56,7 +57,7 @@ class SplitStatistics:
         else:
             self._empty += 1
         if utterance_ids:
-            counts["dispersion"][(max(utterance_ids) - min(utterance_ids) + 1) / len(utterance_ids)] += 1
+            counts["dispersion"][dispersion(utterance_ids)] += 1
         counts["image_tokens"][sum(row.image_tokens)] += 1
         counts["estimated_tokens"][estimated_tokens(row.messages[:-1], row.image_tokens)] += 1
         if row.prompt_tokens is not None:

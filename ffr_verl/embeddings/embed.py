@@ -1,7 +1,7 @@
 """From parquet files to an embedding store: `ffr-verl embed`.
 
 The items are cut into chunks. A finished chunk is a file in `.NAME.partial` beside the output, so a run that was
-killed goes on where it stopped; the store itself appears whole, at the end.
+killed is resumed where it stopped; the store itself appears whole, at the end.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from ffr_verl.embeddings.encoders import EncoderSettings, SentenceEncoder
 from ffr_verl.embeddings.plan import EmbeddingPlan, ItemKind, make_plan
 from ffr_verl.embeddings.store import StoreManifest, VectorDtype, check_place, write_arrays
 from ffr_verl.errors import FFRError
+from ffr_verl.files import disk_errors
 
 __all__ = ["Chunk", "EmbedSummary", "embed", "encode_chunk"]
 
@@ -123,6 +124,8 @@ def embed(
             f"they are kept as SPLIT/ID, such as {plan.renamed_dialogues[0]}, where the reward finds them"
         )
     chunks = _chunks(plan, takes_images)
+    if not chunks:
+        raise FFRError("there is nothing to embed: no utterance has text")
     total = sum(len(chunk.items) for chunk in chunks)
     digest = plan.digest(
         model=settings.model, revision=encoder.revision, normalize=settings.normalize, images=takes_images
@@ -131,13 +134,28 @@ def embed(
     missing = _missing(partial, digest, chunks, restart=restart, say=say)
     finished = resumed = total - sum(len(chunk.items) for chunk in missing)
     if resumed:
-        say(f"going on: {resumed} of {total} items are there from an interrupted run")
+        say(f"resumed: {resumed} of {total} items are there from an interrupted run")
     on_items(finished, total)
-    for chunk, vectors in _encoded(encoder, settings, missing, ray_address, ray_workers, ray_gpus_per_worker):
+    encoded: Iterable[tuple[Chunk, np.ndarray]] = ((chunk, encode_chunk(encoder, chunk)) for chunk in missing)
+    if ray_address is not None and missing:
+        from ffr_verl.embeddings.ray_encoding import encode_on_ray
+
+        encoded = encode_on_ray(ray_address, settings, missing, workers=ray_workers, gpus=ray_gpus_per_worker)
+    for chunk, vectors in encoded:
         _save(partial / chunk.name, vectors)
         finished += len(chunk.items)
         on_items(finished, total)
-    manifest = _assemble(output, partial, chunks, plan, takes_images, encoder, settings, dtype, force=force)
+    manifest = write_arrays(
+        output,
+        rows=(_load(partial / chunk.name) for chunk in chunks),
+        index=_index(plan, takes_images),
+        dimension=_load(partial / chunks[0].name).shape[1],
+        model=settings.model,
+        revision=encoder.revision,
+        dtype=dtype,
+        normalized=settings.normalize,
+        overwrite=force,
+    )
     shutil.rmtree(partial)
     return EmbedSummary(
         manifest=manifest,
@@ -175,7 +193,7 @@ def _missing(
 ) -> list[Chunk]:
     """The chunks that an interrupted run of the same work has not left whole; makes the folder for this one."""
     record = partial / "work.json"
-    try:
+    with disk_errors(partial):
         if partial.exists() and restart:
             shutil.rmtree(partial)
         partial.mkdir(parents=True, exist_ok=True)
@@ -186,11 +204,7 @@ def _missing(
                 "forget it with --restart"
             )
         if not left:
-            temporary = record.with_suffix(".tmp")
-            temporary.write_text(json.dumps({"digest": digest}), encoding="utf-8")
-            os.replace(temporary, record)
-    except OSError as error:
-        raise FFRError(f"{partial}: {error.strerror or error}; give another --output") from None
+            record.write_text(json.dumps({"digest": digest}), encoding="utf-8")
     missing = []
     for chunk in chunks:
         if chunk.name not in left or not _is_whole(partial / chunk.name, len(chunk.items)):
@@ -215,66 +229,20 @@ def _is_whole(file: Path, rows: int) -> bool:
     return bool(found.ndim == 2 and len(found) == rows)
 
 
-def _encoded(
-    encoder: SentenceEncoder,
-    settings: EncoderSettings,
-    chunks: list[Chunk],
-    ray_address: str | None,
-    ray_workers: int | None,
-    ray_gpus_per_worker: float,
-) -> Iterator[tuple[Chunk, np.ndarray]]:
-    if ray_address is not None and chunks:
-        from ffr_verl.embeddings.ray_encoding import encode_on_ray
-
-        yield from encode_on_ray(ray_address, settings, chunks, workers=ray_workers, gpus=ray_gpus_per_worker)
-        return
-    for chunk in chunks:
-        yield chunk, encode_chunk(encoder, chunk)
-
-
 def _save(file: Path, vectors: np.ndarray) -> None:
     temporary = file.with_suffix(".tmp")
-    try:
+    with disk_errors(file, "run the same command again when that is mended"):
         with temporary.open("wb") as handle:
             np.save(handle, vectors, allow_pickle=False)
         os.replace(temporary, file)
-    except OSError as error:
-        raise FFRError(f"{file}: {error.strerror or error}; run the same command again when that is mended") from None
 
 
-def _assemble(
-    output: Path,
-    partial: Path,
-    chunks: list[Chunk],
-    plan: EmbeddingPlan,
-    takes_images: bool,
-    encoder: SentenceEncoder,
-    settings: EncoderSettings,
-    dtype: VectorDtype,
-    *,
-    force: bool,
-) -> StoreManifest:
-    if not chunks:
-        raise FFRError("there is nothing to embed: no utterance has text")
-    dimension = _load(partial / chunks[0].name).shape[1]
-
-    def index() -> Iterator[tuple[str, int]]:
-        for key, position in plan.text_keys.items():
-            yield key, -1 if position is None else position
-        for key, image in plan.image_keys.items():
-            yield key, len(plan.texts) + image if takes_images else -1
-
-    return write_arrays(
-        output,
-        rows=(_load(partial / chunk.name) for chunk in chunks),
-        index=index(),
-        dimension=dimension,
-        model=settings.model,
-        revision=encoder.revision,
-        dtype=dtype,
-        normalized=settings.normalize,
-        overwrite=force,
-    )
+def _index(plan: EmbeddingPlan, takes_images: bool) -> Iterator[tuple[str, int]]:
+    """Each key with its row; texts come first."""
+    for key, position in plan.text_keys.items():
+        yield key, -1 if position is None else position
+    for key, image in plan.image_keys.items():
+        yield key, len(plan.texts) + image if takes_images else -1
 
 
 def _load(file: Path) -> Any:

@@ -16,6 +16,7 @@ from ffr_verl.data.parquet_files import check_columns, check_images, images_root
 from ffr_verl.dialogues import parse_dialogue
 from ffr_verl.embeddings.store import image_key, split_dialogue_id, utterance_key
 from ffr_verl.errors import FFRError
+from ffr_verl.files import disk_errors
 from ffr_verl.images import resolve_image
 
 __all__ = ["EmbeddingPlan", "ItemKind", "make_plan"]
@@ -143,17 +144,8 @@ def _rows(file: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _file_digest(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return (
-                hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-            )
-    except OSError as error:
-        raise FFRError(f"{path}: {error.strerror or error}; bring the images there, or give --images-root") from None
-
-
-def _digest(file: Any) -> str:
     digest = hashlib.sha256()
-    while block := file.read(2**20):
-        digest.update(block)
+    with disk_errors(path, "bring the images there, or give --images-root"), path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
     return digest.hexdigest()

@@ -8,30 +8,33 @@ A store is a folder:
     offsets.bin     int64: where each key starts in keys.bin, and its end
     rows.bin        int64: for each key its row in vectors.bin, or -1 for a key that is known to have no vector
 
-Keys are exact and found by binary search in the mapped file, so that opening is instant whatever the size, and the
-reward workers of a machine share one copy of all pages. Several keys may name one row: equal texts are stored once.
+The vectors are mapped, so that opening is instant whatever the size and the reward workers of a machine share one copy
+of them; the keys are read at the first look-up, about 150 bytes each. Several keys may name one row: equal texts are
+stored once.
 The folder is the only contract with whatever filled it; the encoder may live in another environment.
 """
 
 from __future__ import annotations
 
-import bisect
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
 import mmap
 import os
+import secrets
 import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from ffr_verl.errors import FFRError
+from ffr_verl.files import disk_errors
 
 __all__ = [
     "EmbeddingStore",
@@ -39,6 +42,7 @@ __all__ = [
     "VectorDtype",
     "check_place",
     "image_key",
+    "open_store",
     "split_dialogue_id",
     "utterance_key",
     "write_arrays",
@@ -127,34 +131,27 @@ class StoreManifest:
         Raises:
             FFRError: when it is missing, no manifest of this version, or was edited.
         """
-        file = path / _MANIFEST
+        file, mend = path / _MANIFEST, "give the --output of `ffr-verl embed`"
+        if not path.is_dir():
+            what = "a file, but an embedding store is a folder" if path.exists() else "no such folder"
+            raise FFRError(f"{path}: {what}; {mend}")
+        if not file.exists():
+            raise FFRError(f"{path}: no embedding store: manifest.json is missing; {mend}")
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            what = "no embedding store: manifest.json is missing" if path.is_dir() else "no such folder"
-            raise FFRError(f"{path}: {what}; give the --output of `ffr-verl embed`") from None
-        except NotADirectoryError:
-            raise FFRError(f"{path}: a file, but an embedding store is a folder") from None
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise FFRError(f"{file}: cannot be read ({error}); {_REMEDY}") from None
-        if not isinstance(values, dict) or values.get("format") != FORMAT:
-            raise FFRError(f"{file}: not the manifest of an embedding store; give the --output of `ffr-verl embed`")
-        if values.get("format_version") != FORMAT_VERSION:
-            raise FFRError(
-                f"{file}: format version {values.get('format_version')!r}, this ffr-verl reads {FORMAT_VERSION}; "
-                f"{_REMEDY}"
-            )
-        checksum = values.pop("checksum", None)
-        if checksum != _checksum(values):
+        if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+            raise FFRError(f"{file}: not the manifest of an embedding store; {mend}")
+        version, checksum = values.get("format_version"), values.pop("checksum", None)
+        if version != FORMAT_VERSION:
+            raise FFRError(f"{file}: format version {version!r}, this ffr-verl reads {FORMAT_VERSION}; {_REMEDY}")
+        if checksum != _checksum({"format": FORMAT, **values}):
             raise FFRError(f"{file}: was edited (its checksum differs), so it may not describe the vectors; {_REMEDY}")
-        values.pop("format")
         try:
             return cls(**{**values, "modalities": tuple(values["modalities"])})
         except (KeyError, TypeError) as error:
-            raise FFRError(
-                f"{file}: fields {sorted(values)}, expected {[field.name for field in fields(cls)]} ({error}); "
-                f"{_REMEDY}"
-            ) from None
+            raise FFRError(f"{file}: has other fields than this ffr-verl's ({error}); {_REMEDY}") from None
 
 
 def _checksum(values: dict[str, Any]) -> str:
@@ -171,19 +168,6 @@ def _content_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-class _SortedKeys(Sequence[bytes]):
-    """The keys of a store, read out of the mapped files one at a time."""
-
-    def __init__(self, blob: memoryview, offsets: memoryview) -> None:
-        self._blob, self._offsets = blob, offsets
-
-    def __len__(self) -> int:
-        return len(self._offsets) - 1
-
-    def __getitem__(self, index: Any) -> Any:
-        return bytes(self._blob[self._offsets[index] : self._offsets[index + 1]])
-
-
 class EmbeddingStore:
     """An open store; read-only, safe to use from threads, and cheap to send to another process (it is opened there).
 
@@ -198,13 +182,11 @@ class EmbeddingStore:
         array([0., 1.], dtype=float32)
     """
 
-    def __init__(self, path: Path, manifest: StoreManifest, arrays: dict[str, Any]) -> None:
+    def __init__(self, path: Path, manifest: StoreManifest, vectors: np.ndarray, maps: Mapping[str, Any]) -> None:
         """Use `EmbeddingStore.open`."""
-        self.path = path
-        self.manifest = manifest
-        self._vectors: np.ndarray = arrays[_VECTORS]
-        self._rows: memoryview = arrays[_ROWS]
-        self._keys = _SortedKeys(arrays[_KEYS], arrays[_OFFSETS])
+        self.path, self.manifest = path, manifest
+        self._vectors, self._maps = vectors, maps
+        self.scorer: Any = None  # of `ffr_verl.rewards`: what it has computed lasts as long as the store is open
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, verify: bool = False) -> EmbeddingStore:
@@ -220,51 +202,47 @@ class EmbeddingStore:
         """
         folder = Path(path).expanduser()
         manifest = StoreManifest.read(folder)
-        dtype = _checked_dtype(manifest.dtype, str(folder / _MANIFEST)).newbyteorder("<")
+        dtype = _checked_dtype(manifest.dtype, str(folder / _MANIFEST))
         sizes = {
             _VECTORS: manifest.vectors * manifest.dimension * dtype.itemsize,
             _OFFSETS: (manifest.keys + 1) * _INDEX.itemsize,
             _ROWS: manifest.keys * _INDEX.itemsize,
         }
-        maps: dict[str, Any] = {}
-        for name in (_OFFSETS, _ROWS, _VECTORS):
-            maps[name] = _map(folder / name, sizes[name])
-        offsets = memoryview(maps[_OFFSETS]).cast("q")
-        maps[_KEYS] = memoryview(_map(folder / _KEYS, offsets[manifest.keys]))
-        maps[_OFFSETS] = offsets
-        maps[_ROWS] = memoryview(maps[_ROWS]).cast("q")
-        maps[_VECTORS] = np.frombuffer(maps[_VECTORS], dtype=dtype).reshape(manifest.vectors, manifest.dimension)
+        maps = {name: _map(folder / name, size) for name, size in sizes.items()}
+        offsets = np.frombuffer(maps[_OFFSETS], dtype=_INDEX)
+        maps[_KEYS] = _map(folder / _KEYS, int(offsets[-1]))
+        vectors = np.frombuffer(maps[_VECTORS], dtype=dtype).reshape(manifest.vectors, manifest.dimension)
         if verify and _content_hash(folder) != manifest.content_hash:
             raise FFRError(f"{folder}: its content hash differs from the manifest's, files were changed; {_REMEDY}")
-        return cls(folder, manifest, maps)
+        return cls(folder, manifest, vectors, maps)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return EmbeddingStore.open, (str(self.path.resolve()),)
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return self.manifest.keys
 
     def __iter__(self) -> Iterator[str]:
-        return (_shown(key) for key in self._keys)
+        return iter(self._row_of)
+
+    @functools.cached_property
+    def _row_of(self) -> dict[str, int]:
+        text, offsets = self._maps[_KEYS], np.frombuffer(self._maps[_OFFSETS], dtype=_INDEX).tolist()
+        keys = [_shown(text[start:end]) for start, end in itertools.pairwise(offsets)]
+        return dict(zip(keys, np.frombuffer(self._maps[_ROWS], dtype=_INDEX).tolist(), strict=True))
 
     def row_of(self, key: str) -> int | None:
         """The row of `key` in `vectors`; -1 when it is known to have no vector, `None` when the store lacks it."""
-        wanted = key.encode("utf-8", "surrogatepass")
-        keys = self._keys
-        index = bisect.bisect_left(keys, wanted)
-        if index == len(keys) or keys[index] != wanted:
-            return None
-        return self._rows[index]
+        return self._row_of.get(key)
 
     def __contains__(self, key: object) -> bool:
         """Whether `key` has a vector."""
-        row = self.row_of(key) if isinstance(key, str) else None
-        return row is not None and row != _NO_VECTOR
+        return isinstance(key, str) and self._row_of.get(key, _NO_VECTOR) != _NO_VECTOR
 
     def get(self, key: str) -> np.ndarray | None:
         """The vector of `key` as stored, shape `(dimension,)`, read-only and not copied; `None` when it has none."""
-        row = self.row_of(key)
-        return None if row is None or row == _NO_VECTOR else self._vectors[row]
+        row = self._row_of.get(key, _NO_VECTOR)
+        return None if row == _NO_VECTOR else self._vectors[row]
 
     def __getitem__(self, key: str) -> np.ndarray:
         """The vector of `key`.
@@ -286,10 +264,34 @@ class EmbeddingStore:
         return f"EmbeddingStore({str(self.path)!r}, {len(self)} keys, {self.manifest.model})"
 
 
+_OPEN: dict[tuple[int, ...], EmbeddingStore] = {}
+_MOST_OPEN = 8
+_LOCK = threading.Lock()
+
+
+def open_store(path: str | os.PathLike[str]) -> EmbeddingStore:
+    """The process's one opened store of the folder that is at `path` now; one made again there is opened again.
+
+    Raises:
+        FFRError: when the store cannot be opened.
+    """
+    name = os.path.expanduser(path)
+    with contextlib.suppress(OSError):
+        found = os.stat(os.path.join(name, _MANIFEST))
+        identity = (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
+        with _LOCK:
+            if identity not in _OPEN:
+                while len(_OPEN) >= _MOST_OPEN:
+                    del _OPEN[next(iter(_OPEN))]
+                _OPEN[identity] = EmbeddingStore.open(os.path.realpath(name))
+            return _OPEN[identity]
+    return EmbeddingStore.open(name)  # says what is wrong
+
+
 def _checked_dtype(name: str, where: str) -> np.dtype[Any]:
     if name not in get_args(VectorDtype):
         raise FFRError(f"{where}: dtype {name!r}, expected one of {', '.join(get_args(VectorDtype))}")
-    return np.dtype(name)
+    return np.dtype(name).newbyteorder("<")
 
 
 def _map(file: Path, size: int) -> Any:
@@ -330,32 +332,27 @@ def _folder_moved_into_place(path: Path, *, overwrite: bool) -> Iterator[Path]:
     """A folder beside `path` that takes its place when all has been written, and is removed otherwise."""
     check_place(path, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    temporary, old = (path.with_name(f".{path.name}.{secrets.token_hex(4)}.{kind}") for kind in ("tmp", "old"))
+    temporary.mkdir()
     try:
-        temporary.chmod(0o777 & ~_umask())
         yield temporary
         for file in temporary.iterdir():
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
         if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-            path.rename(old / "store")
-            temporary.rename(path)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(path)
+            path.rename(old)
+        temporary.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _bytes(key: str) -> bytes:
+    return key.encode("utf-8", "surrogatepass")
+
+
 def _shown(key: bytes) -> str:
     return key.decode("utf-8", "surrogatepass")
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
 
 
 def write_arrays(
@@ -388,53 +385,46 @@ def write_arrays(
             finite in `dtype`, a folder that is there, or a full disk. Nothing is left then.
     """
     folder = Path(path).expanduser()
-    stored = _checked_dtype(dtype, "dtype").newbyteorder("<")
-    try:
-        with _folder_moved_into_place(folder, overwrite=overwrite) as temporary:
-            count = 0
-            with (temporary / _VECTORS).open("wb") as file:
-                for block in rows:
-                    with np.errstate(over="ignore"):  # what becomes infinite is refused below
-                        converted = np.ascontiguousarray(block, dtype=stored)
-                    if converted.ndim != 2 or converted.shape[1] != dimension:
-                        raise FFRError(
-                            f"{folder}: found vectors of shape {converted.shape} from row {count} on, expected "
-                            f"(any, {dimension}); give vectors of one encoder"
-                        )
-                    if not np.isfinite(converted).all():
-                        bad = count + int(np.flatnonzero(~np.isfinite(converted).all(axis=1))[0])
-                        raise FFRError(f"{folder}: vector {bad} holds a number that is not finite in {dtype}")
-                    file.write(converted.tobytes())
-                    count += len(converted)
-            pairs = sorted((key.encode("utf-8", "surrogatepass"), row) for key, row in index)
-            for (key, _row), (following, _row) in itertools.pairwise(pairs):
-                if key == following:
-                    raise FFRError(f"{folder}: key {_shown(key)} is given twice")
-            for key, row in pairs:
-                if not _NO_VECTOR <= row < count:
-                    raise FFRError(f"{folder}: key {_shown(key)} names row {row} of {count}")
-            lengths = np.cumsum([0, *(len(key) for key, _row in pairs)], dtype=_INDEX)
-            (temporary / _KEYS).write_bytes(b"".join(key for key, _row in pairs))
-            (temporary / _OFFSETS).write_bytes(lengths.tobytes())
-            (temporary / _ROWS).write_bytes(np.array([row for _key, row in pairs], dtype=_INDEX).tobytes())
-            manifest = StoreManifest(
-                model=model,
-                revision=revision,
-                dimension=dimension,
-                dtype=dtype,
-                normalized=normalized,
-                modalities=tuple(
-                    name
-                    for name, prefix in (("text", b"utt:"), ("image", b"img:"))
-                    if any(key.startswith(prefix) and row != _NO_VECTOR for key, row in pairs)
-                ),
-                vectors=count,
-                keys=len(pairs),
-                content_hash=_content_hash(temporary),
-            )
-            (temporary / _MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-    except OSError as error:
-        raise FFRError(f"{folder}: {error.strerror or error}; free some space or give another folder") from None
+    stored = _checked_dtype(dtype, "dtype")
+    with disk_errors(folder), _folder_moved_into_place(folder, overwrite=overwrite) as temporary:
+        count = 0
+        with (temporary / _VECTORS).open("wb") as file:
+            for block in rows:
+                with np.errstate(over="ignore"):  # what becomes infinite is refused below
+                    converted = np.ascontiguousarray(block, dtype=stored)
+                if converted.ndim != 2 or converted.shape[1] != dimension:
+                    raise FFRError(
+                        f"{folder}: found vectors of shape {converted.shape} from row {count} on, expected "
+                        f"(any, {dimension}); give vectors of one encoder"
+                    )
+                finite = np.isfinite(converted).all(axis=1)
+                if not finite.all():
+                    bad = count + int(np.argmin(finite))
+                    raise FFRError(f"{folder}: vector {bad} holds a number that is not finite in {dtype}")
+                file.write(converted.tobytes())
+                count += len(converted)
+        pairs = sorted([(_bytes(key), row) for key, row in index])
+        for number, (key, row) in enumerate(pairs):
+            if number and key == pairs[number - 1][0]:
+                raise FFRError(f"{folder}: key {_shown(key)} is given twice")
+            if not _NO_VECTOR <= row < count:
+                raise FFRError(f"{folder}: key {_shown(key)} names row {row} of {count}")
+        (temporary / _KEYS).write_bytes(b"".join([key for key, _row in pairs]))
+        (temporary / _OFFSETS).write_bytes(np.cumsum([0, *[len(key) for key, _row in pairs]], dtype=_INDEX).tobytes())
+        (temporary / _ROWS).write_bytes(np.array([row for _key, row in pairs], dtype=_INDEX).tobytes())
+        kinds = {key[:4] for key, row in pairs if row != _NO_VECTOR}
+        manifest = StoreManifest(
+            model=model,
+            revision=revision,
+            dimension=dimension,
+            dtype=dtype,
+            normalized=normalized,
+            modalities=tuple([name for name, prefix in (("text", b"utt:"), ("image", b"img:")) if prefix in kinds]),
+            vectors=count,
+            keys=len(pairs),
+            content_hash=_content_hash(temporary),
+        )
+        (temporary / _MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
 
 
@@ -476,19 +466,10 @@ def write_store(
     first = next(blocks, None)
     if first is None:
         raise FFRError(f"{path}: no vectors were given")
-
-    def rows() -> Iterator[np.ndarray]:
-        yield first
-        yield from blocks
-
-    def index() -> Iterator[tuple[str, int]]:
-        for row, key in enumerate(keys):  # asked for after the rows, when all keys are known
-            yield key, row
-
     write_arrays(
         path,
-        rows=rows(),
-        index=index(),
+        rows=itertools.chain([first], blocks),
+        index=((key, row) for row, key in enumerate(keys)),  # asked for after the rows, when all keys are known
         dimension=first.shape[1],
         model=model,
         revision=revision,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from ffr_verl.evaluation.counts import RowCounts
+from ffr_verl.metrics import ratio
 
 __all__ = ["BREAKDOWNS", "part_names", "parts_of"]
 
@@ -43,8 +44,8 @@ def _size(counts: RowCounts) -> np.ndarray:
 
 
 def _dispersion(counts: RowCounts) -> np.ndarray:
-    """As `ffr_verl.samplers.difficulty.dispersion`."""
-    return counts.column("gold_span") / np.maximum(counts.column("utterance_gold"), 1)
+    """`ffr_verl.metrics.dispersion`, of many rows."""
+    return np.asarray(ratio(counts.column("gold_span"), counts.column("utterance_gold")))
 
 
 # Turns of the dialogue; ids in the gold; its span over its utterances; whether it has ids.

@@ -12,6 +12,8 @@ import numpy as np
 
 from ffr_verl.evaluation.counts import RowCounts
 from ffr_verl.evaluation.metrics import Confusion, Scores, joint_scores, row_scores, scores
+from ffr_verl.metrics import list_f_score
+from ffr_verl.rewards.table import keys_of
 
 __all__ = [
     "ANSWERS",
@@ -30,7 +32,7 @@ __all__ = [
 
 MODALITIES = ("utterance", "image", "joint")
 AVERAGES = ("micro", "macro")
-REWARDS = ("f1", "f1_utterances", "f1_images", "format", "exact_match")
+REWARDS = keys_of("answer", "gold")
 # What answers look like beside their golds: shares of the rows, and mean numbers of ids.
 ANSWERS = (
     "malformed",
@@ -146,8 +148,4 @@ def _ids(counts: RowCounts, side: str) -> np.ndarray:
 def _f1_reward(counts: RowCounts, modality: str) -> np.ndarray:
     """`f1_of_ids` of `ffr_verl.rewards`, of many rows."""
     hits, listed, gold = (counts.column(f"{modality}_{name}") for name in ("strict_hits", "listed", "gold_listed"))
-    both = listed + gold
-    # With precision hits/listed and recall hits/gold their harmonic mean is 2 hits / (listed + gold).
-    value = np.divide(2.0 * hits, both, out=np.ones(len(hits)), where=both > 0)
-    value *= _LENGTH_PENALTY ** np.abs(listed - gold)
-    return np.where(counts.is_readable, value, 0.0)
+    return np.where(counts.is_readable, list_f_score(hits, listed, gold, length_penalty=_LENGTH_PENALTY), 0.0)

@@ -7,10 +7,11 @@ Light: importing them loads neither torch nor verl. `ffr_verl.rewards.batch` has
 from __future__ import annotations
 
 from ffr_verl.rewards.coherence import CoherenceMode, CoherenceScorer, coherence_reward
+from ffr_verl.rewards.config import RewardConfig
 from ffr_verl.rewards.diagnosis import Diagnosis, diagnose
 from ffr_verl.rewards.exact_match import exact_match_reward
 from ffr_verl.rewards.f1 import f1_reward
-from ffr_verl.rewards.ffr import RewardConfig, compute_score
+from ffr_verl.rewards.ffr import compute_score
 from ffr_verl.rewards.format import format_reward
 from ffr_verl.rewards.mcc import mcc_reward
 

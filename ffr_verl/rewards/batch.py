@@ -14,247 +14,176 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ffr_verl.dialogues import parse_dialogue
 from ffr_verl.errors import FFRError
-from ffr_verl.fragments import AnswerStyle
-from ffr_verl.rewards.coherence import CoherenceMode, VectorSource, coherence_reward
-from ffr_verl.rewards.exact_match import exact_match_reward
-from ffr_verl.rewards.f1 import f1_reward
-from ffr_verl.rewards.ffr import RewardConfig, compute_score, open_store
-from ffr_verl.rewards.format import format_reward
-from ffr_verl.rewards.mcc import mcc_reward
+from ffr_verl.rewards.config import RewardConfig
+from ffr_verl.rewards.extra_info import dialogue_ids, extra_info_of
+from ffr_verl.rewards.ffr import compute_score
+from ffr_verl.rewards.reading import Completion, content_text
+from ffr_verl.rewards.settings import SETTINGS, check_settings
+from ffr_verl.rewards.table import REWARDS
 from ffr_verl.settings import refuse_unknown_keys
 
 __all__ = ["BatchReward", "coherence", "configure", "exact_match", "f1", "ffr", "format", "mcc"]
 
-Completion = str | list[dict[str, Any]]
-BatchReward = Callable[..., list[float]]
 
-
-def _text(completion: Completion) -> str:
-    """What the model said last; a tool's or the user's message at the end of a conversation is no answer."""
-    if isinstance(completion, str):
-        return completion
-    message = completion[-1] if completion else {}
-    return _content(message) if message.get("role", "assistant") == "assistant" else ""
-
-
-def _content(message: Mapping[str, Any]) -> str:
-    content = message.get("content")
-    if isinstance(content, str):
-        return content
-    return "".join([item.get("text") or "" for item in content or ()])
-
-
-def _golds(solution: Sequence[str], completions: Sequence[Completion]) -> Sequence[str]:
-    if len(solution) != len(completions):
-        raise FFRError(f"column solution: {len(solution)} values for {len(completions)} completions")
-    return solution
-
-
-def _extra_infos(columns: Mapping[str, Any], count: int, *, with_paths: bool = True) -> Sequence[Mapping[str, Any]]:
+def _extra_infos(columns: Mapping[str, Any], count: int) -> list[Any]:
     given = columns.get("extra_info")
-    if given is not None:
-        if len(given) != count:
-            raise FFRError(f"column extra_info: {len(given)} values for {count} completions")
+    if given is not None and len(given) != count:
+        raise FFRError(f"column extra_info: {len(given)} values for {count} completions")
+    if given is not None and all(one is not None for one in given):
         return list(given)
-    messages = columns.get("messages") or columns.get("prompts")
+    messages = columns.get("prompts") if columns.get("messages") is None else columns.get("messages")
     identifiers, images = columns.get("dialogue_id"), columns.get("images")
     if messages is None or identifiers is None:
         raise FFRError(
             "this reward needs the dialogue of each row: a column extra_info (of `ffr-verl prepare`), or the columns "
             f"dialogue_id, messages and images; found {', '.join(sorted(columns)) or 'none'}"
         )
+    splits = columns.get("split")
     infos = []
     for row in range(count):
+        if given is not None and given[row] is not None:
+            infos.append(given[row])
+            continue
         prompt = messages[row]
-        prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        prompt = [{**message, "content": _content(message)} for message in prompt]
         try:
+            prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+            prompt = [{"role": one["role"], "content": content_text(one.get("content"))} for one in prompt]
             dialogue = parse_dialogue(prompt, str(identifiers[row]))
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise FFRError(f"row {row} of the batch: column messages: {error}") from None
-        paths = (images[row] or ()) if images is not None else ()
-        infos.append(
-            {
-                "dialogue_id": dialogue.dialogue_id,
-                "utterance_ids": [utterance.id for utterance in dialogue.utterances],
-                "image_utterances": list(dialogue.image_utterances),
-                "images": [_image_path(path) for path in paths] if with_paths else list(paths),
-            }
-        )
+        pictures = None if images is None else images[row]
+        split = None if splits is None else splits[row]
+        infos.append(extra_info_of(dialogue, () if pictures is None else pictures, split=split or ""))
     return infos
 
 
-def _image_path(image: Any) -> str:
-    path = image.get("path") if isinstance(image, Mapping) else image
-    if not isinstance(path, str):
-        raise FFRError(
-            f"column images: found {type(image).__name__}, expected the image's path as it stood in the row; with "
-            "decoded pictures give a column extra_info (of `ffr-verl prepare`) instead"
-        )
-    return path
+class BatchReward:
+    """A reward of the table over a batch, called as trainers do: `reward(completions, solution, **columns)`.
 
-
-def f1(
-    completions: Sequence[Completion],
-    solution: Sequence[str],
-    *,
-    utterance_weight: float = 0.5,
-    image_weight: float = 0.5,
-    beta: float = 1.0,
-    length_penalty: float = 0.95,
-    style: AnswerStyle = "plain",
-    **columns: Any,
-) -> list[float]:
-    """`f1_reward` of each completion.
-
-    Example:
-        >>> gold = "<|utt_ids_start|>[1]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>"
-        >>> f1([gold, [{"role": "assistant", "content": "no idea"}]], [gold, gold])
-        [1.0, 0.0]
-    """
-    return [
-        f1_reward(
-            _text(one),
-            gold,
-            utterance_weight=utterance_weight,
-            image_weight=image_weight,
-            beta=beta,
-            length_penalty=length_penalty,
-            style=style,
-        )
-        for one, gold in zip(completions, _golds(solution, completions), strict=True)
-    ]
-
-
-def coherence(
-    completions: Sequence[Completion],
-    solution: Sequence[str],
-    *,
-    store: VectorSource | str | os.PathLike[str] | None = None,
-    mode: CoherenceMode = "continuous",
-    style: AnswerStyle = "plain",
-    **columns: Any,
-) -> list[float]:
-    """`coherence_reward` of each completion; `configure` it with a `store`, an open one or its path.
+    Args:
+        name: of the reward; trainers put `__name__` on their curves.
+        settings: of the reward's function, see `configure`.
 
     Example:
         >>> gold = "<|utt_ids_start|>[0]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>"
-        >>> info = {"dialogue_id": "d", "utterance_ids": [0], "image_utterances": [], "images": []}
+        >>> f1([gold, [{"role": "assistant", "content": "no idea"}]], [gold, gold])
+        [1.0, 0.0]
+        >>> format(["no idea"])
+        [0.0]
+        >>> info = {"dialogue_id": "d", "utterance_ids": [0, 1], "image_utterances": [], "images": []}
+        >>> mcc([gold], [gold], extra_info=[info])
+        [1.0]
         >>> coherence([gold], [gold], store={"utt:d:0": [1.0, 0.0]}, extra_info=[info])
         [0.5]
     """
-    if store is None:
-        raise FFRError("coherence needs an embedding store: configure(coherence, store='data/embeddings')")
-    source = open_store(store) if isinstance(store, (str, os.PathLike)) else store
-    infos = _extra_infos(columns, len(completions))
-    return [
-        coherence_reward(_text(one), gold, extra_info=info, store=source, mode=mode, style=style)
-        for one, gold, info in zip(completions, _golds(solution, completions), infos, strict=True)
-    ]
+
+    def __init__(self, name: str, settings: Mapping[str, Any] | None = None) -> None:
+        self.__name__ = name
+        self._settings = dict(settings or {})
+
+    def allowed(self) -> tuple[str, ...]:
+        """Names of its settings, which a call takes too."""
+        return tuple(SETTINGS.keys() & inspect.signature(REWARDS[self.__name__].function).parameters)
+
+    def configured(self, settings: Mapping[str, Any]) -> BatchReward:
+        """The same with settings, see `configure`."""
+        refuse_unknown_keys(settings, allowed=self.allowed(), where=self.__name__)
+        check_settings(self.__name__, **settings)
+        return BatchReward(self.__name__, {**self._settings, **settings})
+
+    def __call__(
+        self, completions: Sequence[Completion], solution: Sequence[str] | None = None, **columns: Any
+    ) -> list[float]:
+        """The reward of each completion.
+
+        Raises:
+            FFRError: for columns that the reward needs and that are missing, of another length or of another kind; the
+                message names column and row.
+        """
+        given = {name: columns.pop(name) for name in self.allowed() if name in columns}
+        reward = self.configured(given) if given else self
+        score, needs_dialogue = reward._function()
+        infos = _extra_infos(columns, len(completions)) if needs_dialogue else [None] * len(completions)
+        golds = [None] * len(completions) if solution is None else solution
+        if len(golds) != len(completions):
+            raise FFRError(f"column solution: {len(golds)} values for {len(completions)} completions")
+        found = []
+        for row, (completion, gold, info) in enumerate(zip(completions, golds, infos, strict=True)):
+            try:
+                found.append(score(completion, gold, info))
+            except FFRError as error:
+                raise FFRError(f"row {row} of the batch: {error}") from None
+        return found
+
+    def _function(self) -> tuple[Callable[[Any, Any, Any], float], bool]:
+        """A function of a completion, its gold and its `extra_info`, and whether that is needed."""
+        reward = REWARDS[self.__name__]
+        score = functools.partial(reward.function, **self._settings)
+        if reward.needs == "vectors":
+            if self._settings.get("store") is None:
+                raise FFRError("coherence needs an embedding store: configure(coherence, store='data/embeddings')")
+            return lambda completion, gold, info: score(completion, gold, extra_info=info), True
+        if reward.needs == "dialogue":
+            sizes = ("n_utterances", "n_images")
+            return lambda completion, gold, info: score(
+                completion, gold, **dict(zip(sizes, dialogue_ids(info), strict=True))
+            ), True
+        if reward.needs == "gold":
+            return lambda completion, gold, info: score(completion, gold), False
+        return lambda completion, gold, info: score(completion), False
 
 
-def format(
-    completions: Sequence[Completion],
-    solution: Sequence[str] | None = None,
-    *,
-    style: AnswerStyle = "plain",
-    **columns: Any,
-) -> list[float]:
-    """`format_reward` of each completion; `solution` is taken as the others take it, and not used.
+class _Composed(BatchReward):
+    """The `score` of `compute_score`; its settings are those of `RewardConfig`."""
 
-    Example:
-        >>> format(["no idea"])
-        [0.0]
-    """
-    return [format_reward(_text(one), style=style) for one in completions]
+    def allowed(self) -> tuple[str, ...]:
+        return ("reward_kwargs",)
 
+    def configured(self, settings: Mapping[str, Any]) -> BatchReward:
+        flat = {**settings}
+        kwargs = {**self._settings, **(flat.pop("reward_kwargs", None) or {}), **flat}
+        config = RewardConfig.from_kwargs(kwargs, where="reward_kwargs" if "reward_kwargs" in settings else "ffr")
+        if config.embeddings is not None:
+            check_settings("ffr", store=config.embeddings)
+        return _Composed(self.__name__, kwargs)
 
-def mcc(
-    completions: Sequence[Completion], solution: Sequence[str], *, style: AnswerStyle = "plain", **columns: Any
-) -> list[float]:
-    """`mcc_reward` of each completion.
-
-    Example:
-        >>> gold = "<|utt_ids_start|>[0]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>"
-        >>> mcc([gold], [gold], extra_info=[{"utterance_ids": [0, 1, 2], "images": []}])
-        [1.0]
-    """
-    infos = _extra_infos(columns, len(completions), with_paths=False)
-    return [
-        mcc_reward(
-            _text(one), gold, n_utterances=len(info["utterance_ids"]), n_images=len(info["images"]), style=style
-        )
-        for one, gold, info in zip(completions, _golds(solution, completions), infos, strict=True)
-    ]
+    def _function(self) -> tuple[Callable[[Any, Any, Any], float], bool]:
+        config = RewardConfig.from_kwargs(self._settings)
+        needs = config.embeddings is not None or config.is_micro or "mcc" in dict(config.weights)
+        return lambda completion, gold, info: compute_score("", completion, gold, info, **self._settings)[
+            "score"
+        ], needs
 
 
-def exact_match(
-    completions: Sequence[Completion], solution: Sequence[str], *, style: AnswerStyle = "plain", **columns: Any
-) -> list[float]:
-    """`exact_match_reward` of each completion.
-
-    Example:
-        >>> exact_match(["no idea"], ["<|utt_ids_start|>[]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>"])
-        [0.0]
-    """
-    return [
-        exact_match_reward(_text(one), gold, style=style)
-        for one, gold in zip(completions, _golds(solution, completions), strict=True)
-    ]
-
-
-def ffr(
-    completions: Sequence[Completion],
-    solution: Sequence[str],
-    *,
-    reward_kwargs: Mapping[str, Any] | None = None,
-    **columns: Any,
-) -> list[float]:
-    """The `score` of `compute_score` of each completion; `configure(ffr, reward_kwargs={...})` sets it up.
-
-    Example:
-        >>> gold = "<|utt_ids_start|>[1]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>"
-        >>> ffr([gold], [gold])
-        [1.3]
-        >>> configure(ffr, reward_kwargs={"weights": {"f1": 2.0}})([gold], [gold])
-        [2.0]
-    """
-    kwargs = dict(reward_kwargs or {})
-    config = RewardConfig.from_kwargs(kwargs)
-    infos: Sequence[Mapping[str, Any] | None] = [None] * len(completions)
-    if config.embeddings is not None or "mcc" in dict(config.weights) or config.is_micro:
-        infos = _extra_infos(columns, len(completions), with_paths=config.embeddings is not None)
-    return [
-        compute_score("", _text(one), gold, info, **kwargs)["score"]
-        for one, gold, info in zip(completions, _golds(solution, completions), infos, strict=True)
-    ]
+f1, coherence, format, mcc, exact_match = map(BatchReward, ("f1", "coherence", "format", "mcc", "exact_match"))
+ffr: BatchReward = _Composed("ffr")
 
 
 def configure(reward: BatchReward, **settings: Any) -> BatchReward:
     """A reward of this module with its settings given; it keeps the reward's name, for the trainer's curves.
 
+    Args:
+        reward: one of this module.
+        **settings: of its function (`f1_reward`, `coherence_reward`, …); of `ffr` those of `RewardConfig`, one by one
+            or as `reward_kwargs={...}`.
+
     Raises:
-        FFRError: for a setting that the reward does not have.
+        FFRError: for a setting that the reward does not have or a value that it does not take.
 
     Example:
-        >>> strict_f1 = configure(f1, length_penalty=0.5)
-        >>> strict_f1.__name__
+        >>> gold = "<|utt_ids_start|>[1]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>"
+        >>> configure(ffr, weights={"f1": 2.0})([gold], [gold])
+        [2.0]
+        >>> configure(f1, length_penalty=0.5).__name__
         'f1'
         >>> configure(f1, lenght_penalty=0.5)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
             ...
         ffr_verl.errors.FFRError: f1.lenght_penalty: unknown key; did you mean 'length_penalty'? ...
     """
-    parameters = inspect.signature(reward).parameters.values()
-    allowed = [parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
-    name = getattr(reward, "__name__", "reward")
-    refuse_unknown_keys(settings, allowed=allowed, where=name)
-    configured = functools.partial(reward, **settings)
-    configured.__name__ = name  # type: ignore[attr-defined]
-    return configured
+    return reward.configured(settings)

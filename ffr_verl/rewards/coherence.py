@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import os
 import threading
-import weakref
-from array import array
-from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 
-from ffr_verl.embeddings.store import image_key, split_dialogue_id, utterance_key
+from ffr_verl.embeddings.store import EmbeddingStore, image_key, open_store, split_dialogue_id, utterance_key
 from ffr_verl.errors import FFRError
-from ffr_verl.fragments import AnswerStyle, Fragment, parse_fragment, parse_gold
+from ffr_verl.fragments import AnswerStyle, Fragment
+from ffr_verl.rewards.extra_info import RowDialogue
+from ffr_verl.rewards.reading import read_answer, read_gold
+from ffr_verl.rewards.settings import CoherenceMode, check_settings
 
-__all__ = ["CoherenceMode", "CoherenceScorer", "VectorSource", "coherence_reward", "scorer_of"]
+__all__ = ["CoherenceMode", "CoherenceScorer", "VectorSource", "coherence_reward", "open_scorer", "scorer_of"]
 
 logger = logging.getLogger(__name__)
 
-CoherenceMode = Literal["published", "continuous", "gold_anchored"]
-
 _EMPTY = Fragment((), ())
-_FIELDS = ("dialogue_id", "utterance_ids", "image_utterances", "images")
-# Cosines kept in memory by one scorer: 4 million, 32 MB, some 4,000 dialogues of 25 turns and 6 images.
-_CACHED_COSINES = 4_000_000
+# What one scorer keeps, about 200 bytes each: the answers to some thousands of dialogues.
+_MOST_COSINES = 250_000
+_MOST_MISSING = 1_000_000
+
+# An utterance, by its id; or images of one utterance, whose mean counts, by theirs.
+Element = int | tuple[int, ...]
+Pair = tuple[Element, Element]
 
 
 class VectorSource(Protocol):
@@ -36,108 +40,110 @@ class VectorSource(Protocol):
         """The vector of a key, or `None`."""
 
 
-class _DialogueProducts:
-    """The dot products between all vectors of a dialogue, from which every cosine of a fragment follows.
+class _Dialogue(dict[Element, "np.ndarray | None"]):
+    """The vector of each utterance and image of a dialogue, looked up when an answer first names it, and cosines."""
 
-    A mean of image vectors needs no vector arithmetic either: its product with another vector is a mean of products.
-    """
+    def __init__(self, source: VectorSource, row: RowDialogue) -> None:
+        super().__init__()
+        self.row = row
+        self.cosines: dict[Pair, float] = {}
+        self.missing: set[Element] = set()  # looked up, and unknown to the source
+        self.utterance_of_image = dict(zip(row.image_ids, row.image_utterances, strict=True))
+        self._source = source
+        self._name = row.dialogue_id
+        own_name = split_dialogue_id(row.split, row.dialogue_id)
+        if row.utterance_ids and row.split and self._is_known(utterance_key(own_name, row.utterance_ids[0])):
+            self._name = own_name
 
-    __slots__ = (
-        "_products",
-        "_size",
-        "image_at",
-        "image_ids",
-        "image_utterances",
-        "images",
-        "missing",
-        "utterance_at",
-        "utterance_ids",
-        "utterance_of_image",
-    )
+    def __missing__(self, element: Element) -> np.ndarray | None:
+        row = self.row
+        if element[0] not in row.image_ids if isinstance(element, tuple) else element not in row.utterance_ids:
+            return None
+        key = self.key(element)
+        self[element] = vector = self._source.get(key)
+        if vector is None and not self._is_known(key):
+            self.missing.add(element)
+        return vector
 
-    def __init__(self, source: VectorSource, info: Mapping[str, Any]) -> None:
-        dialogue_id = str(info["dialogue_id"])
-        self.utterance_ids = _plain_list(info["utterance_ids"])
-        self.image_utterances = _plain_list(info["image_utterances"])
-        self.images = _plain_list(info["images"])
-        if len(self.image_utterances) != len(self.images):
-            raise TypeError(f"{len(self.image_utterances)} image_utterances for {len(self.images)} images")
-        self.image_ids = _image_ids(info)
-        if len(self.image_ids) != len(self.images):
-            raise TypeError(f"{len(self.image_ids)} image_ids for {len(self.images)} images")
-        self.utterance_of_image = dict(zip(self.image_ids, self.image_utterances, strict=True))
-        find = getattr(source, "row_of", source.get)  # a store tells "known to have none" from "never heard of"
-        own_name = split_dialogue_id(str(info.get("split", "")), dialogue_id)
-        if self.utterance_ids and find(utterance_key(own_name, self.utterance_ids[0])) is not None:
-            dialogue_id = own_name
-        self.utterance_at: dict[int, int] = {}
-        self.image_at: dict[int, int] = {}
-        self.missing: dict[str, tuple[Literal["utterance", "image"], int]] = {}
-        vectors: list[np.ndarray] = []
-        wanted: list[tuple[Literal["utterance", "image"], int, str]] = [
-            ("utterance", identifier, utterance_key(dialogue_id, identifier)) for identifier in self.utterance_ids
-        ]
-        wanted += [
-            ("image", identifier, image_key(name))
-            for identifier, name in zip(self.image_ids, self.images, strict=True)
-        ]
-        for kind, identifier, key in wanted:
-            vector = source.get(key)
-            if vector is None:
-                if find(key) is None:
-                    self.missing[key] = (kind, identifier)
-                continue
-            (self.utterance_at if kind == "utterance" else self.image_at)[identifier] = len(vectors)
-            vectors.append(np.asarray(vector, dtype=np.float64))
-        self._size = len(vectors)
-        if vectors:
-            matrix = np.stack(vectors)
-            self._products = array("d", (matrix @ matrix.T).ravel().tobytes())
-        else:
-            self._products = array("d")
+    def _is_known(self, key: str) -> bool:
+        """A store tells "known to have no vector" from "never heard of"."""
+        return getattr(self._source, "row_of", self._source.get)(key) is not None
 
-    def __len__(self) -> int:
-        return len(self._products)
+    def key(self, element: Element) -> str:
+        """Of an utterance or of one image."""
+        if isinstance(element, tuple):
+            return image_key(self.row.images[self.row.image_ids.index(element[0])])
+        return utterance_key(self._name, element)
+
+    @property
+    def size(self) -> int:
+        """How much is kept, in cosines."""
+        return len(self.cosines) + len(self.row.utterance_ids)
 
     def is_of(self, info: Mapping[str, Any]) -> bool:
-        """Whether these are the products of the dialogue that `info` describes, and not of another with its id."""
+        """Whether this is the dialogue that `info` describes, and not another one with its id."""
+        row, image_ids = self.row, info.get("image_ids")
         return (
-            self.images == _plain_list(info["images"])
-            and self.utterance_ids == _plain_list(info["utterance_ids"])
-            and self.image_utterances == _plain_list(info["image_utterances"])
-            and self.image_ids == _image_ids(info)
+            row.images == _plain_list(info.get("images"))
+            and row.utterance_ids == _plain_list(info.get("utterance_ids"))
+            and row.image_utterances == _plain_list(info.get("image_utterances"))
+            and row.image_ids == (list(range(len(row.images))) if image_ids is None else _plain_list(image_ids))
         )
 
-    def cosine(self, first: tuple[int, ...], second: tuple[int, ...]) -> float:
-        """Cosine, clipped to [-1, 1], of the means of two groups of vectors; 0 when one of them has length 0."""
-        products, size = self._products, self._size
-        if len(first) == len(second) == 1:
-            a, b = first[0], second[0]
-            dot, length = products[a * size + b], products[a * size + a] * products[b * size + b]
-        else:
-            dot = sum([products[a * size + b] for a in first for b in second])
-            length = sum([products[a * size + b] for a in first for b in first])
-            length *= sum([products[a * size + b] for a in second for b in second])
-        if length <= 0.0:
-            return 0.0
-        value = dot / math.sqrt(length)
-        return -1.0 if value < -1.0 else min(value, 1.0)
+    def cosines_of(self, pairs: Iterable[Pair]) -> dict[Pair, float]:
+        """Cosine of each pair, clipped to [-1, 1]; 0 when one of the two has length 0.
 
+        Raises:
+            FFRError: for what is no vector of finite numbers, or not as long as the others.
+        """
+        found = {}
+        measured: dict[Element, tuple[np.ndarray, float]] = {}
+        for pair in pairs:
+            for element in pair:
+                if element not in measured:
+                    measured[element] = self._measured(element)
+            (first, first_length), (second, second_length) = measured[pair[0]], measured[pair[1]]
+            if first.shape != second.shape:
+                raise self._unusable(pair[1], f"{len(second)} numbers, and {self.key(pair[0])} has {len(first)}")
+            length = first_length * second_length
+            found[pair] = max(-1.0, min(1.0, float(first.dot(second)) / length)) if length > 0.0 else 0.0
+        return found
 
-def _image_ids(info: Mapping[str, Any]) -> list[int]:
-    """Ids of the images; those of a window over a dialogue may start anywhere, others count from 0."""
-    given = info.get("image_ids")
-    return list(range(len(info["images"]))) if given is None else _plain_list(given)
+    def _measured(self, element: Element) -> tuple[np.ndarray, float]:
+        """Vector of an element, of several images their mean, and its length."""
+        vector: np.ndarray
+        try:
+            if isinstance(element, tuple) and len(element) > 1:
+                vector = np.stack([self._measured((one,))[0] for one in element]).mean(axis=0, dtype=np.float64)
+            else:
+                vector = np.asarray(self[element])
+            if vector.dtype.char == "f":  # as most stores have them; cosines are right to 1e-6
+                square = float(vector.dot(vector))
+                if 1e-30 < square < 1e30:
+                    return vector, math.sqrt(square)
+            vector = np.asarray(vector, dtype=np.float64)
+            length = math.sqrt(vector.dot(vector)) if vector.ndim == 1 else math.nan
+        except (TypeError, ValueError):
+            length = math.nan
+        if not math.isfinite(length):
+            raise self._unusable(element, "a number that is not finite, or no list of numbers")
+        return vector, length
+
+    def _unusable(self, element: Element, found: str) -> FFRError:
+        return FFRError(
+            f"{getattr(self._source, 'path', 'embeddings')}: {self.key(element)}: found {found}, expected a vector of "
+            "finite numbers, as long as the others; make the embeddings again, with `ffr-verl embed` or what made them"
+        )
 
 
 def _plain_list(values: Any) -> list[Any]:
     if type(values) is list:
         return values
-    return values.tolist() if isinstance(values, np.ndarray) else list(values)
+    return list(values.tolist() if isinstance(values, np.ndarray) else values)
 
 
 class CoherenceScorer:
-    """Coherence of fragments over one source of vectors, with the dialogues it met last kept in memory.
+    """Coherence of fragments over one source of vectors, with what the last dialogues needed of them kept in memory.
 
     Safe to use from several threads.
 
@@ -154,63 +160,69 @@ class CoherenceScorer:
 
     def __init__(self, source: VectorSource) -> None:
         self._source = source
-        self._dialogues: dict[tuple[Any, Any], _DialogueProducts] = {}
-        self._cosines = 0
+        self._dialogues: dict[tuple[Any, Any], _Dialogue] = {}
+        self._kept = 0
         self._lock = threading.Lock()
         self._missing: set[str] = set()
 
     @property
     def missing_keys(self) -> int:
-        """How many different keys were looked for and are not in the source."""
+        """How many different keys answers named that the source has never heard of."""
         return len(self._missing)
 
-    def _products(self, info: Mapping[str, Any]) -> _DialogueProducts:
+    def _dialogue(self, info: Mapping[str, Any]) -> _Dialogue:
         try:
-            name = (info["dialogue_id"], info.get("split"))
-            found = self._dialogues.get(name)
+            found = self._dialogues.get((info["dialogue_id"], info.get("split")))
             if found is not None and found.is_of(info):
                 return found
-            made = _DialogueProducts(self._source, info)
-        except (KeyError, TypeError) as error:
-            lacking = [name for name in _FIELDS if not isinstance(info, Mapping) or info.get(name) is None]
-            raise FFRError(
-                f"extra_info: coherence needs {', '.join(_FIELDS)}; "
-                + (f"missing: {', '.join(lacking)}" if lacking else f"unusable: {error}")
-                + "; `ffr-verl prepare` writes them"
-            ) from None
+        except (KeyError, TypeError, AttributeError):
+            pass  # the next line says what is wrong
+        made = _Dialogue(self._source, RowDialogue.read(info))
         with self._lock:
-            if made.missing and not self._missing:
-                logger.warning(
-                    "%s: no vector for %d of the %d utterances and images of dialogue %s (%s ...): they are left out "
-                    "of coherence. Make the store again with `ffr-verl embed` on this data. Further missing keys are "
-                    "counted, not logged.",
-                    getattr(self._source, "path", "embeddings"),
-                    len(made.missing),
-                    len(made.utterance_ids) + len(made.images),
-                    info["dialogue_id"],
-                    next(iter(made.missing)),
-                )
-            self._missing.update(made.missing)
+            name = info["dialogue_id"], info.get("split")
             replaced = self._dialogues.pop(name, None)
-            self._cosines += len(made) - (len(replaced) if replaced is not None else 0)
             self._dialogues[name] = made
-            while self._cosines > _CACHED_COSINES and len(self._dialogues) > 1:
-                self._cosines -= len(self._dialogues.pop(next(iter(self._dialogues))))
+            self._kept += made.size - (0 if replaced is None else replaced.size)
+            while self._kept > _MOST_COSINES and len(self._dialogues) > 1:
+                self._kept -= self._dialogues.pop(next(iter(self._dialogues))).size
         return made
+
+    def _keep(self, dialogue: _Dialogue, info: Mapping[str, Any], fresh: Mapping[Pair, float]) -> None:
+        with self._lock:
+            before = len(dialogue.cosines)
+            dialogue.cosines.update(fresh)
+            if self._dialogues.get((info["dialogue_id"], info.get("split"))) is dialogue:
+                self._kept += len(dialogue.cosines) - before
+
+    def _note_missing(self, dialogue: _Dialogue) -> None:
+        """Count keys that the source lacks, and log the first."""
+        keys = [dialogue.key(element) for element in list(dialogue.missing)]
+        with self._lock:
+            is_first = not self._missing
+            if len(self._missing) < _MOST_MISSING:
+                self._missing.update(keys)
+        if is_first:
+            logger.warning(
+                "%s: no vector for %s of dialogue %s: it is left out of coherence. Make the store again with "
+                "`ffr-verl embed` on this data. Further missing keys are counted, not logged.",
+                getattr(self._source, "path", "embeddings"),
+                min(keys),
+                dialogue.row.dialogue_id,
+            )
 
     def missing_of(self, info: Mapping[str, Any]) -> list[str]:
         """Keys of the dialogue's utterances and images that the source lacks; nothing is logged or counted."""
-        return list(_DialogueProducts(self._source, info).missing)
+        row = RowDialogue.read(info)
+        dialogue = _Dialogue(self._source, row)
+        elements: list[Element] = [*row.utterance_ids, *[(one,) for one in row.image_ids]]
+        lacking = [dialogue.key(one) for one in elements if dialogue[one] is None and one in dialogue.missing]
+        return list(dict.fromkeys(lacking))
 
     def missing_in(self, predicted: Fragment | None, info: Mapping[str, Any]) -> int:
         """How many ids of the prediction exist in the dialogue and were left out for want of a vector."""
-        missing = self._products(info).missing
-        if predicted is None or not missing:
-            return 0
-        lacking = set(missing.values())
-        return sum(("utterance", identifier) in lacking for identifier in set(predicted.utterance_ids)) + sum(
-            ("image", identifier) in lacking for identifier in set(predicted.image_ids)
-        )
+        dialogue, named = self._dialogue(info), predicted or _EMPTY
+        elements: set[Element] = {*named.utterance_ids, *[(one,) for one in named.image_ids]}
+        return sum([dialogue[element] is None and element in dialogue.missing for element in elements])
 
     def score(
         self,
@@ -226,56 +238,67 @@ class CoherenceScorer:
         predicted = predicted or _EMPTY
         if predicted == _EMPTY or gold == _EMPTY:
             return float(predicted == gold)
-        products = self._products(info)
-        if predicted.image_ids and not products.images:
+        dialogue = self._dialogue(info)
+        if predicted.image_ids and not dialogue.row.images:
             return 0.0
-        utterance_at, image_at, utterance_of_image = (
-            products.utterance_at,
-            products.image_at,
-            products.utterance_of_image,
-        )
-        utterances = {identifier for identifier in predicted.utterance_ids if identifier in utterance_at}
-        images = sorted({identifier for identifier in predicted.image_ids if identifier in image_at})
-        if mode == "published" and not (utterances and images):
-            return 0.0
-        images_of: dict[int, list[int]] = {}
-        for identifier in images:
-            images_of.setdefault(utterance_of_image[identifier], []).append(identifier)
-        anchored = mode == "gold_anchored"
-        gold_utterances, gold_images = (set(gold.utterance_ids), set(gold.image_ids)) if anchored else (set(), set())
-        sequence: list[tuple[tuple[int, ...], bool]] = []  # positions in `products`; whether it may count
-        for identifier in sorted(utterances.union(images_of)):
-            if identifier in utterances:
-                sequence.append(((utterance_at[identifier],), not anchored or identifier in gold_utterances))
-            if identifier in images_of:
-                held = images_of[identifier]
-                sequence.append(
-                    (tuple([image_at[image] for image in held]), not anchored or gold_images.issuperset(held))
-                )
+        sequence = _sequence(dialogue, predicted, mode)
+        if dialogue.missing:
+            self._note_missing(dialogue)
+        pairs = list(itertools.pairwise(sequence))
+        if mode == "gold_anchored":
+            in_gold = {*gold.utterance_ids, *[(one,) for one in gold.image_ids]}
+            counts = {
+                element: in_gold.issuperset([(one,) for one in element] if isinstance(element, tuple) else [element])
+                for element in sequence
+            }
+            pairs = [pair for pair in pairs if counts[pair[0]] and counts[pair[1]]]
+            sequence = sequence if len(sequence) != 1 or counts[sequence[0]] else []
         if len(sequence) < 2:
-            return 0.5 if sequence and sequence[0][1] else 0.0
-        total = 0.0
-        before, counts_before = sequence[0]
-        for element, counts in sequence[1:]:
-            if counts and counts_before:
-                total += products.cosine(before, element)
-            before, counts_before = element, counts
-        return total / (len(sequence) - 1)
+            return 0.5 * len(sequence)
+        cosines = dialogue.cosines
+        fresh = [pair for pair in pairs if pair not in cosines]
+        if fresh:
+            self._keep(dialogue, info, dialogue.cosines_of(fresh))
+        return sum([cosines[pair] for pair in pairs], 0.0) / (len(sequence) - 1)
 
 
-_SCORERS: weakref.WeakKeyDictionary[Any, CoherenceScorer] = weakref.WeakKeyDictionary()
+def _sequence(dialogue: _Dialogue, predicted: Fragment, mode: CoherenceMode) -> list[Element]:
+    """What is compared: by utterance id, the utterance if it was predicted, then its predicted images."""
+    utterances = {one for one in predicted.utterance_ids if dialogue[one] is not None}
+    images = sorted({one for one in predicted.image_ids if dialogue[(one,)] is not None})
+    if mode == "published" and not (utterances and images):
+        return []
+    images_of: dict[int, tuple[int, ...]] = {}
+    for one in images:
+        utterance = dialogue.utterance_of_image[one]
+        images_of[utterance] = (*images_of.get(utterance, ()), one)
+    sequence: list[Element] = []
+    for one in sorted(utterances.union(images_of)):
+        if one in utterances:
+            sequence.append(one)
+        if one in images_of:
+            sequence.append(images_of[one])
+    return sequence
+
+
 _MISSING_IN_MAPPINGS: set[str] = set()
 
 
 def scorer_of(store: VectorSource) -> CoherenceScorer:
-    """The process's one scorer over an open store; a new one over a mapping, whose content may change."""
-    try:
-        scorer = _SCORERS.get(store)
-        return _SCORERS.setdefault(store, CoherenceScorer(weakref.proxy(store))) if scorer is None else scorer
-    except TypeError:  # a dict can neither be hashed nor referenced weakly: nothing is kept for it but what it lacked
-        scorer = CoherenceScorer(store)
-        scorer._missing = _MISSING_IN_MAPPINGS
+    """The process's one scorer over an open `EmbeddingStore`; a new one over anything else, which may change."""
+    if isinstance(store, EmbeddingStore):
+        scorer = store.scorer
+        if scorer is None:
+            scorer = store.scorer = CoherenceScorer(store)
         return scorer
+    scorer = CoherenceScorer(store)
+    scorer._missing = _MISSING_IN_MAPPINGS  # nothing is kept for it but what it lacked, which is said once
+    return scorer
+
+
+def open_scorer(path: str | os.PathLike[str]) -> CoherenceScorer:
+    """The process's one scorer over the store that is at `path` now, see `open_store`."""
+    return scorer_of(open_store(path))
 
 
 def coherence_reward(
@@ -283,7 +306,7 @@ def coherence_reward(
     solution: str,
     *,
     extra_info: Mapping[str, Any],
-    store: VectorSource,
+    store: VectorSource | str | os.PathLike[str],
     mode: CoherenceMode = "continuous",
     style: AnswerStyle = "plain",
 ) -> float:
@@ -295,14 +318,14 @@ def coherence_reward(
     one element alone earns 0.5, none 0.
 
     Both fragments empty: 1; exactly one of them empty: 0, and a malformed text counts as empty. Images predicted in a
-    dialogue that has none: 0.
+    dialogue that has none: 0. A malformed gold earns 0.
 
     Args:
         completion: what the model wrote. Whatever it is, nothing is raised.
         solution: the gold answer.
         extra_info: of the row: `dialogue_id`, `utterance_ids`, `image_utterances` (utterance of each image), `images`;
             `image_ids` where they do not count from 0.
-        store: an `EmbeddingStore` (or a dict) with the keys of `utterance_key` and `image_key`.
+        store: an `EmbeddingStore`, its folder, or a dict with the keys of `utterance_key` and `image_key`.
         mode: `published`: there is a sequence only when at least one predicted utterance and one predicted image
             have vectors, so text alone earns 0, and the gold matters for emptiness only. `continuous`: a sequence for
             any fragment. `gold_anchored`: as `continuous`, but a pair counts only when both ends are in the gold
@@ -314,7 +337,8 @@ def coherence_reward(
         A value in [-1, 1].
 
     Raises:
-        FFRError: when `extra_info` lacks a field, or `store` is a path; ValueError for another `mode`.
+        FFRError: when `extra_info` lacks a field or holds something else there, a vector is none, the store cannot be
+            opened, and for another `mode`.
 
     Source: `published` the released reward; the other modes are ours.
 
@@ -329,9 +353,6 @@ def coherence_reward(
         >>> round(coherence_reward(both, both, extra_info=info, store=store), 4)  # 0, its image, 1
         0.7071
     """
-    if mode not in ("published", "continuous", "gold_anchored"):
-        raise ValueError(f"mode: found {mode!r}, expected published, continuous or gold_anchored")
-    if isinstance(store, (str, os.PathLike)):
-        raise FFRError(f"store: found the path {str(store)!r}, expected an open store: EmbeddingStore.open(...)")
-    predicted = parse_fragment(completion, style=style)
-    return scorer_of(store).score(predicted, parse_gold(solution), extra_info, mode)
+    check_settings("coherence", mode=mode, style=style)
+    scorer = open_scorer(store) if isinstance(store, (str, os.PathLike)) else scorer_of(store)
+    return scorer.score(read_answer(completion, style), read_gold(solution), extra_info, mode)

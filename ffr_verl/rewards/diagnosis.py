@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ffr_verl.fragments import AnswerStyle, Fragment, MalformedReason, parse_fragment, parse_gold, reason_of_malformed
+from ffr_verl.fragments import AnswerStyle, Fragment, MalformedReason, parse_fragment, reason_of_malformed
+from ffr_verl.rewards.extra_info import dialogue_ids, is_outside
 from ffr_verl.rewards.format import has_no_repeats
+from ffr_verl.rewards.reading import completion_text, read_gold
 
 __all__ = ["Diagnosis", "diagnose"]
 
@@ -51,13 +53,14 @@ def diagnose(
         >>> diagnose("no idea", gold).malformed.value
         'missing_tag'
     """
-    predicted, gold = parse_fragment(completion, style=style), parse_gold(solution)
+    completion = completion_text(completion)
+    predicted, gold = parse_fragment(completion, style=style), read_gold(solution)
     reason: MalformedReason | None
     if predicted is None:
         reason = reason_of_malformed(completion, style=style)
     elif not has_no_repeats(predicted):
         reason = MalformedReason.REPEATED_ID
-    elif extra_info is not None and _is_outside(predicted, extra_info):
+    elif _is_outside(predicted, extra_info):
         reason = MalformedReason.ID_OUTSIDE_DIALOGUE
     else:
         reason = None
@@ -68,10 +71,6 @@ def diagnose(
     )
 
 
-def _is_outside(predicted: Fragment, extra_info: Mapping[str, Any]) -> bool:
-    utterances, images = extra_info.get("utterance_ids"), extra_info.get("image_ids")
-    if images is None and extra_info.get("images") is not None:
-        images = range(len(extra_info["images"]))
-    return (utterances is not None and not set(predicted.utterance_ids).issubset(utterances)) or (
-        images is not None and not set(predicted.image_ids).issubset(images)
-    )
+def _is_outside(predicted: Fragment, info: Mapping[str, Any] | None) -> bool:
+    is_known = info is not None and info.get("utterance_ids") is not None and info.get("images") is not None
+    return is_known and is_outside(predicted, *dialogue_ids(info))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ffr_verl.fragments import AnswerStyle, parse_fragment, parse_gold
+from ffr_verl.fragments import AnswerStyle
+from ffr_verl.rewards.reading import read_answer, read_gold
 
 __all__ = ["exact_match_reward"]
 
@@ -17,5 +18,5 @@ def exact_match_reward(completion: str, solution: str, *, style: AnswerStyle = "
         >>> exact_match_reward("<|utt_ids_start|>[2, 1]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>", gold)
         0.0
     """
-    predicted = parse_fragment(completion, style=style)
-    return float(predicted is not None and predicted == parse_gold(solution))
+    predicted, gold = read_answer(completion, style), read_gold(solution)
+    return float(predicted is not None and predicted == gold)

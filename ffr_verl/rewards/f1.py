@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ffr_verl.fragments import AnswerStyle, Fragment, parse_fragment, parse_gold
+from ffr_verl.fragments import AnswerStyle, Fragment
+from ffr_verl.metrics import list_f_score
+from ffr_verl.rewards.reading import read_answer, read_gold
+from ffr_verl.rewards.settings import check_settings
 
 __all__ = ["f1_of_fragments", "f1_of_ids", "f1_reward", "pooled_f1_of_fragments"]
 
@@ -24,15 +27,8 @@ def f1_of_ids(
         >>> round(f1_of_ids([1, 2], [1, 2, 3]), 4)  # precision 1, recall 2/3, one id short
         0.76
     """
-    if not predicted and not gold:
-        return 1.0
     hits = len(set(predicted).intersection(gold))
-    if not hits:
-        return 0.0
-    precision, recall = hits / len(predicted), hits / len(gold)
-    squared = beta * beta
-    score = (1.0 + squared) * precision * recall / (squared * precision + recall)
-    return score * length_penalty ** abs(len(predicted) - len(gold))
+    return float(list_f_score(hits, len(predicted), len(gold), beta=beta, length_penalty=length_penalty))
 
 
 def f1_of_fragments(
@@ -84,11 +80,14 @@ def f1_reward(
         utterance_weight: weight of the utterances' value.
         image_weight: weight of the images' value.
         beta: above 1 recall counts more, below 1 precision.
-        length_penalty: factor for each id that the lists differ in length by.
+        length_penalty: factor for each id that the lists differ in length by, in [0, 1].
         style: of the completion, see `parse_fragment`.
 
     Returns:
         A value in [0, utterance_weight + image_weight].
+
+    Raises:
+        FFRError: for a gold that is no text and settings out of range.
 
     Source: the published F1 reward.
 
@@ -99,8 +98,15 @@ def f1_reward(
         >>> f1_reward("no idea", gold)
         0.0
     """
-    predicted = parse_fragment(completion, style=style)
-    gold = parse_gold(solution)
+    check_settings(
+        "f1",
+        utterance_weight=utterance_weight,
+        image_weight=image_weight,
+        beta=beta,
+        length_penalty=length_penalty,
+        style=style,
+    )
+    predicted, gold = read_answer(completion, style), read_gold(solution)
     if predicted is None or gold is None:
         return 0.0
     utterances, images = f1_of_fragments(predicted, gold, beta=beta, length_penalty=length_penalty)

@@ -4,152 +4,30 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
-import os
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from ffr_verl.embeddings.store import EmbeddingStore
-from ffr_verl.errors import FFRError
-from ffr_verl.fragments import AnswerStyle, Fragment, locate_ids, parse_fragment, parse_gold
-from ffr_verl.rewards.coherence import CoherenceMode, CoherenceScorer, scorer_of
-from ffr_verl.rewards.f1 import f1_of_fragments, pooled_f1_of_fragments
-from ffr_verl.rewards.format import has_no_repeats
-from ffr_verl.rewards.mcc import mcc_of_ids
+from ffr_verl.fragments import Fragment, locate_ids
+from ffr_verl.rewards.coherence import open_scorer
+from ffr_verl.rewards.config import MCC_SHARES, F1Mode, RewardConfig
+from ffr_verl.rewards.extra_info import dialogue_ids, is_outside
+from ffr_verl.rewards.f1 import pooled_f1_of_fragments
 from ffr_verl.rewards.micro import LOWEST, MODALITIES, NEUTRAL, MicroCounts, id_values, micro_counts, micro_value
-from ffr_verl.settings import refuse_unknown_keys
+from ffr_verl.rewards.reading import completion_text, read_answer, read_gold
+from ffr_verl.rewards.table import COMPONENTS, REWARDS, Values
 
-__all__ = ["COMPONENTS", "F1Mode", "RewardConfig", "compute_score", "id_credits", "open_scorer", "open_store"]
+__all__ = ["COMPONENTS", "MICRO_COUNTS", "F1Mode", "RewardConfig", "compute_score", "id_credits", "open_scorer"]
 
 logger = logging.getLogger(__name__)
 
-COMPONENTS = ("f1", "coherence", "format", "exact_match", "mcc")
-F1Mode = Literal["published", "pooled", "micro", "micro_f1_mcc"]
 MICRO_COUNTS = "micro_counts"  # of a row's `extra_info`: where the policy stands, see `ffr_verl.rewards.micro`
 _FIRST_IMAGE = 10**9  # ids have nine digits at most
 _LIST_END = _FIRST_IMAGE - 1
-_MCC_SHARES: Mapping[str, float] = {"micro": 0.0, "micro_f1_mcc": 0.5}
-_WHERE = "reward_kwargs"
-
-
-@dataclass(frozen=True, slots=True)
-class RewardConfig:
-    """The settings of `compute_score`, checked.
-
-    Attributes:
-        weights: `(component, weight)` pairs; components are f1, coherence, format, exact_match and mcc.
-        f1_mode: what the weight of f1 counts: `published` F1; `pooled`, F1 of utterances and images as one list;
-            `micro`, what the ids add to micro F1, or `micro_f1_mcc`, to micro F1 and MCC in equal parts, see
-            `ffr_verl.rewards.micro`.
-        micro_counts: where the policy stands, for rows whose `extra_info` does not say it; `None`: a neutral guess.
-        embeddings: path of an embedding store, or `None`: then coherence is 0 and its weight does not count.
-        coherence_mode: `continuous`, `published` or `gold_anchored`, see `coherence_reward`.
-        answer_style: `plain` or `reasoning`, for every component.
-        length_penalty: in [0, 1], see `f1_reward`.
-        utterance_weight: share of the utterances in f1, at least 0.
-        image_weight: share of the images in f1, at least 0.
-    """
-
-    weights: tuple[tuple[str, float], ...] = (("f1", 1.0), ("coherence", 1.0), ("format", 0.3))
-    f1_mode: F1Mode = "published"
-    micro_counts: tuple[tuple[str, tuple[float, ...]], ...] | None = None
-    embeddings: str | None = None
-    coherence_mode: CoherenceMode = "continuous"
-    answer_style: AnswerStyle = "plain"
-    length_penalty: float = 0.95
-    utterance_weight: float = 0.5
-    image_weight: float = 0.5
-
-    @property
-    def is_micro(self) -> bool:
-        """Whether ids have a worth of their own, see `ffr_verl.rewards.micro`."""
-        return self.f1_mode in _MCC_SHARES
-
-    @classmethod
-    def from_kwargs(cls, kwargs: Mapping[str, Any]) -> RewardConfig:
-        """Check `reward_kwargs` of a recipe.
-
-        Raises:
-            FFRError: for an unknown key, an unknown component or a value out of range; the message names the key.
-
-        Example:
-            >>> RewardConfig.from_kwargs({"weights": {"f1": 1.0}}).weights
-            (('f1', 1.0),)
-            >>> RewardConfig.from_kwargs({"length_penality": 0.9})  # doctest: +ELLIPSIS
-            Traceback (most recent call last):
-                ...
-            ffr_verl.errors.FFRError: reward_kwargs.length_penality: unknown key; did you mean 'length_penalty'? ...
-        """
-        refuse_unknown_keys(kwargs, allowed=[field.name for field in fields(cls)], where=_WHERE)
-        values = dict(kwargs)
-        if "weights" in values:
-            values["weights"] = _checked_weights(values["weights"])
-        for name, choices in (
-            ("f1_mode", get_args(F1Mode)),
-            ("coherence_mode", get_args(CoherenceMode)),
-            ("answer_style", get_args(AnswerStyle)),
-        ):
-            if name in values and values[name] not in choices:
-                raise FFRError(f"{_WHERE}.{name}: found {values[name]!r}, expected one of {', '.join(choices)}")
-        for name, upper in (("length_penalty", 1.0), ("utterance_weight", math.inf), ("image_weight", math.inf)):
-            if name in values:
-                values[name] = _checked_number(f"{_WHERE}.{name}", values[name], upper=upper)
-        if values.get("micro_counts") is not None:
-            found = micro_counts(values["micro_counts"], where=f"{_WHERE}.micro_counts")
-            values["micro_counts"] = tuple(found.items())
-        embeddings = values.get("embeddings")
-        if embeddings is not None:
-            if not isinstance(embeddings, (str, os.PathLike)) or not str(embeddings):
-                raise FFRError(
-                    f"{_WHERE}.embeddings: found {embeddings!r}, expected the folder of an embedding store (made by "
-                    "`ffr-verl embed`), or null for no coherence reward"
-                )
-            values["embeddings"] = os.fspath(embeddings)
-        return cls(**values)
-
-
-def _checked_number(where: str, value: Any, *, upper: float = math.inf) -> float:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not 0.0 <= value <= upper
-        or math.isinf(value)
-    ):
-        expected = "a number of at least 0" if math.isinf(upper) else f"a number from 0 to {upper:g}"
-        raise FFRError(f"{where}: found {value!r}, expected {expected}")
-    return float(value)
-
-
-def _checked_weights(weights: Any) -> tuple[tuple[str, float], ...]:
-    if not isinstance(weights, Mapping):
-        raise FFRError(f"{_WHERE}.weights: found {weights!r}, expected a mapping such as {{f1: 1.0, format: 0.3}}")
-    refuse_unknown_keys(weights, allowed=COMPONENTS, where=f"{_WHERE}.weights")
-    return tuple((str(name), _checked_number(f"{_WHERE}.weights.{name}", value)) for name, value in weights.items())
-
-
+_MAPPINGS = ("weights", "micro_counts")
 _LOCK = threading.Lock()
-_OPEN_STORES: dict[str, EmbeddingStore] = {}
 _SAID: set[str] = set()
-
-
-def open_store(path: str | os.PathLike[str]) -> EmbeddingStore:
-    """The process's one opened store at `path`, opened on first use.
-
-    Raises:
-        FFRError: when the store cannot be opened.
-    """
-    name = os.path.realpath(os.path.expanduser(path))
-    with _LOCK:
-        if name not in _OPEN_STORES:
-            _OPEN_STORES[name] = EmbeddingStore.open(name)
-        return _OPEN_STORES[name]
-
-
-def open_scorer(path: str | os.PathLike[str]) -> CoherenceScorer:
-    """The process's one scorer over the store at `path`, see `open_store`."""
-    return scorer_of(open_store(path))
 
 
 def _warn_once(message: str) -> None:
@@ -162,16 +40,13 @@ def _warn_once(message: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Settings:
-    """A checked config, and what its first call has opened."""
+    """A checked config, and what follows from it."""
 
     config: RewardConfig
-    coherence: CoherenceScorer | None
-    wants_mcc: bool
+    keys: tuple[str, ...]
+    values: tuple[Values, ...]
     weights: tuple[tuple[str, float], ...]
     micro: tuple[MicroCounts, ...] | None
-
-
-_MAPPINGS = ("weights", "micro_counts")
 
 
 @functools.lru_cache(maxsize=64)
@@ -180,35 +55,23 @@ def _settings_of(items: tuple[tuple[str, Any], ...]) -> _Settings:
     weights = dict(config.weights)
     if weights.get("coherence") and config.embeddings is None:
         _warn_once("no embeddings configured: the coherence reward is 0 and its weight does not count")
-    try:
-        scorer = None if config.embeddings is None else open_scorer(config.embeddings)
-    except FFRError as error:
-        raise FFRError(f"{_WHERE}.embeddings: {error}") from None
     trained = "f1" if config.f1_mode == "published" else "f1_pooled" if config.f1_mode == "pooled" else "f1_micro"
-    counted = tuple((trained if name == "f1" else name, weight) for name, weight in config.weights)
-    micro = None
-    if config.is_micro:
-        given = dict(config.micro_counts or ())
-        micro = tuple([MicroCounts(*given.get(kind, NEUTRAL)) for kind in MODALITIES])
-    return _Settings(config, scorer, "mcc" in weights, counted, micro)
-
-
-class _Same:
-    """A key that is equal to another one of the same object only."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __hash__(self) -> int:
-        return id(self.value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.value is other.value
+    rewards = tuple([one for one in REWARDS.values() if one.is_always_told or one.name in weights])
+    counted = tuple([(trained if name == "f1" else name, weight) for name, weight in config.weights])
+    given = dict(config.micro_counts or ())
+    micro = tuple([MicroCounts(*given.get(kind, NEUTRAL)) for kind in MODALITIES]) if config.is_micro else None
+    keys = ("score", *[key for one in rewards for key in one.keys])
+    return _Settings(config, keys, tuple([one.values for one in rewards]), counted, micro)
 
 
 def _items(mapping: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """What a mapping holds now, to be looked up: one that is changed in place has other settings."""
+    node: Any = mapping
+    if type(mapping) is not dict and hasattr(mapping, "items_ex"):
+        # verl's naive manager hands over a node of its config; to read it as a mapping takes longer than all rewards.
+        items = tuple(node.items_ex(resolve=False))
+        if {type(one) for _, one in items} <= {int, float}:
+            return items
     return tuple(
         [
             (name, tuple(one) if isinstance(one, Sequence) and not isinstance(one, str) else one)
@@ -217,53 +80,22 @@ def _items(mapping: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
     )
 
 
-@functools.lru_cache(maxsize=64)
-def _items_of_node(node: _Same) -> tuple[tuple[str, Any], ...]:
-    return _items(node.value)
-
-
-def _hashable(value: Any) -> Any:
-    """The items of a mapping. verl hands a node of its config over, the same one on every call; reading that takes
-    longer than all rewards together, so it is read once."""
-    if type(value) is dict:
-        return _items(value)
-    return _items_of_node(_Same(value)) if isinstance(value, Mapping) else value
-
-
 def _resolve(kwargs: Mapping[str, Any]) -> _Settings:
     try:
-        return _settings_of(tuple([(key, _hashable(one) if key in _MAPPINGS else one) for key, one in kwargs.items()]))
-    except (TypeError, ValueError) as error:
-        if isinstance(error, FFRError):
-            raise
+        return _settings_of(
+            tuple([(key, _items(one) if key in _MAPPINGS and one is not None else one) for key, one in kwargs.items()])
+        )
+    except (TypeError, AttributeError):
         RewardConfig.from_kwargs(kwargs)  # unhashable or misshapen: let the check say which key
         raise
 
 
-def _count(extra_info: Mapping[str, Any] | None, name: str) -> int:
-    try:
-        return len((extra_info or {})[name])
-    except (KeyError, TypeError):
-        raise FFRError(
-            f"extra_info.{name} is missing; mcc and f1_mode micro need it to know the dialogue's size, "
-            "`ffr-verl prepare` writes it"
-        ) from None
-
-
-def _is_outside(predicted: Fragment, extra_info: Mapping[str, Any] | None) -> bool:
-    """Whether an answer names an id that the dialogue does not have."""
-    n_utterances, n_images = _count(extra_info, "utterance_ids"), _count(extra_info, "images")
-    return max(predicted.utterance_ids, default=-1) >= n_utterances or max(predicted.image_ids, default=-1) >= n_images
-
-
-def _values_of_ids(
-    extra_info: Mapping[str, Any] | None, settings: _Settings
-) -> tuple[tuple[float, float], tuple[float, float]]:
+def _values_of_ids(extra_info: Any, settings: _Settings) -> tuple[tuple[float, float], tuple[float, float]]:
     """What a right and a wrong utterance, and a right and a wrong image, add to the micro metric."""
     given = (extra_info or {}).get(MICRO_COUNTS)
     try:
         counts = settings.micro if given is None else tuple([tuple(given[kind]) for kind in MODALITIES])
-        return _id_values_of(counts, _MCC_SHARES[settings.config.f1_mode])
+        return _id_values_of(counts, MCC_SHARES[settings.config.f1_mode])
     except (TypeError, KeyError):
         micro_counts(given or {}, where=f"extra_info.{MICRO_COUNTS}")  # says what is wrong with it
         raise
@@ -277,10 +109,10 @@ def _id_values_of(counts: Any, mcc_share: float) -> tuple[tuple[float, float], t
 
 
 def _micro_values(
-    predicted: Fragment | None, gold: Fragment | None, extra_info: Mapping[str, Any] | None, settings: _Settings
+    predicted: Fragment | None, gold: Fragment | None, extra_info: Any, settings: _Settings
 ) -> tuple[float, float]:
     """What utterances and images add to the micro metric; the least for an answer that is none or names other ids."""
-    if predicted is None or gold is None or _is_outside(predicted, extra_info):
+    if predicted is None or gold is None or is_outside(predicted, *dialogue_ids(extra_info)):
         return LOWEST, LOWEST
     utterances, images = _values_of_ids(extra_info, settings)
     return (
@@ -314,29 +146,33 @@ def id_credits(
         [(1, 19, 0.1875), (2, 22, 0.1875), (999999999, 23, 0.0)]
     """
     settings = _resolve(reward_kwargs)
-    config = settings.config
-    located = locate_ids(completion, style=config.answer_style)
-    predicted, gold = parse_fragment(completion, style=config.answer_style), parse_gold(solution)
+    config, text = settings.config, completion_text(completion)
+    located, predicted, gold = (
+        locate_ids(text, style=config.answer_style),
+        read_answer(text, config.answer_style),
+        read_gold(solution),
+    )
     if settings.micro is None or located is None or predicted is None or gold is None:
         return None
     weight = dict(config.weights).get("f1", 0.0)
     shares = (config.utterance_weight, config.image_weight)
     credits: list[tuple[int, int, float]] = []
     outside: list[int] = []  # of `credits`
-    for first, share, ids, right, values, offsets, size in zip(
+    known: tuple[Collection[int], Collection[int]] = dialogue_ids(extra_info)
+    for first, share, ids, right, values, offsets, in_dialogue in zip(
         (0, _FIRST_IMAGE),
         shares,
         (predicted.utterance_ids, predicted.image_ids),
         (set(gold.utterance_ids), set(gold.image_ids)),
         _values_of_ids(extra_info, settings),
         (located[0], located[2]),
-        (_count(extra_info, "utterance_ids"), _count(extra_info, "images")),
+        known,
         strict=True,
     ):
         for one, offset in zip(ids, offsets, strict=True):
-            if one >= size:
+            if one not in in_dialogue:
                 outside.append(len(credits))
-            credits.append((first + one, offset, weight * share * values[one not in right] * (one < size)))
+            credits.append((first + one, offset, weight * share * values[one not in right] * (one in in_dialogue)))
             right.discard(one)  # once more is a miss
         if not first:
             credits.append((_LIST_END, located[1], 0.0))
@@ -347,19 +183,24 @@ def id_credits(
 
 
 def compute_score(
-    data_source: str,
+    data_source: Any,
     solution_str: str,
     ground_truth: str,
     extra_info: Mapping[str, Any] | None = None,
+    *,
+    reward_router_address: Any = None,
+    reward_model_tokenizer: Any = None,
     **reward_kwargs: Any,
 ) -> dict[str, float]:
     """verl's custom reward function: the weighted sum of the components, and each of them.
 
     Args:
-        data_source: not used; part of verl's signature.
-        solution_str: the completion. Whatever it is, nothing is raised.
-        ground_truth: the gold answer; a malformed one earns 0 in f1 and exact match.
+        data_source: not used; part of verl's signature, as are `reward_router_address` and `reward_model_tokenizer`.
+        solution_str: the completion. Whatever the model wrote, and be it nothing (`None`), nothing is raised.
+        ground_truth: the gold answer; a malformed one earns 0 in all but format.
         extra_info: of the row, as `ffr-verl prepare` writes it; coherence and mcc need it.
+        reward_router_address: not used.
+        reward_model_tokenizer: not used.
         **reward_kwargs: see `RewardConfig`.
 
     Returns:
@@ -369,8 +210,8 @@ def compute_score(
         `f1_micro_utterances` and `f1_micro_images`: the weight of f1 then counts `f1_pooled` or `f1_micro`.
 
     Raises:
-        FFRError: for settings that `RewardConfig` refuses and a store that does not open, on the first call; for an
-            `extra_info` without the fields that coherence or mcc need.
+        FFRError: for settings that `RewardConfig` refuses, a store that does not open, a gold that is no text, and an
+            `extra_info` without the fields that coherence or mcc need, or with something else in them.
 
     Example:
         >>> gold = "<|utt_ids_start|>[1, 2]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>"
@@ -379,31 +220,12 @@ def compute_score(
     """
     settings = _resolve(reward_kwargs)
     config = settings.config
-    utterances = images = f1 = well_formed = exact = mcc = coherence = 0.0
-    predicted, gold = parse_fragment(solution_str, style=config.answer_style), parse_gold(ground_truth)
-    if predicted is not None:
-        well_formed = float(has_no_repeats(predicted))
-        if gold is not None:
-            utterances, images = f1_of_fragments(predicted, gold, length_penalty=config.length_penalty)
-            f1 = config.utterance_weight * utterances + config.image_weight * images
-            exact = float(predicted == gold)
-            if settings.wants_mcc:
-                n_utterances, n_images = _count(extra_info, "utterance_ids"), _count(extra_info, "images")
-                mcc = 0.5 * mcc_of_ids(predicted.utterance_ids, gold.utterance_ids, count=n_utterances)
-                mcc += 0.5 * mcc_of_ids(predicted.image_ids, gold.image_ids, count=n_images)
-    if settings.coherence is not None:
-        coherence = settings.coherence.score(predicted, gold, extra_info or {}, config.coherence_mode)
-    result = {
-        "score": 0.0,
-        "f1": f1,
-        "f1_utterances": utterances,
-        "f1_images": images,
-        "coherence": coherence,
-        "format": well_formed,
-        "exact_match": exact,
-    }
-    if settings.wants_mcc:
-        result["mcc"] = mcc
+    predicted = read_answer(solution_str, config.answer_style)
+    gold = read_gold(ground_truth, name="ground_truth")
+    found = [0.0]
+    for values in settings.values:
+        found += values(predicted, gold, extra_info, config)
+    result = dict(zip(settings.keys, found, strict=True))
     if config.f1_mode == "pooled":
         result["f1_pooled"] = 0.0
         if predicted is not None and gold is not None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ffr_verl.fragments import AnswerStyle, Fragment, parse_fragment
+from ffr_verl.fragments import AnswerStyle, Fragment
+from ffr_verl.rewards.reading import read_answer
 
 __all__ = ["format_reward", "has_no_repeats"]
 
@@ -30,5 +31,5 @@ def format_reward(completion: str, *, style: AnswerStyle = "plain") -> float:
         >>> format_reward("<|utt_ids_start|>[1, 1]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>")
         0.0
     """
-    fragment = parse_fragment(completion, style=style)
+    fragment = read_answer(completion, style)
     return float(fragment is not None and has_no_repeats(fragment))

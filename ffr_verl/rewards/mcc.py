@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from ffr_verl.fragments import AnswerStyle, parse_fragment, parse_gold
+import numpy as np
 
-__all__ = ["mcc_of_ids", "mcc_reward"]
+from ffr_verl.errors import FFRError
+from ffr_verl.fragments import AnswerStyle, Fragment
+from ffr_verl.metrics import confusion, mcc
+from ffr_verl.rewards.reading import read_answer, read_gold
+
+__all__ = ["mcc_of_fragments", "mcc_of_ids", "mcc_reward"]
 
 
-def mcc_of_ids(predicted: Sequence[int], gold: Sequence[int], *, count: int) -> float:
-    """Matthews correlation coefficient of two id sets in the universe 0 to `count - 1`.
+def mcc_of_ids(predicted: Sequence[int], gold: Sequence[int], *, count: int | Collection[int]) -> float:
+    """`ffr_verl.metrics.mcc` of two id sets in the universe 0 to `count - 1`, or of the ids `count`.
 
     Both empty: 1. One of them empty, or a zero denominator: 0. Ids outside the universe count as false positives.
 
@@ -24,34 +28,40 @@ def mcc_of_ids(predicted: Sequence[int], gold: Sequence[int], *, count: int) -> 
         >>> mcc_of_ids([2, 3], [0, 1], count=4)
         -1.0
     """
-    guess, truth = set(predicted), set(gold)
-    if not guess and not truth:
-        return 1.0
-    if not guess or not truth:
-        return 0.0
-    hits = len(guess & truth)
-    false_positives, false_negatives = len(guess) - hits, len(truth) - hits
-    rest = count - sum([0 <= one < count for one in guess | truth])
-    denominator = len(guess) * len(truth) * (rest + false_positives) * (rest + false_negatives)
-    if denominator == 0:
-        return 0.0
-    return (hits * rest - false_positives * false_negatives) / math.sqrt(denominator)
+    return 1.0 if not predicted and not gold else float(mcc(confusion(predicted, gold, universe=count)))
+
+
+def mcc_of_fragments(
+    predicted: Fragment, gold: Fragment, *, utterances: int | Collection[int], images: int | Collection[int]
+) -> float:
+    """Mean of `mcc_of_ids` of utterances and images."""
+    of_utterances = mcc_of_ids(predicted.utterance_ids, gold.utterance_ids, count=utterances)
+    return (of_utterances + mcc_of_ids(predicted.image_ids, gold.image_ids, count=images)) / 2
 
 
 def mcc_reward(
-    completion: str, solution: str, *, n_utterances: int, n_images: int, style: AnswerStyle = "plain"
+    completion: str,
+    solution: str,
+    *,
+    n_utterances: int | Collection[int],
+    n_images: int | Collection[int],
+    style: AnswerStyle = "plain",
 ) -> float:
     """Mean of the Matthews correlations of utterances and images; 0 when the answer or the gold is malformed.
 
     Args:
         completion: what the model wrote.
         solution: the gold answer.
-        n_utterances: utterances of the dialogue, their ids are 0 to `n_utterances - 1`.
-        n_images: images of the dialogue.
+        n_utterances: number of the dialogue's utterances, whose ids are then 0 to `n_utterances - 1`; or their ids,
+            where they are others, as in a window.
+        n_images: of its images, in the same way.
         style: of the completion, see `parse_fragment`.
 
     Returns:
         A value in [-1, 1].
+
+    Raises:
+        FFRError: for a gold that is no text and a number below 0.
 
     Source: the published evaluation's coefficient, as a reward.
 
@@ -62,9 +72,11 @@ def mcc_reward(
         >>> mcc_reward("no idea", gold, n_utterances=5, n_images=0)
         0.0
     """
-    predicted, gold = parse_fragment(completion, style=style), parse_gold(solution)
+    for name, value in (("n_utterances", n_utterances), ("n_images", n_images)):
+        is_count = isinstance(value, (int, np.integer)) and value >= 0
+        if not is_count and (isinstance(value, str) or not isinstance(value, Collection)):
+            raise FFRError(f"mcc.{name}: found {value!r}, expected the number of ids in the dialogue, or the ids")
+    predicted, gold = read_answer(completion, style), read_gold(solution)
     if predicted is None or gold is None:
         return 0.0
-    utterances = mcc_of_ids(predicted.utterance_ids, gold.utterance_ids, count=n_utterances)
-    images = mcc_of_ids(predicted.image_ids, gold.image_ids, count=n_images)
-    return (utterances + images) / 2
+    return mcc_of_fragments(predicted, gold, utterances=n_utterances, images=n_images)

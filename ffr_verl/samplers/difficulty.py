@@ -14,6 +14,7 @@ import numpy as np
 
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import Fragment
+from ffr_verl.metrics import dispersion, list_f_score
 from ffr_verl.settings import LevelShares
 
 __all__ = [
@@ -75,9 +76,7 @@ def mean_logprob(logprobs: Sequence[float]) -> float:
 
 def _set_f1(predicted: Sequence[int], gold: Sequence[int]) -> float:
     guess, truth = set(predicted), set(gold)
-    if not truth:
-        return float(not guess)
-    return 2 * len(guess & truth) / (len(guess) + len(truth))
+    return float(list_f_score(len(guess & truth), len(guess), len(truth), length_penalty=1.0))
 
 
 def difficulty_f1(predicted: Fragment, gold: Fragment) -> float:
@@ -90,20 +89,6 @@ def difficulty_f1(predicted: Fragment, gold: Fragment) -> float:
         0.8333333333333333
     """
     return (_set_f1(predicted.utterance_ids, gold.utterance_ids) + _set_f1(predicted.image_ids, gold.image_ids)) / 2
-
-
-def dispersion(utterance_ids: Sequence[int]) -> float:
-    """Span of the gold utterances over their number: 1 for a dense fragment, more for a sparse one, 0 for none.
-
-    Source: ours.
-
-    Example:
-        >>> dispersion([3, 4, 5]), dispersion([3, 8]), dispersion([])
-        (1.0, 3.0, 0.0)
-    """
-    if not len(utterance_ids):
-        return 0.0
-    return (max(utterance_ids) - min(utterance_ids) + 1) / len(set(utterance_ids))
 
 
 def _checked(name: str, values: Sequence[float] | np.ndarray) -> np.ndarray:

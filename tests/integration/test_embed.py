@@ -177,7 +177,7 @@ def test_a_text_that_looks_like_an_address_is_a_text(tmp_path: Path, clip: Encod
     assert float(store[utterance_key("d0", 1)].astype(float) @ picture) < 0.99
 
 
-def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_a_killed_run_is_resumed_where_it_stopped(tmp_path: Path) -> None:
     texts = [f"line {number} of a long dialogue about {number % 97} things and more of it" for number in range(2600)]
     file = write_mldr(tmp_path, [texts[start : start + 25] for start in range(0, 2600, 25)])
     output, partial = tmp_path / "store", tmp_path / ".store.partial"
@@ -197,7 +197,7 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
         embed([file], output, EncoderSettings(MINILM.model, device="cpu", normalize=False))
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
-    assert f"going on: {kept * 1024} of 2600 items are there" in again.stdout
+    assert f"resumed: {kept * 1024} of 2600 items are there" in again.stdout
     assert not partial.exists()
     store, encoder = EmbeddingStore.open(output, verify=True), SentenceEncoder(MINILM)
     sample = [0, 1023, 1024, 2047, 2048, 2599]

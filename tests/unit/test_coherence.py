@@ -214,14 +214,28 @@ def test_dialogues_that_share_an_id_are_told_apart() -> None:
 
 
 def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ffr_verl.rewards.coherence._CACHED_COSINES", 50)
-    scorer = CoherenceScorer({f"utt:{name}:{number}": np.ones(2) for name in range(40) for number in range(3)})
+    """What the last dialogues needed is kept, and looked up again for those before them."""
+    monkeypatch.setattr("ffr_verl.rewards.coherence._MOST_COSINES", 20)
+    looked_up: list[str] = []
+
+    class Source(dict[str, np.ndarray]):
+        def get(self, key: str, default: Any = None) -> Any:
+            looked_up.append(key)
+            return super().get(key)
+
+    scorer = CoherenceScorer(Source({f"utt:{name}:{number}": np.ones(2) for name in range(40) for number in range(3)}))
     fragment = Fragment((0, 1), ())
-    for name in [*range(40), *range(40)]:
-        info = {"dialogue_id": str(name), "utterance_ids": [0, 1, 2], "image_utterances": [], "images": []}
-        assert scorer.score(fragment, fragment, info) == pytest.approx(1.0)
-    assert scorer._cosines <= 50
-    assert scorer._cosines == 9 * len(scorer._dialogues) == 45
+
+    def score(names: Sequence[int]) -> list[str]:
+        looked_up.clear()
+        for name in names:
+            info = {"dialogue_id": str(name), "utterance_ids": [0, 1, 2], "image_utterances": [], "images": []}
+            assert scorer.score(fragment, fragment, info) == pytest.approx(1.0)
+        return looked_up
+
+    assert len(score(range(40))) == 80
+    assert score([39, 38, 37, 39, 38]) == []
+    assert score([0]) == ["utt:0:0", "utt:0:1"]
 
 
 def test_missing_keys_are_counted_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -233,8 +247,8 @@ def test_missing_keys_are_counted_and_logged_once(caplog: pytest.LogCaptureFixtu
             assert scorer.score(fragment, fragment, SMALL) == pytest.approx(1.0)
         scorer.score(fragment, fragment, {**SMALL, "dialogue_id": "e"})
     assert len(caplog.records) == 1
-    assert "no vector for 4 of the 6 utterances and images of dialogue d (utt:d:2 ...)" in caplog.text
-    assert scorer.missing_keys == 6  # of d one utterance, of e two, three images
+    assert "no vector for img:a.png of dialogue d: it is left out of coherence." in caplog.text
+    assert scorer.missing_keys == 5  # named in answers: of d one utterance, of e two, two images
     assert scorer.missing_in(fragment, SMALL) == 3  # utterance 2, images 0 and 2
     assert scorer.missing_in(None, SMALL) == 0
 
@@ -268,7 +282,7 @@ def test_what_is_known_to_have_no_vector_is_not_missing(tmp_path: Path, caplog: 
     [
         ({}, "missing: dialogue_id, utterance_ids, image_utterances, images; `ffr-verl prepare` writes them"),
         ({**SMALL, "images": None}, "missing: images"),
-        ({**SMALL, "image_utterances": [0]}, "unusable: 1 image_utterances for 3 images"),
+        ({**SMALL, "image_utterances": [0]}, "extra_info: 1 image_utterances for 3 images"),
     ],
 )
 def test_extra_info_without_a_field_is_named(info: dict[str, Any], message: str) -> None:
@@ -278,9 +292,7 @@ def test_extra_info_without_a_field_is_named(info: dict[str, Any], message: str)
 
 
 def test_another_mode_is_refused() -> None:
-    with pytest.raises(FFRError, match=r"store: found the path 'data/emb', expected an open store"):
-        coherence_reward("x", "x", extra_info=SMALL, store="data/emb")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="mode: found 'best'"):
+    with pytest.raises(FFRError, match=r"coherence\.mode: found 'best', expected one of published"):
         coherence_reward("", "", extra_info=SMALL, store=SQUARE, mode="best")  # type: ignore[arg-type]
 
 
@@ -383,7 +395,9 @@ def test_batch_says_which_columns_it_needs() -> None:
         batch.mcc([gold, gold], [gold, gold], extra_info=[SMALL])
     prompt = "<|query_start|>q<|query_end|>\n<|utt_id_start|>0<|utt_id_end|> a: <|img_id_start|>0<|img_id_end|><image>"
     decoded: dict[str, Any] = {"prompts": [prompt], "dialogue_id": ["d"], "images": [[Image.new("RGB", (8, 8))]]}
-    with pytest.raises(FFRError, match=r"column images: found Image, expected the image's path"):
+    with pytest.raises(
+        FFRError, match=r"row 0 of the batch: extra_info\.images: found \(Image\), expected the image's path"
+    ):
         batch.coherence([gold], [gold], store=SQUARE, **decoded)
     assert batch.mcc([gold], [gold], **decoded) == [1.0], "only their number matters there"
     weighing_mcc = batch.configure(batch.ffr, reward_kwargs={"weights": {"f1": 1.0, "mcc": 1.0}})

@@ -267,7 +267,7 @@ def test_eight_threads_in_two_processes_give_the_same_numbers(tmp_path: Path, mo
     random = np.random.default_rng(0)
     keys = [f"utt:{dialogue}:{number}" for dialogue in range(37) for number in range(20)]
     write_store(tmp_path / "store", ((key, random.normal(size=32)) for key in keys), model="toy", normalize=True)
-    monkeypatch.setattr("ffr_verl.rewards.coherence._CACHED_COSINES", 3000)
+    monkeypatch.setattr("ffr_verl.rewards.coherence._MOST_COSINES", 300)
     path = str(tmp_path / "store")
     context = multiprocessing.get_context("spawn")
     started = time.monotonic()

@@ -21,6 +21,7 @@ LAYERS = (
         "dialogues",
         "dialogue_ids",
         "images",
+        "metrics",
         "model_families",
         "predictions",
         "recipes",
@@ -32,7 +33,7 @@ LAYERS = (
     ("plugin", "demo", "cli"),
 )
 # Where copied recipes and programs look for what has moved, see each of them.
-DOORS = {"preflight", "data.datasets", "data.trl", "qwen2_vl", "samplers"}
+DOORS = {"preflight", "data.datasets", "data.trl", "qwen2_vl", "rewards.manager", "samplers"}
 
 
 def modules() -> dict[str, ast.Module]:

@@ -42,6 +42,7 @@ from ffr_verl.fragments import AnswerStyle
 from ffr_verl.rewards.coherence import CoherenceMode
 from ffr_verl.rewards.f1 import f1_reward
 from ffr_verl.rewards.ffr import open_scorer
+from ffr_verl.rewards.table import DEFAULT_WEIGHTS
 
 __all__ = ["ReportSettings", "ReportSummary", "write_report"]
 
@@ -288,7 +289,7 @@ def _page_data(rows: ReportRows, pictures: Pictures, *, has_coherence: bool) -> 
             **{reason.value: {"label": label, "meaning": text} for reason, (label, text) in FAULTS.items()},
         },
         "worstBelow": WORST_BELOW,
-        "mostReward": 2.3 if has_coherence else 1.3,
+        "mostReward": sum([DEFAULT_WEIGHTS[name] for name in DEFAULT_WEIGHTS if has_coherence or name != "coherence"]),
     }
 
 

@@ -7,19 +7,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ffr_verl.rewards.table import REWARDS
+
 __all__ = ["Bar", "LineChart", "Series", "histogram", "line_charts", "nice_ticks"]
 
 _ORDER = (
     "score",
     "reward",
     "critic/score/mean",
-    "f1",
-    "f1_utterances",
-    "f1_images",
-    "coherence",
-    "format",
-    "exact_match",
-    "mcc",
+    *[key for reward in REWARDS.values() for key in reward.keys],
 )
 _MOST_POINTS = 300
 _BAND = ("std", "min", "max")

@@ -10,8 +10,10 @@ from ffr_verl.evaluation.predictions import Prediction
 from ffr_verl.fragments import AnswerStyle, Fragment, parse_fragment, parse_gold, parse_leniently
 from ffr_verl.rewards.coherence import CoherenceMode
 from ffr_verl.rewards.diagnosis import diagnose
+from ffr_verl.rewards.extra_info import extra_info_of
 from ffr_verl.rewards.f1 import f1_reward
 from ffr_verl.rewards.ffr import compute_score
+from ffr_verl.rewards.table import DEFAULT_WEIGHTS
 
 __all__ = ["UNANSWERED", "ReportRows", "reward_settings"]
 
@@ -30,10 +32,10 @@ def reward_settings(
         >>> reward_settings(embeddings=None, coherence_mode="continuous", answer_style="plain")["weights"]
         {'f1': 1.0, 'format': 0.3, 'mcc': 0.0}
     """
-    weights = {"f1": 1.0, "format": 0.3, "mcc": 0.0}
+    weights = {**DEFAULT_WEIGHTS, "mcc": 0.0}
     if embeddings is None:
+        del weights["coherence"]
         return {"weights": weights, "answer_style": answer_style}
-    weights = {"f1": 1.0, "coherence": 1.0, "format": 0.3, "mcc": 0.0}
     return {
         "weights": weights,
         "embeddings": embeddings,
@@ -170,17 +172,11 @@ class ReportRows:
 
 def _extra_info(prediction: Prediction, dialogue: Dialogue | None) -> dict[str, Any]:
     """What `ffr-verl prepare` would have written for the row."""
-    image_ids = [] if dialogue is None else list(dialogue.image_ids)
+    dialogue = dialogue or Dialogue(prediction.dialogue_id, (), "")
+    count = len(dialogue.image_ids)
     # compute_score wants a path for each image; one without a path has no vector either.
-    names = [*prediction.images, *[""] * len(image_ids)][: len(image_ids)]
-    return {
-        "dialogue_id": prediction.dialogue_id,
-        "split": str(prediction.extra.get("split", "")),
-        "utterance_ids": [] if dialogue is None else [utterance.id for utterance in dialogue.utterances],
-        "image_ids": image_ids,
-        "image_utterances": [] if dialogue is None else list(dialogue.image_utterances),
-        "images": names,
-    }
+    names = [*prediction.images, *[""] * count][:count]
+    return extra_info_of(dialogue, names, split=str(prediction.extra.get("split", "")))
 
 
 def _outside(predicted: Fragment, dialogue: Dialogue | None) -> Fragment:

@@ -3,7 +3,7 @@
 It differs from verl's `naive` in two things. It keeps special tokens when it decodes, so that a model whose answer
 tags are special tokens is scored right: `naive` drops them, and every answer of such a model is malformed. And it adds
 to each answer what is wrong with it and how large it is (`ffr_verl.rewards.diagnose`), which `FFRReplayBuffer` turns
-into training curves. The only module in `rewards/` that needs verl.
+into training curves.
 """
 
 from __future__ import annotations
@@ -16,15 +16,19 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
+from omegaconf import OmegaConf
 from verl import DataProto
 from verl.experimental.reward_loop.reward_manager import register
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 
 from ffr_verl.dialogue_ids import Ids
-from ffr_verl.evaluation.metrics import confusion
 from ffr_verl.fragments import TAGS, AnswerStyle, Fragment, parse_fragment, parse_gold, parse_leniently
+from ffr_verl.metrics import confusion
+from ffr_verl.rewards.coherence import open_scorer
+from ffr_verl.rewards.config import RewardConfig
 from ffr_verl.rewards.diagnosis import diagnose
-from ffr_verl.rewards.ffr import RewardConfig, compute_score, id_credits, open_scorer
+from ffr_verl.rewards.extra_info import dialogue_ids
+from ffr_verl.rewards.ffr import compute_score, id_credits
 
 __all__ = ["FFRRewardManager", "closing_tokens", "decode_answer"]
 
@@ -61,14 +65,16 @@ class FFRRewardManager(RewardManagerBase):
         custom = config.reward.get("custom_reward_function") or {}
         path, name = custom.get("path"), custom.get("name")
         node = custom.get("reward_kwargs") if path else config.reward.get("reward_kwargs")
-        if not path or compute_score is None:
-            compute_score = functools.partial(_compute_score, **dict(node or {}))
-        self._score: Callable[..., Any] = compute_score
         is_ours = not path or (path == "pkg://ffr_verl.rewards" and name == "compute_score")
-        self._settings = RewardConfig.from_kwargs(node or {}) if is_ours else RewardConfig()
+        # Plain mappings: nodes of the config would take longer to read, on every call, than the rewards to compute.
+        plain = OmegaConf.to_container(node, resolve=True) if is_ours and node else {}
+        self._reward_kwargs = cast(dict[str, Any], plain)
+        self._settings = RewardConfig.from_kwargs(self._reward_kwargs)
+        if is_ours or compute_score is None:
+            compute_score = functools.partial(_compute_score, **self._reward_kwargs)
+        self._score: Callable[..., Any] = compute_score
         self._router = router if router.get("reward_router_address") is not None else {}
         self._closing = closing_tokens(tokenizer)
-        self._reward_kwargs = dict(node or {}) if is_ours else {}
         self._texts_of_tokens: dict[int, str] = {}
 
     async def run_single(self, data: DataProto) -> dict[str, Any]:
@@ -171,11 +177,13 @@ class FFRRewardManager(RewardManagerBase):
 def _confusion(completion: str, solution: str, extra_info: Mapping[str, Any], style: AnswerStyle) -> list[list[int]]:
     """Of utterances and of images, as `ffr-verl evaluate` counts them."""
     answer, gold = parse_leniently(completion, style=style), parse_gold(solution) or Fragment((), ())
+    told = {name: value for name, value in extra_info.items() if value is not None}
+    utterances, images = dialogue_ids({"utterance_ids": (), "images": (), **told})
     return [
-        list(confusion(guess, truth, universe=Ids(0, len(extra_info.get(name) or ())).universe))
-        for guess, truth, name in (
-            (answer.utterance_ids, gold.utterance_ids, "utterance_ids"),
-            (answer.image_ids, gold.image_ids, "images"),
+        list(confusion(guess, truth, universe=Ids(0, max(ids, default=-1) + 1).universe))
+        for guess, truth, ids in (
+            (answer.utterance_ids, gold.utterance_ids, utterances),
+            (answer.image_ids, gold.image_ids, images),
         )
     ]
 
