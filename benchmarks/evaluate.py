@@ -142,6 +142,8 @@ def straightforward(path: Path) -> dict[str, Any]:
                 for place, value in enumerate(found):
                     totals[place] += value
                 of_row[kind] = metrics(*found) if predicted or gold else [1.0] * 4
+            if not (_WHOLE.fullmatch(row["response"]) or ids(row["response"], "utt") or ids(row["response"], "img")):
+                of_row = {kind: [0.0] * 4 for kind in of_row}  # no answer is no right answer
             of_row["joint"] = joint(of_row["utt"], of_row["img"])
             for kind, values in of_row.items():
                 macro[kind] = [total + value for total, value in zip(macro[kind], values, strict=True)]

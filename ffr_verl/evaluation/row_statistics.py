@@ -20,6 +20,7 @@ __all__ = [
     "METRICS",
     "MODALITIES",
     "REWARDS",
+    "REWARD_SETTINGS",
     "STATISTICS",
     "chunks",
     "metric_rows",
@@ -31,6 +32,7 @@ __all__ = [
 MODALITIES = ("utterance", "image", "joint")
 AVERAGES = ("micro", "macro")
 REWARDS = ("f1", "f1_utterances", "f1_images", "format", "exact_match")
+REWARD_SETTINGS = ("length_penalty", "utterance_weight", "image_weight")  # of `RewardConfig`, that they depend on
 # What answers look like beside their golds: shares of the rows, and mean numbers of ids.
 ANSWERS = (
     "malformed",
@@ -58,7 +60,6 @@ MALFORMED = _CONFUSIONS + _ROW_SCORES + len(REWARDS)
 # The last four: f1 of each modality where the gold has such ids, and whether it has.
 STATISTICS = _CONFUSIONS + _MEANS + 4
 
-_LENGTH_PENALTY = 0.95
 _CHUNK = 8192
 
 
@@ -74,7 +75,9 @@ def row_statistics(counts: RowCounts) -> np.ndarray:
     of_rows = [Scores(*[value * is_answered for value in row_scores(one)]) for one in confusions]
     of_rows.append(joint_scores(*of_rows))
     rewards = [_f1_reward(counts, modality) for modality in MODALITIES[:2]]
-    rewards = [(rewards[0] + rewards[1]) / 2, *rewards, counts.is_well_formed, counts.column("is_exact")]
+    weights = (counts.reward.utterance_weight, counts.reward.image_weight)
+    f1 = weights[0] * rewards[0] + weights[1] * rewards[1]
+    rewards = [f1, *rewards, counts.is_well_formed, counts.column("is_exact")]
     columns = [*[count for one in confusions for count in one], *[value for one in of_rows for value in one]]
     has_outside = (counts.column("utterance_outside") > 0) | (counts.column("image_outside") > 0)
     answers = [counts.has_fault, has_outside, _ids(counts, "predicted") == 0, _ids(counts, "gold") == 0]
@@ -149,5 +152,5 @@ def _f1_reward(counts: RowCounts, modality: str) -> np.ndarray:
     both = listed + gold
     # With precision hits/listed and recall hits/gold their harmonic mean is 2 hits / (listed + gold).
     value = np.divide(2.0 * hits, both, out=np.ones(len(hits)), where=both > 0)
-    value *= _LENGTH_PENALTY ** np.abs(listed - gold)
+    value *= counts.reward.length_penalty ** np.abs(listed - gold)
     return np.where(counts.is_readable, value, 0.0)

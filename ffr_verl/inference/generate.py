@@ -17,6 +17,7 @@ from ffr_verl.images import resolve_image
 from ffr_verl.inference.journal import AnswerJournal
 from ffr_verl.inference.orphans import ends_with_us
 from ffr_verl.model_families import folder_revision
+from ffr_verl.predictions import LEAST_LOGPROB, cut_off_before_text
 
 __all__ = ["Answer", "Generator", "GeneratorSettings", "generate_answers"]
 
@@ -203,11 +204,13 @@ class Generator:
 
     def _answer(self, output: Any, drawn: Any) -> Answer:
         chosen = [
-            float(candidates[token].logprob)
+            max(float(candidates[token].logprob), LEAST_LOGPROB)
             for token, candidates in zip(output.token_ids, output.logprobs or (), strict=False)
         ]
         samples = () if drawn is None else tuple([self._text(one) for one in drawn.outputs])
-        return Answer(self._text(output), tuple(chosen), samples, output.finish_reason == "length")
+        text, is_cut_off = self._text(output), output.finish_reason == "length"
+        error = cut_off_before_text(text, is_cut_off=is_cut_off)
+        return Answer(text, tuple(chosen), samples, is_cut_off, error)
 
     def _text(self, output: Any) -> str:
         """The answer without the token that ends it."""

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from ffr_verl.data.parquet_files import check_columns, check_images
-from ffr_verl.data.sources.json_rows import read_rows
 from ffr_verl.data.windows import WindowSettings
 from ffr_verl.errors import FFRError
 from ffr_verl.files import check_output, whole_or_nothing
@@ -23,9 +22,9 @@ from ffr_verl.fragments import AnswerStyle
 from ffr_verl.inference.endpoint import EndpointSettings, ask_endpoint
 from ffr_verl.inference.generate import GeneratorSettings, generate_answers
 from ffr_verl.inference.journal import AnswerJournal, journal_folder
-from ffr_verl.inference.merge_windows import WindowAnswer, merge_windows, merged_prediction
-from ffr_verl.inference.predictions import prediction_row, write_prediction
+from ffr_verl.inference.merge_windows import WindowAnswer, merge_windows, merged_prediction, read_windows
 from ffr_verl.inference.rows import IMAGES_ROOT_OPTION, AskedRows
+from ffr_verl.predictions import prediction_of, prediction_row, write_prediction
 
 __all__ = ["InferSummary", "infer", "merge_predictions", "windows_path"]
 
@@ -131,9 +130,9 @@ def infer(
             generate_answers(asked, journal, settings, on_rows=on_rows)
         records = _Records(journal, failure)
         faults = records.faults()
-        if sum(count for _, count in faults.errors) == count:
+        if sum(count for _, count in faults.errors) == count and not faults.silent:
             raise FFRError(
-                f"no row has an answer, such as: {faults.errors[0][0]}; change what is wrong, and begin anew with "
+                f"no row has an answer, such as: {faults.errors[0][0]}; change what is wrong, and start again with "
                 "--restart"
             )
         if settings.logprobs and faults.without_logprobs:
@@ -173,7 +172,7 @@ def merge_predictions(
     rows = malformed = 0
     reasons = _Reasons()
     with _written([output]) as (file,):
-        answers = read_rows(predictions)
+        answers = read_windows(predictions)
         for row in merge_windows(answers, whole, name=str(predictions), style=style, refuse_second_answers=True):
             write_prediction(file, row)
             rows += 1
@@ -186,8 +185,9 @@ def merge_predictions(
 def _check_merge(asked: AskedRows, whole: Sequence[Path]) -> None:
     """Unite the gold answers first: what cannot be merged is found before a model is asked."""
     rows = asked.whole(columns=("prompt", "reward_model", "extra_info"))
-    gold = (prediction_row(row, {"response": row["reward_model"]["ground_truth"]}, logprobs=False) for row in rows)
-    for _ in merge_windows(enumerate(gold), whole, name=", ".join(map(str, asked.files))):
+    made = (prediction_row(row, {"response": row["reward_model"]["ground_truth"]}, logprobs=False) for row in rows)
+    gold = (prediction_of(number, row) for number, row in enumerate(made))
+    for _ in merge_windows(gold, whole, name=", ".join(map(str, asked.files))):
         pass
 
 
@@ -210,10 +210,12 @@ class _Reasons:
 
 @dataclass(frozen=True, slots=True)
 class _Faults:
-    """What is not as it should be: `errors` and `cut_off` as in `InferSummary`; `without_logprobs` counts answers."""
+    """What is not as it should be: `errors` and `cut_off` as in `InferSummary`; `silent` counts rows that were cut off
+    before they said anything, `without_logprobs` answers."""
 
     errors: tuple[tuple[str, int], ...]
     cut_off: int
+    silent: int
     without_logprobs: int
 
 
@@ -235,14 +237,15 @@ class _Records:
         return (none if record is None else record for record in self.journal.records())
 
     def faults(self) -> _Faults:
-        reasons, cut_off, without_logprobs = _Reasons(), 0, 0
+        reasons, cut_off, silent, without_logprobs = _Reasons(), 0, 0, 0
         for record in self:
             if "error" in record:
                 reasons.add(record["error"])
+                silent += record.get("is_cut_off", False)
             else:
                 cut_off += record.get("is_cut_off", False)
                 without_logprobs += bool(record["response"]) and not record["logprobs"]
-        return _Faults(reasons.most_common(), cut_off, without_logprobs)
+        return _Faults(reasons.most_common(), cut_off, silent, without_logprobs)
 
 
 def _write(
@@ -279,14 +282,14 @@ def _predictions(
         for row, record in zip(asked, records, strict=True):
             write_prediction(file, prediction_row(row, record, logprobs=logprobs))
         file.flush()
-        yield from merge_windows(read_rows(Path(file.name)), whole, name=file.name, style=style)
+        yield from merge_windows(read_windows(Path(file.name)), whole, name=file.name, style=style)
         return
     for row in asked.whole():
-        parts = []
+        parts: list[WindowAnswer] = []
         for part in asked.parts(row):
             prediction = prediction_row(part, next(records), logprobs=logprobs)
             write_prediction(file, prediction)
-            parts.append(WindowAnswer.of(prediction))
+            parts.append(WindowAnswer.of(prediction_of(len(parts), prediction)))
         yield merged_prediction(row, parts, style=style)
 
 

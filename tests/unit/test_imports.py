@@ -19,7 +19,6 @@ LAYERS = (
         "files",
         "fragments",
         "dialogues",
-        "dialogue_ids",
         "images",
         "model_families",
         "predictions",

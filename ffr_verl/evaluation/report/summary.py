@@ -181,12 +181,13 @@ def difference_table(comparison: Comparison) -> list[Line]:
     return lines
 
 
-def overview_charts(result: EvaluationResult, *, coherence: float | None) -> list[BarChart]:
+def overview_charts(result: EvaluationResult, *, coherence: float | None, settings: str) -> list[BarChart]:
     """Faults, rewards, and rows with and without a gold fragment.
 
     Args:
         result: of all rows.
         coherence: its mean, which `evaluate` does not know.
+        settings: of the rewards, by name.
     """
     counts = {reason: result.malformed.get(reason.value, 0) for reason in FAULTS}
     most = max(1, *counts.values())
@@ -199,7 +200,7 @@ def overview_charts(result: EvaluationResult, *, coherence: float | None) -> lis
         BarChart(
             "Faults of answers", "Rows by the first fault of the answer." if faults else "No answer has one.", faults
         ),
-        BarChart("Rewards", "Mean over the rows; strict, as in training.", bars),
+        BarChart("Rewards", f"Mean over the rows; strict, as in training with {settings}.", bars),
         _breakdown(result, "gold", "Empty and other gold fragments"),
     ]
 
