@@ -489,7 +489,7 @@ def _lines_of(
         if len(line) > LONGEST_LINE and not line.endswith(b"\n"):
             unusable.add(number, f"longer than {LONGEST_LINE // 2**20} MiB; give one row a line")
             while line and not line.endswith(b"\n"):
-                line = file.readline(LONGEST_LINE)
+                line = file.readline(_BLOCK)
             continue
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)

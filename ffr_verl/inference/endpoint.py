@@ -366,11 +366,11 @@ class _Asking:
             except (self._openai.OpenAIError, _Failed) as error:
                 if not self._is_for_the_moment(self._stopped(error, is_first=is_first)):
                     raise
-                wait = _wait(error, tries)
-                told = self._told(error)
-                if wait > self._settings.timeout:
+                asked, told = _asked_wait(error), self._told(error)
+                wait = min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** (tries - 1)) if asked is None else asked
+                if asked is not None and asked > self._settings.timeout:
                     limit = f"longer than --timeout, {self._settings.timeout:g} s"
-                    raise _NoAnswerNow(f"{told}; the server asks to wait {wait:.0f} s, {limit}", tries) from None
+                    raise _NoAnswerNow(f"{told}; the server asks to wait {asked:.0f} s, {limit}", tries) from None
                 if tries > self._settings.retries:
                     raise _NoAnswerNow(told, tries) from None
             await asyncio.sleep(wait)
@@ -433,8 +433,8 @@ class _Asking:
         return told[:_LONGEST_MESSAGE]
 
 
-def _wait(error: Exception, tries: int) -> float:
-    """Seconds until a request is tried again: what the server asks for, else twice as long each time."""
+def _asked_wait(error: Exception) -> float | None:
+    """Seconds that the server asks to wait until a request is tried again."""
     headers = getattr(getattr(error, "response", None), "headers", None) or {}
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         asked = str(headers.get(name) or "")
@@ -445,7 +445,7 @@ def _wait(error: Exception, tries: int) -> float:
             seconds = math.nan if date is None else email.utils.mktime_tz(date) - time.time()
         if seconds >= 0:
             return seconds
-    return min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** (tries - 1))
+    return None
 
 
 def _error_in(completion: Any) -> _Failed | None:

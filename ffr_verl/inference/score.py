@@ -200,7 +200,7 @@ def answers_of_predictions(
             key = row_key(one.dialogue_id, dialogue.query, one.labels)
         else:
             key = row_key_without_id(dialogue, one.labels)
-        found.setdefault(key, deque()).append({"response": one.response, "logprobs": one.logprobs})
+        found.setdefault(key, deque()).append({"response": one.response, "logprobs": list(one.logprobs)})
     keys = [[key] for key in row_keys(files).tolist()]
     if lacks_ids:
         for number, row in enumerate(rows_of_files(files, columns=("prompt", "reward_model"))):

@@ -184,7 +184,7 @@ def write_report(
             yield prediction
 
     counts = counted(predictions, scored())
-    result = result_of(counts, skipped=len(skipped))
+    result, repeats = result_of(counts, skipped=len(skipped)), repeated_rows(counts)
     unanswered = _unanswered(counts)
     comparison, others_keys = None, []
     if settings.compare is not None:
@@ -231,7 +231,8 @@ def write_report(
         else {"name": settings.compare.name, "matched": comparison.matched, "lines": difference_table(comparison)},
         intervals=None
         if result.intervals is None
-        else f"{100 * result.intervals['level']:g} % intervals of {result.intervals['resamples']:,} resamples",
+        else f"{100 * result.intervals['level']:g} % intervals of {result.intervals['resamples']:,} resamples"
+        + (repeats and f"; {repeats}"),
         f1_bars=histogram(f1),
         overview_charts=overview_charts(
             result, coherence=_mean_coherence(rows, len(f1), store), settings=_named(settings)
@@ -245,7 +246,7 @@ def write_report(
             *([_UNANSWERED_TRAIT] if counts.errors else []),
             *([("worse", f"F1 below that of {settings.compare.name}")] if settings.compare is not None else []),
         ],
-        notices=[*_notices(len(f1), rows, pictures, skipped, repeated_rows(counts)), *unanswered],
+        notices=[*_notices(len(f1), rows, pictures, skipped), *unanswered],
     )
     with whole_or_nothing([output]) as (temporary,):
         temporary.write_text(page, encoding="utf-8")
@@ -309,8 +310,8 @@ def _page_data(rows: ReportRows, pictures: Pictures, *, most_reward: float) -> d
     }
 
 
-def _notices(count: int, rows: ReportRows, pictures: Pictures, skipped: list[str], repeats: str) -> list[Notice]:
-    notices = [Notice(f"{repeats}.")] if repeats else []
+def _notices(count: int, rows: ReportRows, pictures: Pictures, skipped: list[str]) -> list[Notice]:
+    notices = []
     if len(rows.rows) < count:
         text = f"The {len(rows.rows):,} rows of least F1 are shown below; the summary is of all {count:,}."
         notices.append(Notice(text))
