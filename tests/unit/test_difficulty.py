@@ -239,7 +239,7 @@ def test_predictions_that_do_not_fit(parquet: Path, predictions: Path, tmp_path:
 def test_whoever_wrote_the_predictions_the_difficulty_is_the_same(
     parquet: Path, predictions: Path, tmp_path: Path
 ) -> None:
-    """ms-swift without `dialogue_id`, contents in parts, a JSON list; and verl's dumps, which lack log-probabilities."""
+    """ms-swift without an id and with contents in parts, as a JSON list; verl's dumps, without log-probabilities."""
     source = [parquet / "train.rl.parquet"]
     expected = score(source, tmp_path / "d.parquet", predictions=predictions).table
     rows = [json.loads(line) for line in predictions.read_text().splitlines()]
