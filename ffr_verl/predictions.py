@@ -243,42 +243,29 @@ def prediction_of(number: int, row: Mapping[str, Any], *, needed: Sequence[str] 
     )
 
 
-def _prediction_of_verl(number: int, row: Mapping[str, Any]) -> Prediction:
-    """A row that verl wrote as a prediction, see `read_verl_dump`; errors as of `prediction_of`."""
+def _of_verl(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row that verl wrote as one of ours, see `read_verl_dump`."""
     _refuse_missing(row, _OF_VERL)
-    for name in _OF_VERL:
-        if not isinstance(row[name], str):
-            raise ValueError(f"field {name}: found no text, expected text")
-    prompt = _last_dialogue(row["input"])
-    if "<|utt_id_start|>" not in prompt:
+    prompt, response, labels = (row[name] for name in _OF_VERL)
+    if "<|utt_id_start|>" not in str(prompt):
         raise ValueError(
             "field input: no <|utt_id_start|>; verl drops special tokens, so where the tags are such its files tell "
             "nothing: evaluate answers of `ffr-verl infer`"
         )
-    if parse_gold(row["gts"]) is None:
-        raise ValueError(malformed_gold(row["gts"], "gts"))
-    error = cut_off_before_text(row["output"], is_cut_off=bool(row.get("cut_off")))
-    extra = {name: value for name, value in row.items() if name not in _OF_VERL}
-    messages = ({"role": "user", "content": prompt},)
-    return Prediction(number, row["output"], row["gts"], messages, (), "", (), error, extra)
-
-
-def _last_dialogue(prompt: str) -> str:
-    """What is asked last in a whole prompt: examples of how to answer may stand before it, each with its query."""
     first, last = prompt.find("<|query_start|>"), prompt.rfind("<|query_start|>")
-    if first == last:
-        return prompt
-    if first < prompt.find("<|utt_id_start|>"):  # each query stands before its dialogue
-        return prompt[last:]
-    return prompt[prompt.rfind("<|query_end|>", 0, last) :]
+    if first < last:  # examples of how to answer stand before what is asked, each with its query
+        is_query_first = first < prompt.find("<|utt_id_start|>")
+        prompt = prompt[last if is_query_first else prompt.rfind("<|query_end|>", 0, last) :]
+    error = cut_off_before_text(str(response), is_cut_off=bool(row.get("cut_off")))
+    ours = {"response": response, "labels": labels, "messages": [{"role": "user", "content": prompt}], "error": error}
+    return {**{name: value for name, value in row.items() if name not in _OF_VERL}, **ours}
 
 
 def _refuse_missing(row: Mapping[str, Any], names: Sequence[str]) -> None:
     missing = [name for name in names if row.get(name) is None]
     if not missing:
         return
-    found = ", ".join(map(str, row)) or "none"
-    hint = ""
+    found, hint = ", ".join(map(str, row)) or "none", ""
     if "input" in row and "gts" in row and "input" not in names:
         hint = "; verl wrote it? give --format verl"
     elif "solution" in row and "response" not in row:
@@ -288,13 +275,13 @@ def _refuse_missing(row: Mapping[str, Any], names: Sequence[str]) -> None:
     if missing[0] in row:
         kind = "a list" if missing[0] == "messages" else "text"
         raise ValueError(f"field {missing[0]} is null, expected {kind}{hint}")
-    are = "is" if len(missing) == 1 else "are"
-    raise ValueError(f"field{'s' * (len(missing) > 1)} {', '.join(missing)} {are} missing, found {found}{hint}")
+    what = f"field {missing[0]} is" if len(missing) == 1 else f"fields {', '.join(missing)} are"
+    raise ValueError(f"{what} missing, found {found}{hint}")
 
 
-def malformed_gold(gold: str, name: str = "labels") -> str:
+def malformed_gold(gold: str) -> str:
     """What is said of a gold answer that cannot be read."""
-    return f"field {name}: malformed gold answer {gold[:100]!r}, expected the wire format (docs/data.md)"
+    return f"field labels: malformed gold answer {gold[:100]!r}, expected the wire format (docs/data.md)"
 
 
 # ---- reading
@@ -416,15 +403,11 @@ def _prompt(row: _Row) -> str | None:
 
 
 def _prediction(
-    number: int,
-    line: bytes,
-    row_format: PredictionFormat,
-    unusable: UnusableLines,
-    needed: Sequence[str] = _NEEDED,
+    number: int, line: bytes, row_format: PredictionFormat, unusable: UnusableLines, needed: Sequence[str] = _NEEDED
 ) -> Prediction | None:
     try:
         row = _parsed(line)
-        return prediction_of(number, row, needed=needed) if row_format == "ffr" else _prediction_of_verl(number, row)
+        return prediction_of(number, row if row_format == "ffr" else _of_verl(row), needed=needed)
     except ValueError as error:
         unusable.add(number, str(error))
         return None

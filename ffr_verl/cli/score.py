@@ -52,7 +52,7 @@ def score(
     """Score how hard each training row is, by the SFT model's own greedy answer.
 
     Writes f1, entropy, mean log-probability, dispersion and the level (easy, middle, confusing, hard) of each row. A
-    run that was interrupted goes on when it is started again.
+    run that was interrupted is resumed when it is started again.
 
     Use the file with data.ffr.curriculum.difficulty=OUTPUT.
 

@@ -21,7 +21,7 @@ class BootstrapSettings:
     """How intervals are made.
 
     Attributes:
-        resamples: how often the rows are drawn anew; 0 for no intervals.
+        resamples: how often the rows are drawn again; 0 for no intervals.
         seed: of the drawing; equal seeds give equal intervals.
         level: share of the resamples inside an interval.
     """

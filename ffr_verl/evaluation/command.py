@@ -45,20 +45,7 @@ def evaluate_command(
     style: AnswerStyle | None = None,
     reward_kwargs: Path | None = None,
 ) -> None:
-    """Evaluate a file of predictions, show tables and write the files asked for.
-
-    Args:
-        predictions: the file.
-        console: where tables and progress are shown.
-        compare: another model's predictions.
-        json_file: gets every number.
-        csv_file: gets the metrics and those of the break-downs.
-        lenient: leave out lines that cannot be used.
-        resamples: for the intervals; 0 for none.
-        seed: of the resamples.
-        row_format: of both files.
-        style: of the answers in both files; that of `reward_kwargs` by default.
-        reward_kwargs: file with the settings of the rewards, see `read_reward_kwargs`.
+    """Evaluate a file of predictions, show tables and write the files asked for; the options are those of the command.
 
     Raises:
         FFRError: for a file that cannot be read or written, and as `read_predictions`.

@@ -23,7 +23,7 @@ __all__ = ["Answer", "Generator", "GeneratorSettings", "generate_answers"]
 
 _BATCH_ROWS = 64
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # vLLM takes no others
-# What changes no answer may differ when a run goes on, such as after running out of memory.
+# What changes no answer may differ when a run is resumed, such as after running out of memory.
 _FREE = ("images_root", "tensor_parallel_size", "gpu_memory_utilization", "trust_remote_code")
 
 
@@ -180,7 +180,7 @@ class Generator:
         except self._engine_dead as error:
             raise FFRError(
                 f"vLLM has ended ({_first_line(error)}): its own log above says why. The answers so far are kept; "
-                "the same command goes on"
+                "the same command resumes"
             ) from None
         except ValueError:  # vLLM refuses a prompt and does not say which; it has dropped the others too
             found = iter([self._answer_or_error(prompt) for prompt in good])

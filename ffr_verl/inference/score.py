@@ -1,7 +1,7 @@
 """`ffr-verl score`: how hard each training row is for a model, by its own answers.
 
-A run that was killed goes on where it stopped, see `ffr_verl.inference.journal`; the difficulty file itself appears
-whole, at the end.
+A run that was killed is resumed where it stopped, see `ffr_verl.inference.journal`; the difficulty file appears whole
+at the end.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import pyarrow as pa
 from ffr_verl.data.parquet_files import check_columns, check_images
 from ffr_verl.dialogues import parse_dialogue
 from ffr_verl.errors import FFRError
+from ffr_verl.evaluation.breakdowns import DISPERSION
 from ffr_verl.files import check_output
 from ffr_verl.fragments import AnswerStyle, Fragment, parse_gold, parse_leniently
 from ffr_verl.inference.generate import Answer, GeneratorSettings, generate_answers
@@ -50,36 +51,22 @@ class ScoreSummary:
         """Of each level: its name, rows, mean f1 and mean dispersion of the rows with a gold fragment."""
         names = np.array(self.table.column("level").to_pylist())
         f1, spread = (self.table.column(name).to_numpy() for name in ("f1", "dispersion"))
-        lines: list[tuple[str, int, float, float]] = []
-        for level in LEVELS:
-            chosen = names == level
-            dense = chosen & (spread > 0)
-            lines.append(
-                (
-                    level,
-                    int(chosen.sum()),
-                    float(f1[chosen].mean()) if chosen.any() else float("nan"),
-                    float(spread[dense].mean()) if dense.any() else float("nan"),
-                )
-            )
-        return lines
+        return [
+            (level, int(chosen.sum()), _mean(f1[chosen]), _mean(spread[chosen & (spread > 0)]))
+            for level in LEVELS
+            for chosen in [names == level]
+        ]
 
     def f1_by_dispersion(self) -> list[tuple[str, int, float]]:
         """Mean f1 of rows by the dispersion of their gold: range, rows, f1."""
         f1, spread = (self.table.column(name).to_numpy() for name in ("f1", "dispersion"))
-        lines: list[tuple[str, int, float]] = []
-        for name, least, most in (
-            ("empty gold", -1.0, 0.0),
-            ("1 (dense)", 0.0, 1.0),
-            ("1 to 1.5", 1.0, 1.5),
-            ("1.5 to 2", 1.5, 2.0),
-            ("2 to 3", 2.0, 3.0),
-            ("above 3", 3.0, np.inf),
-        ):
-            chosen = (spread > least) & (spread <= most)
-            if chosen.any():
-                lines.append((name, int(chosen.sum()), float(f1[chosen].mean())))
-        return lines
+        part = np.searchsorted([most for _, most in DISPERSION], spread)
+        found = [(name, f1[part == number]) for number, (name, _) in enumerate(DISPERSION)]
+        return [(name, len(values), _mean(values)) for name, values in found if len(values)]
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else float("nan")
 
 
 def score(
@@ -99,12 +86,10 @@ def score(
 
     Args:
         files: `NAME.rl.parquet` of `ffr-verl prepare`, in the order in which they are trained.
-        output: the difficulty file.
+        output: the difficulty file; replaced with `force` only.
         settings: of the model that answers.
-        predictions: answers of another tool instead, see `answers_of_predictions`.
-        row_format: of the predictions.
+        predictions: answers of another tool instead, in a `row_format`, see `answers_of_predictions`.
         style: of the answers.
-        force: replace `output`.
         restart: forget what an interrupted run left.
         say: told what the user should know.
         on_rows: told how many rows of how many have their answer.
@@ -145,7 +130,7 @@ def score(
     with AnswerJournal(journal_folder(output), work, rows=count, restart=restart) as journal:
         resumed = journal.answered
         if resumed:
-            say(f"going on: {resumed} of {count} rows have their answer from an interrupted run")
+            say(f"resumed: {resumed} of {count} rows have their answer from an interrupted run")
         generate_answers(rows, journal, settings, record=functools.partial(_record, style=style), on_rows=on_rows)
         table = write((record for record in journal.records() if record is not None), settings.model)
         journal.remove()

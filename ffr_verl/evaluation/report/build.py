@@ -97,11 +97,8 @@ class ReportSummary:
     """What `write_report` did.
 
     Attributes:
-        rows: of the predictions.
-        shown: of them that are in the file.
-        skipped: lines left out.
-        pictures: different pictures in the file.
-        missing: how many image paths have which problem.
+        rows: of the predictions, of which `shown` are in the file; `skipped` counts lines left out.
+        pictures: different pictures in the file; `missing` counts image paths by their problem.
         size: of the file, in bytes.
         seconds: wall time.
     """

@@ -6,21 +6,11 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 __all__ = ["Bar", "LineChart", "Series", "histogram", "line_charts", "nice_ticks"]
 
-_ORDER = (
-    "score",
-    "reward",
-    "critic/score/mean",
-    "f1",
-    "f1_utterances",
-    "f1_images",
-    "coherence",
-    "format",
-    "exact_match",
-    "mcc",
-)
+_ORDER = ("score", "reward", "critic/score/mean", "f1", "f1_utterances", "f1_images", "coherence", "format")
 _MOST_POINTS = 300
 _BAND = ("std", "min", "max")
 _TRAIN = re.compile(r"ffr/reward/([^/]+)/(mean|std|min|max)")
@@ -31,33 +21,16 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A bar of a chart.
-
-    Attributes:
-        label: of the bar.
-        count: rows in it.
-        share: of the highest bar, 0 to 1.
-    """
+    """A bar of a chart; its share is that of the highest bar, 0 to 1."""
 
     label: str
     count: int
     share: float
 
 
-@dataclass(frozen=True, slots=True)
-class Series:
-    """A curve.
-
-    Attributes:
-        label: for the legend.
-        is_validation: drawn with dashes and dots.
-        first: its first value.
-        last: its last value.
-        best: its highest value.
-        line: points of a polyline, in the chart's units.
-        band: points of the polygon of mean ± standard deviation; empty without one.
-        dots: single points to draw.
-    """
+class Series(NamedTuple):
+    """A curve in the chart's units: points of a polyline, of the polygon of mean ± standard deviation (empty without
+    one), and single dots; validation is drawn with dashes and dots. `best` is its highest value."""
 
     label: str
     is_validation: bool
@@ -71,14 +44,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class LineChart:
-    """One metric over the steps of a run.
-
-    Attributes:
-        title: the metric.
-        series: its curves.
-        y_ticks: `(y, label)`.
-        x_ticks: `(x, label)`.
-    """
+    """One metric over the steps of a run; ticks are places and labels."""
 
     title: str
     series: tuple[Series, ...]
@@ -93,8 +59,7 @@ class LineChart:
     BOTTOM = 128
 
 
-@dataclass(frozen=True, slots=True)
-class _Curve:
+class _Curve(NamedTuple):
     label: str
     is_validation: bool
     points: Sequence[tuple[int, float]]

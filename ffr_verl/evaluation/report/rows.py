@@ -168,7 +168,7 @@ class ReportRows:
             if utterance.image_ids:
                 shown = []
                 for number, identifier in enumerate(utterance.image_ids):
-                    name = images[position] if position < len(images) else None
+                    name = (images[position] or None) if position < len(images) else None
                     at = None if name is None else self._image_at.setdefault(name, len(self._image_at))
                     caption = utterance.captions[number] if utterance.captions else ""
                     shown.append({"id": identifier, "at": at, **({"caption": caption} if caption else {})})
