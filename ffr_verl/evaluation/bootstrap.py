@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from ffr_verl.errors import FFRError
 from ffr_verl.evaluation.counts import RowCounts
-from ffr_verl.evaluation.row_statistics import STATISTICS, chunks, metrics_of_sums, row_statistics
+from ffr_verl.evaluation.row_statistics import STATISTICS, chunks, metrics_of_sums, nested, row_statistics
 
 __all__ = ["BootstrapSettings", "interval", "resampled_metrics"]
 
@@ -36,6 +37,11 @@ class BootstrapSettings:
                 f"bootstrap: found {self.resamples} resamples, seed {self.seed}, level {self.level}; expected numbers "
                 "of at least 0 and a level between 0 and 1"
             )
+
+    def intervals(self, values: np.ndarray) -> dict[str, Any]:
+        """The interval of each metric from resampled ones, shape `(resamples, len(METRICS))`, and these settings."""
+        bounds = nested(interval(values, level=self.level).tolist())
+        return {"level": self.level, "resamples": self.resamples, "seed": self.seed, **bounds}
 
 
 def resampled_metrics(

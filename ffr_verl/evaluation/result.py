@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ffr_verl.errors import FFRError
-from ffr_verl.evaluation.bootstrap import BootstrapSettings, interval, resampled_metrics
+from ffr_verl.evaluation.bootstrap import BootstrapSettings, resampled_metrics
 from ffr_verl.evaluation.breakdowns import BREAKDOWNS, part_names, parts_of
 from ffr_verl.evaluation.counts import FAULTS, RowCounter, RowCounts
 from ffr_verl.evaluation.row_statistics import (
@@ -42,24 +42,22 @@ if TYPE_CHECKING:
 __all__ = ["EvaluationResult", "Part", "count_file", "count_records", "evaluate", "evaluate_file", "result_of"]
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """The rows of a part of a break-down.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metrics:
+    """Of some rows. docs/evaluation.md defines every number.
 
     Attributes:
-        name: of the part.
-        samples: rows in it.
-        malformed: answers with a fault.
-        micro: as in `EvaluationResult`.
-        macro: as in `EvaluationResult`.
-        rewards: as in `EvaluationResult`.
-        answers: as in `EvaluationResult`.
-        macro_where_gold: as in `EvaluationResult`.
+        micro: `utterance`, `image` and `joint`, each with `precision`, `recall`, `f1` and `mcc`, of counts summed over
+            the rows.
+        macro: the same, means over rows.
+        rewards: means of the rewards `f1`, `f1_utterances`, `f1_images`, `format` and `exact_match`, as verl's
+            validation reports them for the same `reward_settings`.
+        answers: what answers look like beside their golds: `malformed`, `outside` (name ids that the dialogue does
+            not have), `empty` and `gold_empty` are shares of the rows; `utterances`, `gold_utterances`, `images` and
+            `gold_images` mean numbers of ids.
+        macro_where_gold: macro f1 of `utterance` and of `image` over the rows whose gold has such ids.
     """
 
-    name: str
-    samples: int
-    malformed: int
     micro: Mapping[str, Mapping[str, float]]
     macro: Mapping[str, Mapping[str, float]]
     rewards: Mapping[str, float]
@@ -67,42 +65,37 @@ class Part:
     macro_where_gold: Mapping[str, float]
 
 
-@dataclass(frozen=True, slots=True)
-class EvaluationResult:
-    """How good answers are. docs/evaluation.md defines every number.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part(Metrics):
+    """The rows of a part of a break-down: its name, the rows in it, and how many of their answers have a fault."""
+
+    name: str
+    samples: int
+    malformed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationResult(Metrics):
+    """How good answers are.
 
     Attributes:
         samples: rows that were evaluated.
         skipped: lines left out (`lenient`).
         repeated: rows of a dialogue, query and gold answer that an earlier row is of; they count like any other.
-        micro: `utterance`, `image` and `joint`, each with `precision`, `recall`, `f1` and `mcc`, of counts summed over
-            the rows.
-        macro: the same, means over rows.
-        answers: what answers look like beside their golds: `malformed`, `outside` (name ids that the dialogue does
-            not have), `empty` and `gold_empty` are shares of the rows; `utterances`, `gold_utterances`, `images` and
-            `gold_images` mean numbers of ids.
-        macro_where_gold: macro f1 of `utterance` and of `image` over the rows whose gold has such ids.
-        rewards: means of the rewards `f1`, `f1_utterances`, `f1_images`, `format` and `exact_match`, as verl's
-            validation reports them for the same `reward_settings`.
         reward_settings: `length_penalty`, `utterance_weight` and `image_weight` of the rewards, and where they are
             `from`.
         malformed: answers by their first fault, and `any`.
         unanswered: rows with an `error`, by what it says, and `any`; 0 in `macro` and `rewards`.
         ids_outside: predicted ids that the dialogue does not have, of each modality, and `answers` that have such.
         breakdowns: of each break-down, the parts that have rows.
-        intervals: `micro`, `macro`, `rewards`, `answers` and `macro_where_gold` with `(low, high)` in place of each
-            number, and what they were made with; `None` when no resamples were asked for.
+        intervals: the metrics with `(low, high)` in place of each number, and what they were made with; `None` when no
+            resamples were asked for.
     """
 
     samples: int
     skipped: int
     repeated: int
-    micro: Mapping[str, Mapping[str, float]]
-    macro: Mapping[str, Mapping[str, float]]
-    rewards: Mapping[str, float]
     reward_settings: Mapping[str, Any]
-    answers: Mapping[str, float]
-    macro_where_gold: Mapping[str, float]
     malformed: Mapping[str, int]
     unanswered: Mapping[str, int]
     ids_outside: Mapping[str, int]
@@ -123,14 +116,10 @@ class EvaluationResult:
         The columns are `breakdown`, `part`, `samples`, `average`, `modality`, the four metrics and, of all rows, their
         intervals as `…_low` and `…_high` (`None` elsewhere).
         """
-        lines = []
-        values = (self.micro, self.macro, self.rewards, self.answers, self.macro_where_gold)
-        everything = Part("all", self.samples, self.malformed["any"], *values)
-        for breakdown, parts in {"all": (everything,), **self.breakdowns}.items():
+        lines = metric_rows({"breakdown": "all", "part": "all", "samples": self.samples}, self, self.intervals)
+        for breakdown, parts in self.breakdowns.items():
             for part in parts:
-                about = {"breakdown": breakdown, "part": part.name, "samples": part.samples}
-                averages = {"micro": part.micro, "macro": part.macro}
-                lines += metric_rows(about, averages, self.intervals if part is everything else None)
+                lines += metric_rows({"breakdown": breakdown, "part": part.name, "samples": part.samples}, part, None)
         return lines
 
     def to_pandas(self) -> pandas.DataFrame:
@@ -196,13 +185,8 @@ def evaluate_file(
     """`evaluate` of a file, quicker than through `read_predictions`.
 
     Args:
-        path: see `read_predictions`.
-        row_format: `ffr`, or `verl` for a file that verl wrote, see `read_verl_dump`.
-        style: of the answers.
-        reward_kwargs: as of `evaluate`.
-        lenient: leave out lines that cannot be used.
-        bootstrap: how intervals are made.
-        on_skipped: told the number of each line left out, from 1, and what is wrong with it.
+        path: see `read_predictions`, for `row_format`, `lenient` and `on_skipped` too.
+        style: as of `evaluate`, like `reward_kwargs` and `bootstrap`.
         on_position: told how many bytes of the file have been read.
 
     Raises:
@@ -269,21 +253,13 @@ def result_of(
     bootstrap: BootstrapSettings | None = None,
     on_rows: Callable[[int], None] = lambda rows: None,
 ) -> EvaluationResult:
-    """The result of counted rows.
-
-    Args:
-        counts: at least one row.
-        skipped: lines that were left out.
-        bootstrap: how intervals are made.
-        on_rows: told how many rows the resamples have seen.
-    """
+    """The result of counted rows, at least one; `on_rows` is told how many of them the resamples have seen."""
     total, parts = _sums(counts)
     settings = BootstrapSettings() if bootstrap is None else bootstrap
     intervals = None
     if settings.resamples:
         [resampled] = resampled_metrics([counts], settings, on_rows=on_rows)
-        bounds = interval(resampled, level=settings.level).tolist()
-        intervals = {"level": settings.level, "resamples": settings.resamples, "seed": settings.seed, **nested(bounds)}
+        intervals = settings.intervals(resampled)
     fault = np.bincount(counts.column("fault"), minlength=len(FAULTS) + 2).tolist()
     outside = {modality: counts.column(f"{modality}_outside") for modality in MODALITIES[:2]}
     return EvaluationResult(
@@ -328,7 +304,12 @@ def _sums(counts: RowCounts) -> tuple[np.ndarray, dict[str, tuple[Part, ...]]]:
         lines = zip(part_names(name), samples[name].tolist(), sums[name], strict=True)
         found[name] = tuple(
             [
-                Part(part, rows, int(values[MALFORMED]), **nested(metrics_of_sums(values, rows).tolist()))
+                Part(
+                    name=part,
+                    samples=rows,
+                    malformed=int(values[MALFORMED]),
+                    **nested(metrics_of_sums(values, rows).tolist()),
+                )
                 for part, rows, values in lines
                 if rows
             ]

@@ -118,14 +118,13 @@ def nested(values: Any) -> dict[str, Any]:
     return result
 
 
-def metric_rows(
-    about: Mapping[str, Any], averages: Mapping[str, Any], intervals: Mapping[str, Any] | None
-) -> list[dict[str, Any]]:
-    """Lines of a table: `about`, then an average and a modality with the four metrics and their intervals, `None`
-    where there are none."""
+def metric_rows(about: Mapping[str, Any], found: Any, intervals: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """Lines of a table: `about`, then an average and a modality with the four metrics that were found and their
+    intervals, `None` where there are none."""
     lines = []
     for average in AVERAGES:
-        for modality, values in averages[average].items():
+        averages = found[average] if isinstance(found, Mapping) else getattr(found, average)
+        for modality, values in averages.items():
             line = {**about, "average": average, "modality": modality, **values}
             for name in values:
                 low, high = (None, None) if intervals is None else intervals[average][modality][name]

@@ -56,11 +56,8 @@ class EndpointSettings:
         images_root: resolved folder that image paths are relative to.
         api_key_env: environment variable with the key; `None` where the server wants none.
         max_new_tokens: most tokens of an answer.
-        max_images: most images of a prompt.
-        max_pixels: images with more are shrunk before they are sent.
-        temperature: 0 for greedy answers.
-        top_p: share of the probability that tokens are drawn from; sent only when it is not 1.
-        seed: sent only when given.
+        max_images: most images of a prompt, which are shrunk to `max_pixels` before they are sent.
+        temperature: 0 for greedy answers; `top_p` is sent when it is not 1, `seed` when given.
         logprobs: whether to ask for log-probabilities.
         concurrency: most requests in flight.
         timeout: seconds that a request may take, and most seconds that are waited when the server asks to wait.
@@ -141,10 +138,7 @@ class _NoAnswerNow(Exception):
 
 
 def read_body(text: str | None) -> dict[str, Any]:
-    """The JSON object of `--body`.
-
-    Raises:
-        FFRError: when it is none.
+    """The JSON object of `--body`; an `FFRError` when it is none.
 
     Example:
         >>> read_body('{"max_tokens": null, "max_completion_tokens": 512}')
@@ -241,8 +235,6 @@ def ask_endpoint(
 
     Args:
         rows: of RL files, as many as the journal has.
-        journal: gets the answers.
-        settings: the server.
         allow_errors: when the server has answered nothing for a while, return with the answers that there are, if
             there are any, instead of raising.
         on_rows: told how many rows of how many have their answer.
@@ -261,26 +253,21 @@ def ask_endpoint(
     except ImportError:
         raise FFRError("--endpoint needs the package openai: pip install 'ffr-verl[endpoint]'") from None
     missing = ((number, row) for number, row in enumerate(rows) if number not in journal)
-    return asyncio.run(_Asking(openai, journal, settings, on_rows, allow_errors=allow_errors).all(missing))
+    return asyncio.run(_Asking(openai, journal, settings, on_rows, allow_errors).all(missing))
 
 
+@dataclass
 class _Asking:
     """One run of requests."""
 
-    def __init__(
-        self,
-        openai: Any,
-        journal: AnswerJournal,
-        settings: EndpointSettings,
-        on_rows: Callable[[int, int], None],
-        *,
-        allow_errors: bool,
-    ) -> None:
-        self._allow_errors, self._gave_up = allow_errors, False
-        self._openai, self._journal, self._settings, self._on_rows = openai, journal, settings, on_rows
-        self._answered = self._refused = 0
-        self._failed_in_succession = 0
-        self._last_failure: str | None = None
+    _openai: Any
+    _journal: AnswerJournal
+    _settings: EndpointSettings
+    _on_rows: Callable[[int, int], None]
+    _allow_errors: bool
+    _gave_up = False
+    _answered = _refused = _failed_in_succession = 0
+    _last_failure: str | None = None
 
     async def all(self, missing: Iterator[tuple[int, Mapping[str, Any]]]) -> str | None:
         self._on_rows(self._journal.answered, self._journal.rows)
@@ -392,11 +379,8 @@ class _Asking:
         if is_first and is_lost and not isinstance(error, self._openai.APITimeoutError):
             raise self._stop(f"cannot be reached ({told}); is the address right?") from None
         if status == 401 or (status == 403 and not self._answered):
-            mend = (
-                f"look at the key in {settings.api_key_env}"
-                if settings.api_key_env
-                else "give the name of the environment variable that has it: --api-key-env NAME"
-            )
+            mend = "give the name of the environment variable that has it: --api-key-env NAME"
+            mend = f"look at the key in {settings.api_key_env}" if settings.api_key_env else mend
             raise self._stop(f"the server refuses the key ({told}); {mend}") from None
         if status == 404 and not self._answered:
             raise self._stop(

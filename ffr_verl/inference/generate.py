@@ -34,10 +34,8 @@ class GeneratorSettings:
     Attributes:
         model: a Hugging Face folder or hub name.
         images_root: resolved folder that image paths are relative to.
-        max_new_tokens: most tokens of an answer.
-        max_model_len: most tokens of prompt and answer.
-        max_images: most images of a prompt.
-        max_pixels: bound of an image.
+        max_new_tokens: most tokens of an answer; `max_model_len` of prompt and answer.
+        max_images: most images of a prompt, which are shrunk to `max_pixels`.
         samples: answers drawn at temperature 1 beside the greedy one, for a pass rate; 0 for none.
         tensor_parallel_size: GPUs that share the model.
         gpu_memory_utilization: share of a GPU's memory that vLLM takes.
@@ -265,7 +263,6 @@ def generate_answers(
 
     Args:
         rows: of RL files, as many as the journal has.
-        journal: gets the answers.
         settings: of the model; it is loaded only when there is something left to answer.
         record: makes of an answer and its row what the journal keeps.
         on_rows: told how many rows of how many have their answer; first when the model is loaded.
