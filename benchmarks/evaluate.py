@@ -170,13 +170,14 @@ def check(path: Path) -> None:
 
 
 def seconds(functions: list[Callable[[], Any]]) -> list[float]:
-    """The shortest time of each; they take turns, so that a slow minute of the machine meets them all."""
+    """The shortest time of each, of the processor, for other work may keep it; they take turns, so that a slow minute
+    of the machine meets them all."""
     times: list[list[float]] = [[] for _ in functions]
     for _ in range(REPEATS):
         for function, found in zip(functions, times, strict=True):
-            started = time.perf_counter()
+            started = time.process_time()
             function()
-            found.append(time.perf_counter() - started)
+            found.append(time.process_time() - started)
     return [min(found) for found in times]
 
 
