@@ -16,7 +16,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from ffr_verl.dialogue_ids import Ids
+from ffr_verl.dialogues import Ids
 from ffr_verl.evaluation import BootstrapSettings, evaluate
 from ffr_verl.fragments import Fragment, format_fragment, parse_leniently
 from ffr_verl.rewards import compute_score

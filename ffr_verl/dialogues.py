@@ -8,9 +8,10 @@ of appearance.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,8 +20,13 @@ from ffr_verl.model_families import CONTROL_TOKENS
 __all__ = [
     "IMAGE",
     "Dialogue",
+    "DialogueIds",
+    "Ids",
     "Utterance",
+    "content_text",
     "control_token",
+    "dialogue_ids",
+    "dialogue_message",
     "parse_dialogue",
     "reserved_token",
     "unwritable",
@@ -99,6 +105,12 @@ class Dialogue:
     def tagged_query(self) -> str:
         """The query in its tags, as it stands in a prompt."""
         return f"<|query_start|>{self.query}<|query_end|>"
+
+    @property
+    def digest(self) -> str:
+        """Of its utterances' ids, speakers and texts, but for the last one, behind which a prompt may go on."""
+        spoken = [(utterance.id, utterance.speaker, utterance.text) for utterance in self.utterances[:-1]]
+        return hashlib.blake2b(repr(spoken).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
     def to_text(self, *, captions: bool = False) -> str:
         """One line an utterance."""
@@ -190,10 +202,10 @@ def _utterance(identifier: int, body: str) -> Utterance:
 
 
 def parse_dialogue(messages: Sequence[Mapping[str, Any]], dialogue_id: str) -> Dialogue:
-    """Read a dialogue out of a row's messages (the user's message holds it).
+    """Read a dialogue out of a row's messages.
 
     Args:
-        messages: `{"role": …, "content": text}`; the first user message is read.
+        messages: `{"role": …, "content": …}`, see `dialogue_message`.
         dialogue_id: kept as it is.
 
     Raises:
@@ -204,7 +216,7 @@ def parse_dialogue(messages: Sequence[Mapping[str, Any]], dialogue_id: str) -> D
         >>> parse_dialogue([{"role": "user", "content": prompt}], "d").utterances
         (Utterance(id=0, speaker='user1', text='look', image_ids=(0,), captions=()),)
     """
-    content = next((message["content"] for message in messages if message["role"] == "user"), None)
+    content = dialogue_message([(message["role"], content_text(message["content"])) for message in messages])
     if content is None:
         raise ValueError("no message of role 'user'")
     query = _QUERY.search(content)
@@ -222,6 +234,121 @@ def parse_dialogue(messages: Sequence[Mapping[str, Any]], dialogue_id: str) -> D
                 continue
         utterances.append(_utterance(identifier, body))
     return Dialogue(dialogue_id, tuple(utterances), query.group(1))
+
+
+def content_text(content: Any) -> str:
+    """The text of a message, whether its content is a text or a list of parts, see `with_image_parts`.
+
+    Example:
+        >>> content_text([{"type": "text", "text": "look: "}, {"type": "image"}, "!"])
+        'look: <image>!'
+    """
+    if isinstance(content, str):
+        return content
+    parts = [{"text": part} if isinstance(part, str) else part for part in content or ()]
+    return "".join([IMAGE if str(part.get("type")).startswith("image") else part.get("text") or "" for part in parts])
+
+
+def dialogue_message(messages: Sequence[tuple[str, str]]) -> str | None:
+    """The text that holds the dialogue: the last of the user's with an utterance in it, for what stands before are
+    examples of how to answer; the user's last one where none has any, and `None` without a message of the user's.
+
+    Args:
+        messages: role and text of each.
+
+    Example:
+        >>> first, second = ("user", "<|utt_id_start|>0<|utt_id_end|> a: b"), ("user", "Sure?")
+        >>> dialogue_message([("user", "Hello"), first, ("assistant", "[0]"), second]) == first[1]
+        True
+    """
+    last = None
+    for role, text in reversed(messages):
+        if role == "user":
+            if "<|utt_id_start|>" in text:
+                return text
+            last = text if last is None else last
+    return last
+
+
+# Greatest id of the universe of a dialogue that has no ids of a modality, as published.
+_DEFAULT_GREATEST = 20
+
+
+class Ids(NamedTuple):
+    """The ids of one modality of a dialogue.
+
+    Attributes:
+        first: the smallest; 0 when there are none.
+        end: behind the greatest; 0 when there are none.
+        others: all of them where some between `first` and `end` are missing, else `None`.
+    """
+
+    first: int
+    end: int
+    others: frozenset[int] | None = None
+
+    @property
+    def universe(self) -> int:
+        """Size of the universe `0 … greatest id`, of `0 … 20` when there are no ids."""
+        return self.end or _DEFAULT_GREATEST + 1
+
+    def outside(self, identifiers: Iterable[int]) -> int:
+        """How many of the ids the dialogue does not have.
+
+        Example:
+            >>> Ids(0, 3).outside({1, 3, 4})
+            2
+        """
+        known = range(self.first, self.end) if self.others is None else self.others
+        return sum([identifier not in known for identifier in identifiers])
+
+
+class DialogueIds(NamedTuple):
+    """Which ids a dialogue has, the universe of the metrics, and its number of utterances."""
+
+    utterances: Ids
+    images: Ids
+    turns: int
+
+    @property
+    def is_counting(self) -> bool:
+        """Whether both are `0, 1, 2, …`, as a prompt of this package has them."""
+        utterances, images = self.utterances, self.images
+        return not (utterances.first or images.first or utterances.others or images.others) and self.turns > 0
+
+
+_COUNTED = [Ids(0, end) for end in range(1025)]
+_UTTERANCE_COUNTS = {f"<|utt_id_start|>{last}<|utt_id_end|>": last + 1 for last in range(1024)}
+_LAST_IMAGE = ["", *[f"<|img_id_start|>{last}<|img_id_end|>" for last in range(1024)]]
+
+
+def dialogue_ids(prompt: str) -> DialogueIds:
+    """The ids of the dialogue in a user's message.
+
+    Example:
+        >>> dialogue_ids("<|utt_id_start|>0<|utt_id_end|> a: <|img_id_start|>0<|img_id_end|><image>").images
+        Ids(first=0, end=1, others=None)
+    """
+    # Nearly every prompt counts from 0, and reading all of its tags would take most of an evaluation's time: n tags of
+    # a kind of which the last one is n - 1 are taken for 0, 1, …, n - 1.
+    last = prompt.rfind("<|utt_id_start|>")
+    turns = _UTTERANCE_COUNTS.get(prompt[last : prompt.find(">", last + 16) + 1], 0)
+    images = prompt.count("_id_start|>") - turns
+    if turns and (
+        images == 0
+        or (0 < images <= 1024 and prompt.startswith(_LAST_IMAGE[images], prompt.rfind("<|img_id_start|>")))
+    ):
+        return DialogueIds(_COUNTED[turns], _COUNTED[images], turns)
+    found = _UTTERANCE.findall(prompt)
+    return DialogueIds(_ids(found), _ids(_IMAGE_ID.findall(prompt)), len(found))
+
+
+def _ids(found: Sequence[str]) -> Ids:
+    if not found:
+        return _COUNTED[0]
+    numbers = frozenset(map(int, found))
+    first, end = min(numbers), max(numbers) + 1
+    return Ids(first, end, None if len(numbers) == end - first else numbers)
 
 
 def with_image_parts(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

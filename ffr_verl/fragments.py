@@ -93,8 +93,8 @@ def _unwrap(text: str) -> str | None:
 
 
 def _answer_part(text: str, style: AnswerStyle) -> str:
-    """Where lenient reading looks: never in a thought, whose ids are no answer."""
-    if style == "plain":
+    """Where lenient reading looks: never in a thought, whose ids are no answer, whatever style was asked for."""
+    if style == "plain" and _CLOSE_THINK not in text and not text.lstrip().startswith(_OPEN_THINK):
         return text
     _, closed, rest = text.rpartition(_CLOSE_THINK)
     _, opened, inner = rest.partition(_OPEN_ANSWER)
@@ -183,7 +183,7 @@ def parse_leniently(text: str, *, style: AnswerStyle = "plain") -> Fragment:
 
     Args:
         text: what the model wrote. Never raises, whatever it is.
-        style: of the answer. With `reasoning` only what stands behind the thought is read.
+        style: of the answer. With `reasoning`, and wherever there is a thought, only what stands behind it is read.
 
     Source: the published curriculum and evaluation. Values that are no ids of at most nine digits are left out (ours).
 

@@ -11,7 +11,7 @@ from ffr_verl.cli.console import AnswerStyle, PredictionFormat, console
 
 
 def evaluate(
-    predictions: Annotated[Path, typer.Argument(help="JSONL of predictions, gzipped or not.")],
+    predictions: Annotated[Path, typer.Argument(help="JSONL of predictions, gzipped or not; or a JSON list.")],
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every number there, as JSON.")] = None,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the metrics there, break-downs too.")] = None,
     compare: Annotated[
@@ -27,8 +27,13 @@ def evaluate(
         typer.Option("--format", help="ffr: as ffr-verl infer writes; verl: a file of trainer.validation_data_dir."),
     ] = "ffr",
     answer_style: Annotated[
-        AnswerStyle, typer.Option(help="plain, or reasoning for <think>…</think><answer>…</answer>.")
-    ] = "plain",
+        AnswerStyle | None,
+        typer.Option(help="plain, or reasoning for <think>…</think><answer>…</answer>; as the rewards by default."),
+    ] = None,
+    reward_kwargs: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Recipe, .hydra/config.yaml or YAML with the run's settings of rewards."),
+    ] = None,
 ) -> None:
     """Say how good predictions are: precision, recall, F1 and MCC, faults of the answers, where they fail.
 
@@ -49,5 +54,6 @@ def evaluate(
         seed=seed,
         row_format=row_format,
         style=answer_style,
+        reward_kwargs=reward_kwargs,
         console=console,
     )

@@ -108,7 +108,7 @@ def infer(
     """Answer the rows of a data set with a model, greedily, and write the predictions.
 
     The model runs here in vLLM, or is asked over the network with --endpoint; nothing else is contacted. A run that
-    was interrupted resumes when it is started again. docs/inference.md describes the rows, windows and servers.
+    was interrupted is resumed when it is started again. docs/inference.md describes the rows, windows and servers.
 
     Example: ffr-verl infer --model models/grpo --data data/test.rl.parquet --output pred.jsonl --logprobs
 

@@ -21,12 +21,17 @@ def report(
         Path | None, typer.Option(help="NAME.rl.parquet of `ffr-verl prepare`, for the images root recorded there.")
     ] = None,
     embeddings: Annotated[Path | None, typer.Option(help="An embedding store, for the coherence reward.")] = None,
+    reward_kwargs: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Recipe, .hydra/config.yaml or YAML with the run's settings of rewards."),
+    ] = None,
     coherence_mode: Annotated[
-        CoherenceMode, typer.Option(help="See docs/rewards.md. With --embeddings.")
-    ] = "continuous",
+        CoherenceMode | None, typer.Option(help="See docs/rewards.md. With --embeddings.")
+    ] = None,
     answer_style: Annotated[
-        AnswerStyle, typer.Option(help="plain, or reasoning for <think>…</think><answer>…</answer>.")
-    ] = "plain",
+        AnswerStyle | None,
+        typer.Option(help="plain, or reasoning for <think>…</think><answer>…</answer>; as the rewards by default."),
+    ] = None,
     row_format: Annotated[
         PredictionFormat,
         typer.Option("--format", help="ffr: as ffr-verl infer writes; verl: a file of trainer.validation_data_dir."),
@@ -61,6 +66,7 @@ def report(
         images_root=images_root,
         data=data,
         embeddings=embeddings,
+        reward_kwargs=reward_kwargs,
         coherence_mode=coherence_mode,
         answer_style=answer_style,
         row_format=row_format,

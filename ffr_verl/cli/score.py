@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ffr_verl.cli.console import AnswerStyle, clean_up_when_terminated, console, warn, wrote
+from ffr_verl.cli.console import AnswerStyle, PredictionFormat, clean_up_when_terminated, console, warn, wrote
 from ffr_verl.errors import FFRError
 
 
@@ -22,6 +22,10 @@ def score(
     predictions: Annotated[
         Path | None, typer.Option(help="JSONL of answers by any tool instead of a model (docs/curriculum.md).")
     ] = None,
+    row_format: Annotated[
+        PredictionFormat,
+        typer.Option("--format", help="Of --predictions: ffr, or verl for a file of trainer.validation_data_dir."),
+    ] = "ffr",
     answer_style: Annotated[
         AnswerStyle, typer.Option(help="plain, or reasoning for <think>…</think><answer>…</answer>.")
     ] = "plain",
@@ -48,7 +52,7 @@ def score(
     """Score how hard each training row is, by the SFT model's own greedy answer.
 
     Writes f1, entropy, mean log-probability, dispersion and the level (easy, middle, confusing, hard) of each row. A
-    run that was interrupted resumes when it is started again.
+    run that was interrupted is resumed when it is started again.
 
     Use the file with data.ffr.curriculum.difficulty=OUTPUT.
 
@@ -82,6 +86,7 @@ def score(
             output,
             settings=settings,
             predictions=predictions,
+            row_format=row_format,
             style=answer_style,
             force=force,
             restart=restart,

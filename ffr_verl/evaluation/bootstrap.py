@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from ffr_verl.errors import FFRError
 from ffr_verl.evaluation.counts import RowCounts
-from ffr_verl.evaluation.row_statistics import STATISTICS, chunks, metrics_of_sums, row_statistics
+from ffr_verl.evaluation.row_statistics import STATISTICS, chunks, metrics_of_sums, nested, row_statistics
 
 __all__ = ["BootstrapSettings", "interval", "resampled_metrics"]
 
@@ -21,7 +22,7 @@ class BootstrapSettings:
     """How intervals are made.
 
     Attributes:
-        resamples: how often the rows are drawn anew; 0 for no intervals.
+        resamples: how often the rows are drawn again; 0 for no intervals.
         seed: of the drawing; equal seeds give equal intervals.
         level: share of the resamples inside an interval.
     """
@@ -36,6 +37,11 @@ class BootstrapSettings:
                 f"bootstrap: found {self.resamples} resamples, seed {self.seed}, level {self.level}; expected numbers "
                 "of at least 0 and a level between 0 and 1"
             )
+
+    def intervals(self, values: np.ndarray) -> dict[str, Any]:
+        """The interval of each metric from resampled ones, shape `(resamples, len(METRICS))`, and these settings."""
+        bounds = nested(interval(values, level=self.level).tolist())
+        return {"level": self.level, "resamples": self.resamples, "seed": self.seed, **bounds}
 
 
 def resampled_metrics(

@@ -10,7 +10,7 @@ import numpy as np
 from ffr_verl.evaluation.counts import RowCounts
 from ffr_verl.metrics import ratio
 
-__all__ = ["BREAKDOWNS", "part_names", "parts_of"]
+__all__ = ["BREAKDOWNS", "DISPERSION", "part_names", "parts_of"]
 
 _EMPTY = 0.0
 Edges = tuple[tuple[str, float], ...]  # of each part its name and the greatest value in it
@@ -24,7 +24,7 @@ _TURNS: Edges = (
     ("above 100", math.inf),
 )
 _SIZE: Edges = (("none", _EMPTY), ("1 to 2", 2), ("3 to 5", 5), ("6 to 10", 10), ("above 10", math.inf))
-_DISPERSION: Edges = (
+DISPERSION: Edges = (
     ("no utterances", _EMPTY),
     ("1 (dense)", 1.0),
     ("1 to 1.5", 1.5),
@@ -33,10 +33,6 @@ _DISPERSION: Edges = (
     ("above 3", math.inf),
 )
 _GOLD: Edges = (("empty", _EMPTY), ("a fragment", math.inf))
-
-
-def _turns(counts: RowCounts) -> np.ndarray:
-    return counts.column("turns")
 
 
 def _size(counts: RowCounts) -> np.ndarray:
@@ -50,9 +46,9 @@ def _dispersion(counts: RowCounts) -> np.ndarray:
 
 # Turns of the dialogue; ids in the gold; its span over its utterances; whether it has ids.
 BREAKDOWNS: Mapping[str, tuple[Callable[[RowCounts], np.ndarray], Edges]] = {
-    "dialogue_length": (_turns, _TURNS),
+    "dialogue_length": (lambda counts: counts.column("turns"), _TURNS),
     "fragment_size": (_size, _SIZE),
-    "dispersion": (_dispersion, _DISPERSION),
+    "dispersion": (_dispersion, DISPERSION),
     "gold": (_size, _GOLD),
 }
 

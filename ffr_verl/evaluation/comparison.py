@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ffr_verl.errors import FFRError
-from ffr_verl.evaluation.bootstrap import BootstrapSettings, interval, resampled_metrics
+from ffr_verl.evaluation.bootstrap import BootstrapSettings, resampled_metrics
 from ffr_verl.evaluation.counts import RowCounts
 from ffr_verl.evaluation.row_statistics import chunks, metric_rows, metrics_of_sums, nested, row_statistics
 
@@ -66,8 +66,7 @@ def compare(
     Args:
         first: counts of one model's answers, with keys.
         second: of the other's.
-        bootstrap: how intervals are made.
-        on_rows: told how many rows the resamples have seen.
+        bootstrap: how intervals are made; `on_rows` is told how many rows the resamples have seen.
 
     Raises:
         FFRError: when no row is in both.
@@ -87,8 +86,7 @@ def compare(
     intervals = None
     if settings.resamples:
         one, other = resampled_metrics(tables, settings, on_rows=on_rows)
-        bounds = interval(one - other, level=settings.level).tolist()
-        intervals = {"level": settings.level, "resamples": settings.resamples, "seed": settings.seed, **nested(bounds)}
+        intervals = settings.intervals(one - other)
     return Comparison(
         matched=len(places),
         only_first=len(first) - len(places),

@@ -1,7 +1,8 @@
-"""What an evaluation keeps of a row: a few whole numbers, 80 bytes."""
+"""What an evaluation keeps of a row: a few whole numbers and a key, 88 bytes."""
 
 from __future__ import annotations
 
+import functools
 import re
 import struct
 from array import array
@@ -11,13 +12,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ffr_verl.dialogue_ids import DialogueIds, DialogueIdsReader, Ids
+from ffr_verl.dialogues import DialogueIds, Ids, dialogue_ids
 from ffr_verl.errors import one_line
-from ffr_verl.evaluation.answered import Answered
-from ffr_verl.evaluation.answers import plain_masks
 from ffr_verl.evaluation.metrics import confusion
-from ffr_verl.evaluation.prediction_rows import malformed_gold
 from ffr_verl.fragments import (
+    TAGS,
     AnswerStyle,
     Fragment,
     MalformedReason,
@@ -26,9 +25,11 @@ from ffr_verl.fragments import (
     parse_gold,
     parse_leniently,
 )
+from ffr_verl.predictions import Answered, malformed_gold
+from ffr_verl.rewards.ffr import RewardConfig
 from ffr_verl.rewards.format import has_no_repeats
 
-__all__ = ["FAULTS", "RowCounter", "RowCounts"]
+__all__ = ["FAULTS", "RowCounter", "RowCounts", "plain_masks"]
 
 # The number of a fault is its place here plus one; 0 is none.
 FAULTS = tuple(MalformedReason)
@@ -54,7 +55,42 @@ _pack = _ROW.pack
 _PLACE = {name: place for place, name in enumerate(_COLUMNS)}
 _DEFAULT_UNIVERSE = Ids(0, 0).universe
 _MOST_ERRORS = 1000
-_QUERY = re.compile(r"<\|query_start\|>(.*?)<\|query_end\|>", re.DOTALL)
+
+# As `format_fragment` writes ids; sets of them are whole numbers with one bit an id, which Python compares quickly.
+_bit = {str(identifier): 1 << identifier for identifier in range(1024)}.__getitem__
+_match_plain = re.compile(
+    r"{}\[([0-9, ]{{0,1024}})\]{};{}\[([0-9, ]{{0,1024}})\]{}".format(*[re.escape(tag) for tag in TAGS])
+).fullmatch
+
+
+@functools.lru_cache(maxsize=4096)  # lists repeat from row to row, those of images above all
+def _mask(text: str) -> int:
+    """The ids of a list; a `KeyError` where they are written in another way."""
+    if not text:
+        return 0
+    bits = list(map(_bit, text.split(", ")))
+    mask = sum(bits)
+    if mask.bit_count() < len(bits):  # two equal bits were added
+        raise KeyError(text)
+    return mask
+
+
+def plain_masks(text: str) -> tuple[int, int] | None:
+    """The utterance and image ids of an answer that is written as `format_fragment` writes it, repeats nothing and has
+    no id above 1023, as numbers whose bit `i` tells whether id `i` is in the answer; `None` for any other text, of
+    which nothing is said. The strict and the lenient reading of such an answer are the same.
+
+    Example:
+        >>> plain_masks("<|utt_ids_start|>[0, 2]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>")
+        (5, 0)
+    """
+    match = _match_plain(text)
+    if match is None:
+        return None
+    try:
+        return _mask(match[1]), _mask(match[2])
+    except KeyError:
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +99,17 @@ class RowCounts:
 
     Attributes:
         values: shape `(rows, 20)`, int32; take columns by name with `column`.
-        keys: of the rows, to find them again in another file, see `row_key`; `None` when not asked for.
+        keys: of the rows, equal for equal dialogue, query and gold answer in this process; `None` when not asked for.
         errors: why rows have no answer, and how many; most frequent first. Of all rows, not of some (`of`).
+        reward: the settings of the rewards.
+        without_id: line of the first row that does not say its dialogue's id.
     """
 
     values: np.ndarray
     keys: np.ndarray | None = None
     errors: Mapping[str, int] = field(default_factory=dict)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    without_id: int | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -99,9 +139,14 @@ class RowCounts:
         """Whether there is an answer with a fault."""
         return (self.column("fault") > 0) & ~self.is_unanswered
 
+    @property
+    def repeated(self) -> int:
+        """How many rows are of a dialogue, query and gold answer that an earlier row is of."""
+        return 0 if self.keys is None else len(self.keys) - len(np.unique(self.keys))
+
     def of(self, rows: slice | np.ndarray) -> RowCounts:
         """Some of the rows."""
-        return RowCounts(self.values[rows], None if self.keys is None else self.keys[rows])
+        return RowCounts(self.values[rows], None if self.keys is None else self.keys[rows], reward=self.reward)
 
 
 class RowCounter:
@@ -109,15 +154,17 @@ class RowCounter:
 
     Args:
         style: of the answers, see `parse_fragment`.
+        reward: the settings of the rewards.
         with_keys: also make the keys of the rows.
     """
 
-    def __init__(self, *, style: AnswerStyle = "plain", with_keys: bool = False) -> None:
-        self._values, self._keys = bytearray(), array("q")
-        self._style = style
-        self._row_key = _row_key() if with_keys else None
-        self._dialogues = DialogueIdsReader()
+    def __init__(
+        self, *, style: AnswerStyle = "plain", reward: RewardConfig | None = None, with_keys: bool = True
+    ) -> None:
+        self._values, self._keys, self._with_keys = bytearray(), array("q"), with_keys
+        self._style, self._reward = style, reward or RewardConfig()
         self._errors: Counter[str] = Counter()
+        self._without_id: int | None = None
 
     def add_all(self, rows: Iterable[Answered], on_malformed_gold: Callable[[int, str], None]) -> None:
         """Count rows.
@@ -127,12 +174,12 @@ class RowCounter:
             on_malformed_gold: told the line of a row whose gold answer is malformed, which is not counted, and what is
                 wrong with it.
         """
-        values, read_ids, is_plain = self._values, self._dialogues.read, self._style == "plain"
+        values, keys, is_plain = self._values, self._keys, self._style == "plain"
         for line, response, labels, prompt, dialogue_id, error in rows:
             gold = plain_masks(labels)
             answer = gold if response == labels else plain_masks(response)
-            ids = read_ids(prompt)
-            if gold is not None and answer is not None and is_plain and ids.is_counting and not error:
+            ids = dialogue_ids(prompt)
+            if gold is not None and answer is not None and is_plain and not error and ids.is_counting:
                 values += _quick_row(answer, gold, ids, response == labels)
             else:
                 fragment = parse_gold(labels)
@@ -142,9 +189,12 @@ class RowCounter:
                 values += _row(response, fragment, ids, self._style, is_unanswered=bool(error))
                 if error:
                     self._note(error)
-            if self._row_key is not None:
-                query = _QUERY.search(prompt)
-                self._keys.append(self._row_key(dialogue_id, query.group(1) if query else "", labels))
+            if self._with_keys:
+                query = prompt[prompt.find("<|query_start|>") : prompt.find("<|query_end|>")]
+                if not dialogue_id:  # what is spoken stands for it
+                    self._without_id = line if self._without_id is None else self._without_id
+                    dialogue_id = prompt[prompt.find("<|utt_id_start|>") :]
+                keys.append(hash((dialogue_id, query, labels)))
 
     def _note(self, error: str) -> None:
         """Count a reason; not all of a file in which each row has another one are kept."""
@@ -157,14 +207,8 @@ class RowCounter:
     def counts(self) -> RowCounts:
         """Of the rows so far; no row can be added while they are in use."""
         values = np.frombuffer(self._values, dtype=np.int32).reshape(-1, len(_COLUMNS))
-        keys = None if self._row_key is None else np.frombuffer(self._keys, dtype=np.int64)
-        return RowCounts(values, keys, dict(self._errors.most_common()))
-
-
-def _row_key() -> Callable[[str, str, str], int]:
-    from ffr_verl.samplers.difficulty_file import row_key  # late: it loads pyarrow
-
-    return row_key
+        keys = np.frombuffer(self._keys, dtype=np.int64) if self._with_keys else None
+        return RowCounts(values, keys, dict(self._errors.most_common()), self._reward, self._without_id)
 
 
 def _quick_row(answer: tuple[int, int], gold: tuple[int, int], ids: DialogueIds, is_exact: bool) -> bytes:

@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ffr_verl.errors import FFRError
-from ffr_verl.evaluation.answered import Answered, PredictionFormat, answered, read_answered
-from ffr_verl.evaluation.bootstrap import BootstrapSettings, interval, resampled_metrics
+from ffr_verl.evaluation.bootstrap import BootstrapSettings, resampled_metrics
 from ffr_verl.evaluation.breakdowns import BREAKDOWNS, part_names, parts_of
 from ffr_verl.evaluation.counts import FAULTS, RowCounter, RowCounts
-from ffr_verl.evaluation.prediction_rows import Prediction, prediction_of
-from ffr_verl.evaluation.predictions import UnusableLines
 from ffr_verl.evaluation.row_statistics import (
     MALFORMED,
     MODALITIES,
+    REWARD_SETTINGS,
     STATISTICS,
     chunks,
     metric_rows,
@@ -27,6 +25,16 @@ from ffr_verl.evaluation.row_statistics import (
     row_statistics,
 )
 from ffr_verl.fragments import AnswerStyle
+from ffr_verl.predictions import (
+    Answered,
+    Prediction,
+    PredictionFormat,
+    UnusableLines,
+    answered,
+    prediction_of,
+    read_answered,
+)
+from ffr_verl.rewards.ffr import RewardConfig
 
 if TYPE_CHECKING:
     import pandas
@@ -34,62 +42,60 @@ if TYPE_CHECKING:
 __all__ = ["EvaluationResult", "Part", "count_file", "count_records", "evaluate", "evaluate_file", "result_of"]
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """The rows of a part of a break-down.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metrics:
+    """Of some rows. docs/evaluation.md defines every number.
 
     Attributes:
-        name: of the part.
-        samples: rows in it.
-        malformed: answers with a fault.
-        micro: as in `EvaluationResult`.
-        macro: as in `EvaluationResult`.
-        rewards: as in `EvaluationResult`.
-        answers: as in `EvaluationResult`.
-        macro_where_gold: as in `EvaluationResult`.
-    """
-
-    name: str
-    samples: int
-    malformed: int
-    micro: Mapping[str, Mapping[str, float]]
-    macro: Mapping[str, Mapping[str, float]]
-    rewards: Mapping[str, float]
-    answers: Mapping[str, float]
-    macro_where_gold: Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluationResult:
-    """How good answers are. docs/evaluation.md defines every number.
-
-    Attributes:
-        samples: rows that were evaluated.
-        skipped: lines left out (`lenient`).
         micro: `utterance`, `image` and `joint`, each with `precision`, `recall`, `f1` and `mcc`, of counts summed over
             the rows.
         macro: the same, means over rows.
+        rewards: means of the rewards `f1`, `f1_utterances`, `f1_images`, `format` and `exact_match`, as verl's
+            validation reports them for the same `reward_settings`.
         answers: what answers look like beside their golds: `malformed`, `outside` (name ids that the dialogue does
             not have), `empty` and `gold_empty` are shares of the rows; `utterances`, `gold_utterances`, `images` and
             `gold_images` mean numbers of ids.
         macro_where_gold: macro f1 of `utterance` and of `image` over the rows whose gold has such ids.
-        rewards: means of the rewards `f1`, `f1_utterances`, `f1_images`, `format` and `exact_match`, as verl's
-            validation reports them.
-        malformed: answers by their first fault, and `any`.
-        unanswered: rows with an `error`, by what it says, and `any`; 0 in `macro` and `rewards`.
-        ids_outside: predicted ids that the dialogue does not have, of each modality, and `answers` that have such.
-        breakdowns: of each break-down, the parts that have rows.
-        intervals: `micro`, `macro`, `rewards`, `answers` and `macro_where_gold` with `(low, high)` in place of each
-            number, and what they were made with; `None` when no resamples were asked for.
     """
 
-    samples: int
-    skipped: int
     micro: Mapping[str, Mapping[str, float]]
     macro: Mapping[str, Mapping[str, float]]
     rewards: Mapping[str, float]
     answers: Mapping[str, float]
     macro_where_gold: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part(Metrics):
+    """The rows of a part of a break-down: its name, the rows in it, and how many of their answers have a fault."""
+
+    name: str
+    samples: int
+    malformed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationResult(Metrics):
+    """How good answers are.
+
+    Attributes:
+        samples: rows that were evaluated.
+        skipped: lines left out (`lenient`).
+        repeated: rows of a dialogue, query and gold answer that an earlier row is of; they count like any other.
+        reward_settings: `length_penalty`, `utterance_weight` and `image_weight` of the rewards, and where they are
+            `from`.
+        malformed: answers by their first fault, and `any`.
+        unanswered: rows with an `error`, by what it says, and `any`; 0 in `macro` and `rewards`.
+        ids_outside: predicted ids that the dialogue does not have, of each modality, and `answers` that have such.
+        breakdowns: of each break-down, the parts that have rows.
+        intervals: the metrics with `(low, high)` in place of each number, and what they were made with; `None` when no
+            resamples were asked for.
+    """
+
+    samples: int
+    skipped: int
+    repeated: int
+    reward_settings: Mapping[str, Any]
     malformed: Mapping[str, int]
     unanswered: Mapping[str, int]
     ids_outside: Mapping[str, int]
@@ -98,23 +104,11 @@ class EvaluationResult:
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in the file of `ffr-verl evaluate --json`: plain dicts, lists, numbers and texts."""
-        return {
-            "micro": self.micro,
-            "macro": self.macro,
-            "rewards": self.rewards,
-            "answers": self.answers,
-            "macro_where_gold": self.macro_where_gold,
-            "samples": self.samples,
-            "skipped": self.skipped,
-            "malformed": self.malformed,
-            "unanswered": self.unanswered,
-            "ids_outside": self.ids_outside,
-            "breakdowns": {
-                name: [{field: getattr(part, field) for field in Part.__dataclass_fields__} for part in parts]
-                for name, parts in self.breakdowns.items()
-            },
-            "intervals": self.intervals,
+        breakdowns = {
+            name: [{field: getattr(part, field) for field in Part.__dataclass_fields__} for part in parts]
+            for name, parts in self.breakdowns.items()
         }
+        return {name: getattr(self, name) for name in self.__dataclass_fields__} | {"breakdowns": breakdowns}
 
     def to_rows(self) -> list[dict[str, Any]]:
         """A line for all rows and each part of a break-down, each average and each modality.
@@ -122,14 +116,10 @@ class EvaluationResult:
         The columns are `breakdown`, `part`, `samples`, `average`, `modality`, the four metrics and, of all rows, their
         intervals as `…_low` and `…_high` (`None` elsewhere).
         """
-        lines = []
-        values = (self.micro, self.macro, self.rewards, self.answers, self.macro_where_gold)
-        everything = Part("all", self.samples, self.malformed["any"], *values)
-        for breakdown, parts in {"all": (everything,), **self.breakdowns}.items():
+        lines = metric_rows({"breakdown": "all", "part": "all", "samples": self.samples}, self, self.intervals)
+        for breakdown, parts in self.breakdowns.items():
             for part in parts:
-                about = {"breakdown": breakdown, "part": part.name, "samples": part.samples}
-                averages = {"micro": part.micro, "macro": part.macro}
-                lines += metric_rows(about, averages, self.intervals if part is everything else None)
+                lines += metric_rows({"breakdown": breakdown, "part": part.name, "samples": part.samples}, part, None)
         return lines
 
     def to_pandas(self) -> pandas.DataFrame:
@@ -149,14 +139,16 @@ def evaluate(
     records: Iterable[Prediction | Mapping[str, Any]],
     *,
     style: AnswerStyle = "plain",
+    reward_kwargs: Mapping[str, Any] | None = None,
     bootstrap: BootstrapSettings | None = None,
 ) -> EvaluationResult:
     """How good answers are.
 
     Args:
-        records: predictions, or rows with `response`, `labels` (the gold answer), `messages` and `dialogue_id`; each
-            is looked at once and not kept.
+        records: predictions, or rows with `response`, `labels` (the gold answer) and `messages`; each is looked at
+            once and not kept.
         style: of the answers, `plain` or `reasoning`.
+        reward_kwargs: of the recipe, for the rewards; their defaults otherwise.
         bootstrap: how intervals are made; by default 1,000 resamples, seed 0.
 
     Raises:
@@ -169,14 +161,14 @@ def evaluate(
         >>> answer = "<|utt_ids_start|>[1]<|utt_ids_end|>;<|img_ids_start|>[0]<|img_ids_end|>"
         >>> turns = "".join(f"<|utt_id_start|>{turn}<|utt_id_end|> a: …" for turn in range(4))
         >>> prompt = turns + "<|img_id_start|>0<|img_id_end|><image>"
-        >>> row = {"response": answer, "labels": gold, "dialogue_id": "d"}
-        >>> result = evaluate([{**row, "messages": [{"role": "user", "content": prompt}]}])
+        >>> row = {"response": answer, "labels": gold, "messages": [{"role": "user", "content": prompt}]}
+        >>> result = evaluate([row])
         >>> result.micro["utterance"]["precision"], result.micro["utterance"]["recall"]
         (1.0, 0.5)
         >>> result.to_dict()["malformed"]["any"]
         0
     """
-    return result_of(count_records(records, style=style), bootstrap=bootstrap)
+    return result_of(count_records(records, style=style, reward_kwargs=reward_kwargs), bootstrap=bootstrap)
 
 
 def evaluate_file(
@@ -184,20 +176,17 @@ def evaluate_file(
     *,
     row_format: PredictionFormat = "ffr",
     style: AnswerStyle = "plain",
+    reward_kwargs: Mapping[str, Any] | None = None,
     lenient: bool = False,
     bootstrap: BootstrapSettings | None = None,
-    on_skipped: Callable[[int, str], None] | None = None,
+    on_skipped: Callable[[int, str], None] = lambda line, reason: None,
     on_position: Callable[[int], None] = lambda position: None,
 ) -> EvaluationResult:
     """`evaluate` of a file, quicker than through `read_predictions`.
 
     Args:
-        path: a JSONL file, see `read_predictions`.
-        row_format: `ffr`, or `verl` for a file that verl wrote, see `read_verl_dump`.
-        style: of the answers.
-        lenient: leave out lines that cannot be used.
-        bootstrap: how intervals are made.
-        on_skipped: told the number of each line left out, from 1, and what is wrong with it.
+        path: see `read_predictions`, for `row_format`, `lenient` and `on_skipped` too.
+        style: as of `evaluate`, like `reward_kwargs` and `bootstrap`.
         on_position: told how many bytes of the file have been read.
 
     Raises:
@@ -205,17 +194,22 @@ def evaluate_file(
     """
     path = Path(path)
     unusable = UnusableLines(path, lenient=lenient, on_skipped=on_skipped)
-    counts = count_file(path, unusable, row_format=row_format, style=style, on_position=on_position)
+    reward = RewardConfig.from_kwargs(reward_kwargs or {})
+    counts = count_file(path, unusable, row_format=row_format, style=style, reward=reward, on_position=on_position)
     return result_of(counts, skipped=unusable.count, bootstrap=bootstrap)
 
 
 def count_records(
-    records: Iterable[Prediction | Mapping[str, Any]], *, style: AnswerStyle = "plain", with_keys: bool = False
+    records: Iterable[Prediction | Mapping[str, Any]],
+    *,
+    style: AnswerStyle = "plain",
+    reward_kwargs: Mapping[str, Any] | None = None,
+    with_keys: bool = True,
 ) -> RowCounts:
-    """The counts of records, see `evaluate`."""
+    """The counts of records, see `evaluate`; `compare` needs their keys."""
     if isinstance(records, str | Path):
         raise TypeError("records, expected rows; a file is evaluated by evaluate_file")
-    counter = RowCounter(style=style, with_keys=with_keys)
+    counter = RowCounter(style=style, reward=RewardConfig.from_kwargs(reward_kwargs or {}), with_keys=with_keys)
 
     def rows() -> Iterator[Answered]:
         for number, record in enumerate(records):
@@ -240,11 +234,11 @@ def count_file(
     *,
     row_format: PredictionFormat = "ffr",
     style: AnswerStyle = "plain",
-    with_keys: bool = False,
+    reward: RewardConfig | None = None,
     on_position: Callable[[int], None] = lambda position: None,
 ) -> RowCounts:
     """The counts of a file's rows, see `evaluate_file`."""
-    counter = RowCounter(style=style, with_keys=with_keys)
+    counter = RowCounter(style=style, reward=reward)
     rows = read_answered(path, unusable, row_format=row_format, on_position=on_position)
     counter.add_all(rows, unusable.add)
     if not len(counter):
@@ -259,26 +253,23 @@ def result_of(
     bootstrap: BootstrapSettings | None = None,
     on_rows: Callable[[int], None] = lambda rows: None,
 ) -> EvaluationResult:
-    """The result of counted rows.
-
-    Args:
-        counts: at least one row.
-        skipped: lines that were left out.
-        bootstrap: how intervals are made.
-        on_rows: told how many rows the resamples have seen.
-    """
+    """The result of counted rows, at least one; `on_rows` is told how many of them the resamples have seen."""
     total, parts = _sums(counts)
     settings = BootstrapSettings() if bootstrap is None else bootstrap
     intervals = None
     if settings.resamples:
         [resampled] = resampled_metrics([counts], settings, on_rows=on_rows)
-        bounds = interval(resampled, level=settings.level).tolist()
-        intervals = {"level": settings.level, "resamples": settings.resamples, "seed": settings.seed, **nested(bounds)}
+        intervals = settings.intervals(resampled)
     fault = np.bincount(counts.column("fault"), minlength=len(FAULTS) + 2).tolist()
     outside = {modality: counts.column(f"{modality}_outside") for modality in MODALITIES[:2]}
     return EvaluationResult(
         samples=len(counts),
         skipped=skipped,
+        repeated=counts.repeated,
+        reward_settings={
+            "from": "defaults" if counts.reward == RewardConfig() else "reward_kwargs",
+            **{name: getattr(counts.reward, name) for name in REWARD_SETTINGS},
+        },
         **nested(metrics_of_sums(total, len(counts)).tolist()),
         malformed={
             "any": int(counts.has_fault.sum()),
@@ -313,7 +304,12 @@ def _sums(counts: RowCounts) -> tuple[np.ndarray, dict[str, tuple[Part, ...]]]:
         lines = zip(part_names(name), samples[name].tolist(), sums[name], strict=True)
         found[name] = tuple(
             [
-                Part(part, rows, int(values[MALFORMED]), **nested(metrics_of_sums(values, rows).tolist()))
+                Part(
+                    name=part,
+                    samples=rows,
+                    malformed=int(values[MALFORMED]),
+                    **nested(metrics_of_sums(values, rows).tolist()),
+                )
                 for part, rows, values in lines
                 if rows
             ]

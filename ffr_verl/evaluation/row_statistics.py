@@ -22,6 +22,7 @@ __all__ = [
     "METRICS",
     "MODALITIES",
     "REWARDS",
+    "REWARD_SETTINGS",
     "STATISTICS",
     "chunks",
     "metric_rows",
@@ -33,6 +34,7 @@ __all__ = [
 MODALITIES = ("utterance", "image", "joint")
 AVERAGES = ("micro", "macro")
 REWARDS = keys_of("answer", "gold")
+REWARD_SETTINGS = ("length_penalty", "utterance_weight", "image_weight")  # of `RewardConfig`, that they depend on
 # What answers look like beside their golds: shares of the rows, and mean numbers of ids.
 ANSWERS = (
     "malformed",
@@ -60,7 +62,6 @@ MALFORMED = _CONFUSIONS + _ROW_SCORES + len(REWARDS)
 # The last four: f1 of each modality where the gold has such ids, and whether it has.
 STATISTICS = _CONFUSIONS + _MEANS + 4
 
-_LENGTH_PENALTY = 0.95
 _CHUNK = 8192
 
 
@@ -76,7 +77,9 @@ def row_statistics(counts: RowCounts) -> np.ndarray:
     of_rows = [Scores(*[value * is_answered for value in row_scores(one)]) for one in confusions]
     of_rows.append(joint_scores(*of_rows))
     rewards = [_f1_reward(counts, modality) for modality in MODALITIES[:2]]
-    rewards = [(rewards[0] + rewards[1]) / 2, *rewards, counts.is_well_formed, counts.column("is_exact")]
+    weights = (counts.reward.utterance_weight, counts.reward.image_weight)
+    f1 = weights[0] * rewards[0] + weights[1] * rewards[1]
+    rewards = [f1, *rewards, counts.is_well_formed, counts.column("is_exact")]
     columns = [*[count for one in confusions for count in one], *[value for one in of_rows for value in one]]
     has_outside = (counts.column("utterance_outside") > 0) | (counts.column("image_outside") > 0)
     answers = [counts.has_fault, has_outside, _ids(counts, "predicted") == 0, _ids(counts, "gold") == 0]
@@ -117,14 +120,13 @@ def nested(values: Any) -> dict[str, Any]:
     return result
 
 
-def metric_rows(
-    about: Mapping[str, Any], averages: Mapping[str, Any], intervals: Mapping[str, Any] | None
-) -> list[dict[str, Any]]:
-    """Lines of a table: `about`, then an average and a modality with the four metrics and their intervals, `None`
-    where there are none."""
+def metric_rows(about: Mapping[str, Any], found: Any, intervals: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """Lines of a table: `about`, then an average and a modality with the four metrics that were found and their
+    intervals, `None` where there are none."""
     lines = []
     for average in AVERAGES:
-        for modality, values in averages[average].items():
+        averages = found[average] if isinstance(found, Mapping) else getattr(found, average)
+        for modality, values in averages.items():
             line = {**about, "average": average, "modality": modality, **values}
             for name in values:
                 low, high = (None, None) if intervals is None else intervals[average][modality][name]
@@ -148,4 +150,5 @@ def _ids(counts: RowCounts, side: str) -> np.ndarray:
 def _f1_reward(counts: RowCounts, modality: str) -> np.ndarray:
     """`f1_of_ids` of `ffr_verl.rewards`, of many rows."""
     hits, listed, gold = (counts.column(f"{modality}_{name}") for name in ("strict_hits", "listed", "gold_listed"))
-    return np.where(counts.is_readable, list_f_score(hits, listed, gold, length_penalty=_LENGTH_PENALTY), 0.0)
+    value = list_f_score(hits, listed, gold, length_penalty=counts.reward.length_penalty)
+    return np.where(counts.is_readable, value, 0.0)

@@ -24,7 +24,10 @@ def result_tables(result: EvaluationResult, *, title: str) -> Iterator[Table]:
     averages = {"micro": result.micro, "macro": result.macro}
     yield _metrics_table(averages, intervals, title=escape(f"{title}: {counted(result.samples, 'answer')}{level}"))
     yield _answers_table(result.to_dict(), intervals)
-    yield _rewards_table(result.rewards, intervals)
+    settings = ", ".join(f"{name} {value}" for name, value in result.reward_settings.items() if name != "from")
+    origin = result.reward_settings["from"]
+    heading = f"mean rewards (macro, strict), as verl's validation reports them, with the {origin}: {settings}"
+    yield _rewards_table(result.rewards, intervals, title=escape(heading))
     yield _faults_table(result)
     yield _breakdowns_table(result)
 
@@ -38,7 +41,7 @@ def comparison_tables(comparison: Comparison, *, title: str) -> Iterator[Table]:
     yield _metrics_table(comparison.difference, found, title=escape(heading), of=both)
     yield _answers_table(comparison.difference, found, of=both)
     rewards = (comparison.first["rewards"], comparison.second["rewards"])
-    yield _rewards_table(comparison.difference["rewards"], found, of=rewards)
+    yield _rewards_table(comparison.difference["rewards"], found, title="difference of mean rewards", of=rewards)
 
 
 def _metrics_table(
@@ -62,13 +65,10 @@ def _metrics_table(
     return table
 
 
-def _rewards_table(rewards: Mapping[str, float], intervals: Any, *, of: tuple[Mapping[str, float], ...] = ()) -> Table:
-    heading = (
-        "difference of mean rewards"
-        if of
-        else "mean rewards (macro, strict) with the default settings, as verl's validation reports them"
-    )
-    table = Table(title=heading, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
+def _rewards_table(
+    rewards: Mapping[str, float], intervals: Any, *, title: str, of: tuple[Mapping[str, float], ...] = ()
+) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
     for name in REWARDS:
         table.add_column(name, justify="right")
     bounds = intervals["rewards"] if intervals else {}

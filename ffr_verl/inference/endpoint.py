@@ -1,18 +1,23 @@
 """Answers of an OpenAI-compatible server: GPT, Gemini, Qwen, `vllm serve`, ...
 
-Nothing is contacted but the given address. The key comes from an environment variable and is written nowhere. Retries
-with backoff are those of the `openai` package: it waits as long as the server asks, else twice as long each time.
+Nothing is contacted but the given address. The key comes from an environment variable and is written nowhere. What
+fails for the moment is tried again after the time that the server asks for, else after twice as long each time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import email.utils
+import itertools
 import json
+import math
 import os
+import re
+import time
 import urllib.parse
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +28,15 @@ from ffr_verl.images import image_source, packed_picture
 from ffr_verl.inference.generate import Answer
 from ffr_verl.inference.journal import AnswerJournal
 from ffr_verl.model_families import QWEN2_VL, ModelFamily, family_named
+from ffr_verl.predictions import LEAST_LOGPROB, cut_off_before_text
 
 __all__ = ["EndpointSettings", "ask_endpoint", "data_uri", "read_body", "request_body"]
 
 _FREE = ("images_root", "api_key_env", "concurrency", "timeout", "retries")
-_FIRST_RETRIES = 1
+_FIRST_WAIT, _LONGEST_WAIT = 0.5, 8.0  # seconds, where the server asks for no time
+_FOR_THE_MOMENT = (408, 409, 425, 429)
 _LONGEST_MESSAGE = 300
+_SHOWN_OF_KEY = 12  # so many characters of a longer key tell it
 # So many rows refused, and none answered: it is the request that is wrong, not the rows.
 _MOST_REFUSED = 10
 _NO_KEY = "none"
@@ -44,15 +52,12 @@ class EndpointSettings:
         images_root: resolved folder that image paths are relative to.
         api_key_env: environment variable with the key; `None` where the server wants none.
         max_new_tokens: most tokens of an answer.
-        max_images: most images of a prompt.
-        max_pixels: images with more are shrunk before they are sent.
+        max_images: most images of a prompt, which are shrunk to `max_pixels` before they are sent.
         model_family: of the model, which says to which sizes, see `ffr_verl.model_families`.
-        temperature: 0 for greedy answers.
-        top_p: share of the probability that tokens are drawn from; sent only when it is not 1.
-        seed: sent only when given.
+        temperature: 0 for greedy answers; `top_p` is sent when it is not 1, `seed` when given.
         logprobs: whether to ask for log-probabilities.
         concurrency: most requests in flight.
-        timeout: seconds that a request may take.
+        timeout: seconds that a request may take, and most seconds that are waited when the server asks to wait.
         retries: of a request that fails for the moment (429, 5xx, timeouts, lost connections).
         body: further fields of each request; `None` takes a field out.
 
@@ -111,23 +116,29 @@ class EndpointSettings:
         return {name: value for name, value in asdict(self).items() if name not in _FREE}
 
 
-class _RowFailed(Exception):
-    """A row that the server refuses; the message says why."""
+class _Failed(Exception):
+    """What came back is no answer; the message says why.
 
+    Attributes:
+        status_code: of an error that stands in a reply with status 200.
+        is_reply: whether it is a reply of a server for chat completions at all.
+    """
 
-class _NoCompletion(_RowFailed):
-    """What came back is no chat completion at all."""
+    def __init__(self, message: str, *, status_code: int | None = None, is_reply: bool = True) -> None:
+        super().__init__(message)
+        self.status_code, self.is_reply = status_code, is_reply
 
 
 class _NoAnswerNow(Exception):
-    """A row that got no answer after all retries, but may get one later."""
+    """A row that got no answer, but may get one later; with the number of tries."""
+
+    def __init__(self, message: str, tries: int) -> None:
+        super().__init__(message)
+        self.tries = tries
 
 
 def read_body(text: str | None) -> dict[str, Any]:
-    """The JSON object of `--body`.
-
-    Raises:
-        FFRError: when it is none.
+    """The JSON object of `--body`; an `FFRError` when it is none.
 
     Example:
         >>> read_body('{"max_tokens": null, "max_completion_tokens": 512}')
@@ -206,8 +217,6 @@ def ask_endpoint(
 
     Args:
         rows: of RL files, as many as the journal has.
-        journal: gets the answers.
-        settings: the server.
         allow_errors: when the server has answered nothing for a while, return with the answers that there are, if
             there are any, instead of raising.
         on_rows: told how many rows of how many have their answer.
@@ -226,137 +235,153 @@ def ask_endpoint(
     except ImportError:
         raise FFRError("--endpoint needs the package openai: pip install 'ffr-verl[endpoint]'") from None
     missing = ((number, row) for number, row in enumerate(rows) if number not in journal)
-    return asyncio.run(_Asking(openai, journal, settings, on_rows, allow_errors=allow_errors).all(missing))
+    return asyncio.run(_Asking(openai, journal, settings, on_rows, allow_errors).all(missing))
 
 
+@dataclass
 class _Asking:
     """One run of requests."""
 
-    def __init__(
-        self,
-        openai: Any,
-        journal: AnswerJournal,
-        settings: EndpointSettings,
-        on_rows: Callable[[int, int], None],
-        *,
-        allow_errors: bool,
-    ) -> None:
-        self._allow_errors, self._gave_up = allow_errors, False
-        self._openai, self._journal, self._settings, self._on_rows = openai, journal, settings, on_rows
-        self._answered = self._refused = 0
-        self._failed_in_succession = 0
-        self._last_failure: str | None = None
+    _openai: Any
+    _journal: AnswerJournal
+    _settings: EndpointSettings
+    _on_rows: Callable[[int, int], None]
+    _allow_errors: bool
+    _gave_up = False
+    _answered = _refused = _failed_in_succession = 0
+    _last_failure: str | None = None
 
     async def all(self, missing: Iterator[tuple[int, Mapping[str, Any]]]) -> str | None:
         self._on_rows(self._journal.answered, self._journal.rows)
-        async with self._openai.AsyncOpenAI(
-            base_url=self._settings.url,
-            api_key=self._settings.key(),
-            timeout=self._settings.timeout,
-            max_retries=self._settings.retries,
-        ) as client:
-            number, row = next(missing)
-            first = client.with_options(max_retries=min(_FIRST_RETRIES, self._settings.retries))
+        async with self._client() as client:
+            await self._work(client, itertools.islice(missing, 1), is_first=True)
+            tasks = [asyncio.ensure_future(self._work(client, missing)) for _ in range(self._settings.concurrency)]
             try:
-                await self._ask(first, number, row, is_first=True)
-            except _NoAnswerNow:  # a busy server is asked again, as patiently as for the others
-                await self._ask_patiently(client, number, row)
-            await self._together([self._work(client, missing) for _ in range(self._settings.concurrency)])
+                await asyncio.gather(*tasks)
+            finally:  # when one fails, the others are ended
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
         return self._last_failure
 
-    async def _work(self, client: Any, missing: Iterator[tuple[int, Mapping[str, Any]]]) -> None:
-        for number, row in missing:  # all workers take from one iterator
+    def _client(self) -> Any:
+        settings = self._settings
+        try:
+            return self._openai.AsyncOpenAI(
+                base_url=settings.url, api_key=settings.key(), timeout=settings.timeout, max_retries=0
+            )
+        except (ImportError, ValueError) as error:  # httpx, of the proxies that the environment names
+            host = urllib.parse.urlsplit(settings.url).hostname
+            package = " (pip install 'httpx[socks]')" if "socks" in str(error).lower() else ""
+            raise FFRError(
+                f"--endpoint {settings.url}: the proxy of ALL_PROXY, HTTPS_PROXY or HTTP_PROXY cannot be used"
+                f"{package}: {one_line(str(error))}; mend it, or go round it with NO_PROXY={host}"
+            ) from None
+
+    async def _work(
+        self, client: Any, rows: Iterator[tuple[int, Mapping[str, Any]]], *, is_first: bool = False
+    ) -> None:
+        for number, row in rows:  # all workers take from one iterator
             if self._gave_up:
                 return
-            await self._ask_patiently(client, number, row)
-
-    @staticmethod
-    async def _together(work: Sequence[Any]) -> None:
-        """All of it; when one fails, the others are ended."""
-        tasks = [asyncio.ensure_future(one) for one in work]
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _ask_patiently(self, client: Any, number: int, row: Mapping[str, Any]) -> None:
-        try:
-            await self._ask(client, number, row)
-            self._failed_in_succession = 0
-        except _NoAnswerNow as error:
-            self._last_failure = str(error)
-            self._failed_in_succession += 1
-            if self._failed_in_succession >= max(3, self._settings.concurrency):
+            try:
+                await self._ask(client, number, row, is_first=is_first)
+                self._failed_in_succession = 0
+            except _NoAnswerNow as error:
+                self._last_failure = str(error)
+                self._failed_in_succession += 1
+                if self._failed_in_succession < max(3, self._settings.concurrency):
+                    continue
                 if self._allow_errors and self._journal.answered:
                     self._gave_up = True
                     return
-                raise FFRError(
-                    f"--endpoint {self._settings.url}: the last {self._failed_in_succession} requests failed, each "
-                    f"tried {self._settings.retries + 1} times ({error}); {self._journal.answered} of "
-                    f"{self._journal.rows} rows have their answer and are kept; run the same command again later"
+                raise self._stop(
+                    f"the last {self._failed_in_succession} requests failed, each tried {error.tries} "
+                    f"time{'s' * (error.tries > 1)} ({error}); {self._kept()}; run the same command again later"
                 ) from None
 
-    async def _ask(self, client: Any, number: int, row: Mapping[str, Any], *, is_first: bool = False) -> None:
+    async def _ask(self, client: Any, number: int, row: Mapping[str, Any], *, is_first: bool) -> None:
         try:
-            answer = _answer_of(await self._completion(client, row))
+            answer = await self._answer(client, row, is_first=is_first)
             self._answered += 1
-        except self._openai.OpenAIError as error:
-            self._stop_or_wait(error, is_first=is_first)
-            answer = Answer("", error=self._told(error))
-        except _RowFailed as error:
-            if isinstance(error, _NoCompletion) and not self._answered:
-                raise FFRError(
-                    f"--endpoint {self._settings.url}: {self._told(error)}; is the address right? Most end in /v1"
-                ) from None
+        except (self._openai.OpenAIError, _Failed) as error:
             answer = Answer("", error=self._told(error))
         self._journal.append([(number, answer.to_record())])
         self._refused += answer.error is not None
         if self._refused >= _MOST_REFUSED and not self._answered:
-            raise FFRError(
-                f"--endpoint {self._settings.url}: each of the first {self._refused} rows is refused, such as: "
-                f"{answer.error}; change the request with --body or other options, and begin anew with --restart"
+            raise self._stop(
+                f"each of the first {self._refused} rows is refused, such as: {answer.error}; change the request with "
+                "--body or other options, and start again with --restart"
             )
         self._on_rows(self._journal.answered, self._journal.rows)
 
-    async def _completion(self, client: Any, row: Mapping[str, Any]) -> Any:
+    async def _answer(self, client: Any, row: Mapping[str, Any], *, is_first: bool) -> Answer:
         try:
             body = await asyncio.to_thread(request_body, row, self._settings)
         except (ValueError, OSError) as error:
-            raise _RowFailed(f"an image cannot be read: {error}") from None
+            raise _Failed(f"an image cannot be read: {error}") from None
         named = {name: body.pop(name) for name in ("model", "messages") if name in body}
-        try:
-            return await client.chat.completions.create(**named, extra_body=body)
-        except json.JSONDecodeError as error:
-            raise _NoCompletion(f"what came back is not JSON: {error}") from None
+        for tries in itertools.count(1):
+            try:
+                answer = _answer_of(await client.chat.completions.create(**named, extra_body=body))
+                key = self._settings.key()
+                # Short ones, such as of a local server, may be words of an answer.
+                is_echo = len(key) > _SHOWN_OF_KEY and key in answer.response
+                return replace(answer, response=answer.response.replace(key, "***")) if is_echo else answer
+            except json.JSONDecodeError as error:
+                raise self._stopped(
+                    _Failed(f"what came back is not JSON: {error}", is_reply=False), is_first=is_first
+                ) from None
+            except (self._openai.OpenAIError, _Failed) as error:
+                if not self._is_for_the_moment(self._stopped(error, is_first=is_first)):
+                    raise
+                asked, told = _asked_wait(error), self._told(error)
+                wait = min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** (tries - 1)) if asked is None else asked
+                if asked is not None and asked > self._settings.timeout:
+                    limit = f"longer than --timeout, {self._settings.timeout:g} s"
+                    raise _NoAnswerNow(f"{told}; the server asks to wait {asked:.0f} s, {limit}", tries) from None
+                if tries > self._settings.retries:
+                    raise _NoAnswerNow(told, tries) from None
+            await asyncio.sleep(wait)
+        raise AssertionError
 
-    def _stop_or_wait(self, error: Exception, *, is_first: bool) -> None:
-        """Raise what stops the run, or what may go better later; return for a row that is refused."""
-        status, settings = getattr(error, "status_code", None), self._settings
-        told = self._told(error)
+    def _is_for_the_moment(self, error: Exception) -> bool:
+        status = getattr(error, "status_code", None)
+        is_lost = isinstance(error, self._openai.APIConnectionError)
+        return is_lost or status in _FOR_THE_MOMENT or (status or 0) >= 500
+
+    def _stopped(self, error: Exception, *, is_first: bool) -> Exception:
+        """The error again, when the run can go on after it.
+
+        Raises:
+            FFRError: when it cannot.
+        """
+        status, settings, told = getattr(error, "status_code", None), self._settings, self._told(error)
         is_lost = isinstance(error, self._openai.APIConnectionError)
         if is_first and is_lost and not isinstance(error, self._openai.APITimeoutError):
-            raise FFRError(f"--endpoint {settings.url}: cannot be reached ({told}); is the address right?") from None
+            raise self._stop(f"cannot be reached ({told}); is the address right?") from None
         if status == 401 or (status == 403 and not self._answered):
-            mend = (
-                f"look at the key in {settings.api_key_env}"
-                if settings.api_key_env
-                else "give the name of the environment variable that has it: --api-key-env NAME"
-            )
-            raise FFRError(f"--endpoint {settings.url}: the server refuses the key ({told}); {mend}") from None
+            mend = "give the name of the environment variable that has it: --api-key-env NAME"
+            mend = f"look at the key in {settings.api_key_env}" if settings.api_key_env else mend
+            raise self._stop(f"the server refuses the key ({told}); {mend}") from None
         if status == 404 and not self._answered:
-            raise FFRError(
-                f"--endpoint {settings.url}: {told}; most addresses end in /v1, and --model must be a name that the "
-                f"server knows (found {settings.model})"
+            raise self._stop(
+                f"{told}; most addresses end in /v1, and --model must be a name that the server knows (found "
+                f"{settings.model})"
             ) from None
         if status == 402 or getattr(error, "code", None) == "insufficient_quota":
-            raise FFRError(
-                f"--endpoint {settings.url}: {told}; {self._journal.answered} of {self._journal.rows} rows have their "
-                "answer and are kept; run the same command again when the account is in order"
+            raise self._stop(
+                f"{told}; {self._kept()}; run the same command again when the account is in order"
             ) from None
-        if is_lost or status in (408, 409, 429) or (status or 0) >= 500:
-            raise _NoAnswerNow(told) from None
+        if isinstance(error, _Failed) and not error.is_reply and not self._answered:
+            raise self._stop(f"{told}; is the address right? Most end in /v1") from None
+        return error
+
+    def _stop(self, why: str) -> FFRError:
+        return FFRError(f"--endpoint {self._settings.url}: {why}")
+
+    def _kept(self) -> str:
+        return f"{self._journal.answered} of {self._journal.rows} rows have their answer and are kept"
 
     def _told(self, error: Exception) -> str:
         """A line of what the server said, without the key, should it repeat it."""
@@ -367,33 +392,84 @@ class _Asking:
         if isinstance(error, self._openai.APIConnectionError) and error.__cause__:
             text = f"{text.rstrip('.')}: {error.__cause__}"
         text = one_line(text, longest=len(text))  # it is cut below, when the key is out of it
-        text = text.replace(self._settings.key(), "***") if self._settings.api_key_env else text
+        if self._settings.api_key_env:
+            # The server may have cut it too.
+            text = re.sub(re.escape(self._settings.key()[:_SHOWN_OF_KEY]) + r"[^\s\"'<>]*", "***", text)
         told = text if status is None or text.startswith("Error code") else f"{status}: {text}"
         return told[:_LONGEST_MESSAGE]
 
 
+def _asked_wait(error: Exception) -> float | None:
+    """Seconds that the server asks to wait until a request is tried again."""
+    headers = getattr(getattr(error, "response", None), "headers", None) or {}
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        asked = str(headers.get(name) or "")
+        try:
+            seconds = unit * float(asked)
+        except ValueError:
+            date = email.utils.parsedate_tz(asked)
+            seconds = math.nan if date is None else email.utils.mktime_tz(date) - time.time()
+        if seconds >= 0:
+            return seconds
+    return None
+
+
+def _error_in(completion: Any) -> _Failed | None:
+    """The error in a reply that says it went well."""
+    choices = getattr(completion, "choices", None) or [None]
+    found = getattr(completion, "error", None) or getattr(choices[0], "error", None)
+    if not found and getattr(completion, "object", None) == "error":  # as older servers have it
+        found = {name: getattr(completion, name, None) for name in ("code", "status", "message", "type")}
+    if not found:
+        return None
+    error = found if isinstance(found, Mapping) else {"message": found}
+    codes = [str(error.get(name)).lower() for name in ("code", "status", "status_code", "type")]
+    status = next((int(code) for code in codes if re.fullmatch("[45][0-9]{2}", code)), None)
+    if status is None:
+        said = " ".join(codes)
+        words = {"rate_limit": 429, "too_many": 429, "overloaded": 503, "unavailable": 503, "server_error": 500}
+        status = next((code for word, code in words.items() if word in said), None)
+    return _Failed(str(error.get("message") or found), status_code=status)
+
+
 def _answer_of(completion: Any) -> Answer:
-    """The answer in a completion, whatever the server made of the format."""
+    """The answer in a completion, whatever the server made of the format.
+
+    Raises:
+        _Failed: when there is none.
+    """
     choices = getattr(completion, "choices", None)
+    if (failure := _error_in(completion)) is not None:
+        raise failure
     if not choices:
-        failure = _NoCompletion if isinstance(completion, str) else _RowFailed
-        raise failure(f"no choices in what came back: {str(completion)[:_LONGEST_MESSAGE]}")
+        raise _Failed(f"no choices in what came back: {completion}", is_reply=not isinstance(completion, str))
     choice = choices[0]
     reason = getattr(choice, "finish_reason", None)
     message = getattr(choice, "message", None)
+    if reason == "content_filter" or getattr(message, "refusal", None):
+        raise _Failed(f"{reason or 'refusal'}: {getattr(message, 'refusal', None) or 'stopped by the server'}")
     content = getattr(message, "content", None)
     if isinstance(content, list):  # of parts, as some servers send it
         content = "".join([str(part.get("text") or "") for part in content if isinstance(part, Mapping)])
-    if reason == "content_filter" or getattr(message, "refusal", None):
-        raise _RowFailed(f"{reason or 'refusal'}: {getattr(message, 'refusal', None) or 'stopped by the server'}")
+    is_cut_off = reason == "length"
     if not content and any(getattr(message, name, None) for name in ("reasoning_content", "reasoning")):
-        raise _RowFailed(
+        error = (
             f"reasoning and no answer (finish_reason {reason}): give the answer more room with --max-new-tokens, or "
             "turn the server's parsing of reasoning off"
         )
+        return Answer("", is_cut_off=is_cut_off, error=error)
+    if cut_off := cut_off_before_text(content if isinstance(content, str) else "", is_cut_off=is_cut_off):
+        return Answer("", is_cut_off=True, error=cut_off)
     if not isinstance(content, str):
-        raise _RowFailed(f"no text in the answer (finish_reason {reason})")
-    tokens = getattr(getattr(choice, "logprobs", None), "content", None) or ()
+        raise _Failed(f"no text in the answer (finish_reason {reason})")
     # Half of a surrogate pair, which JSON can carry, fits into no file.
     text = content.encode("utf-8", "replace").decode("utf-8")
-    return Answer(text, tuple([float(token.logprob) for token in tokens]), is_cut_off=reason == "length")
+    return Answer(text, _logprobs(choice), is_cut_off=is_cut_off)
+
+
+def _logprobs(choice: Any) -> tuple[float, ...]:
+    """Of the answer's tokens; none where one of them has none."""
+    tokens = getattr(getattr(choice, "logprobs", None), "content", None)
+    values = [getattr(token, "logprob", None) for token in tokens] if isinstance(tokens, list) else []
+    found = [float(value) for value in values if isinstance(value, (int, float)) and not math.isnan(value)]
+    return tuple([max(value, LEAST_LOGPROB) for value in found]) if len(found) == len(values) else ()

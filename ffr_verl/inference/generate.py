@@ -17,12 +17,13 @@ from ffr_verl.images import image_source, model_picture
 from ffr_verl.inference.journal import AnswerJournal
 from ffr_verl.inference.orphans import ends_with_us
 from ffr_verl.model_families import family_of_processor, folder_revision
+from ffr_verl.predictions import LEAST_LOGPROB, cut_off_before_text
 
 __all__ = ["Answer", "Generator", "GeneratorSettings", "generate_answers"]
 
 _BATCH_ROWS = 64
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # vLLM takes no others
-# What changes no answer may differ when a run goes on, such as after running out of memory.
+# What changes no answer may differ when a run is resumed, such as after running out of memory.
 _FREE = ("images_root", "tensor_parallel_size", "gpu_memory_utilization", "trust_remote_code")
 
 
@@ -33,10 +34,8 @@ class GeneratorSettings:
     Attributes:
         model: a Hugging Face folder or hub name.
         images_root: resolved folder that image paths are relative to.
-        max_new_tokens: most tokens of an answer.
-        max_model_len: most tokens of prompt and answer.
-        max_images: most images of a prompt.
-        max_pixels: bound of an image.
+        max_new_tokens: most tokens of an answer; `max_model_len` of prompt and answer.
+        max_images: most images of a prompt, which are shrunk to `max_pixels`.
         samples: answers drawn at temperature 1 beside the greedy one, for a pass rate; 0 for none.
         tensor_parallel_size: GPUs that share the model.
         gpu_memory_utilization: share of a GPU's memory that vLLM takes.
@@ -180,7 +179,7 @@ class Generator:
         except self._engine_dead as error:
             raise FFRError(
                 f"vLLM has ended ({_first_line(error)}): its own log above says why. The answers so far are kept; "
-                "the same command goes on"
+                "the same command resumes"
             ) from None
         except ValueError:  # vLLM refuses a prompt and does not say which; it has dropped the others too
             found = iter([self._answer_or_error(prompt) for prompt in good])
@@ -204,11 +203,13 @@ class Generator:
 
     def _answer(self, output: Any, drawn: Any) -> Answer:
         chosen = [
-            float(candidates[token].logprob)
+            max(float(candidates[token].logprob), LEAST_LOGPROB)
             for token, candidates in zip(output.token_ids, output.logprobs or (), strict=False)
         ]
         samples = () if drawn is None else tuple([self._text(one) for one in drawn.outputs])
-        return Answer(self._text(output), tuple(chosen), samples, output.finish_reason == "length")
+        text, is_cut_off = self._text(output), output.finish_reason == "length"
+        error = cut_off_before_text(text, is_cut_off=is_cut_off)
+        return Answer(text, tuple(chosen), samples, is_cut_off, error)
 
     def _text(self, output: Any) -> str:
         """The answer without the token that ends it."""
@@ -255,7 +256,6 @@ def generate_answers(
 
     Args:
         rows: of RL files, as many as the journal has.
-        journal: gets the answers.
         settings: of the model; it is loaded only when there is something left to answer.
         record: makes of an answer and its row what the journal keeps.
         on_rows: told how many rows of how many have their answer; first when the model is loaded.

@@ -1,6 +1,7 @@
 """`ffr-verl infer`: a model's answers to the rows of RL files, as predictions; long dialogues in windows.
 
-A run that was killed goes on where it stopped, see `ffr_verl.inference.journal`; the output appears whole, at the end.
+A run that was killed is resumed where it stopped, see `ffr_verl.inference.journal`; the output appears whole at the
+end.
 """
 
 from __future__ import annotations
@@ -9,13 +10,12 @@ import contextlib
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from ffr_verl.data.parquet_files import check_columns, check_images
-from ffr_verl.data.sources.json_rows import read_rows
 from ffr_verl.data.windows import WindowSettings
 from ffr_verl.errors import FFRError
 from ffr_verl.files import check_output, whole_or_nothing
@@ -23,9 +23,9 @@ from ffr_verl.fragments import AnswerStyle
 from ffr_verl.inference.endpoint import EndpointSettings, ask_endpoint
 from ffr_verl.inference.generate import GeneratorSettings, generate_answers
 from ffr_verl.inference.journal import AnswerJournal, journal_folder
-from ffr_verl.inference.merge_windows import WindowAnswer, merge_windows, merged_prediction
-from ffr_verl.inference.predictions import prediction_row, write_prediction
+from ffr_verl.inference.merge_windows import WindowAnswer, merge_windows, merged_prediction, read_windows
 from ffr_verl.inference.rows import IMAGES_ROOT_OPTION, AskedRows
+from ffr_verl.predictions import prediction_of, prediction_row, write_prediction
 
 __all__ = ["InferSummary", "infer", "merge_predictions", "windows_path"]
 
@@ -49,13 +49,13 @@ class InferSummary:
     """
 
     rows: int
-    asked: int
-    resumed: int
-    cut_off: int
-    errors: tuple[tuple[str, int], ...]
-    malformed_windows: int
-    windows: Path | None
-    seconds: float
+    asked: int = 0
+    resumed: int = 0
+    cut_off: int = 0
+    errors: tuple[tuple[str, int], ...] = ()
+    malformed_windows: int = 0
+    windows: Path | None = None
+    seconds: float = 0.0
 
 
 def windows_path(output: Path) -> Path:
@@ -86,16 +86,14 @@ def infer(
     """Answer the rows of RL files and write the predictions.
 
     Args:
-        files: `NAME.rl.parquet` of `ffr-verl prepare`.
-        output: JSONL, see `prediction_row`.
+        files: `NAME.rl.parquet` of `ffr-verl prepare`, of which the first `limit` rows are asked.
+        output: JSONL, see `prediction_row`; replaced with `force` only.
         settings: of the model, or the server, that answers.
         window: cut dialogues that are longer, answer the windows and unite the answers; the windows' answers stand at
             `windows_path`.
         whole: RL files of the whole dialogues when `files` holds windows already; their answers are united likewise.
         style: of the answers; windows' answers are united by it.
-        limit: the first so many rows of `files` only.
         allow_errors: write the output although a server gave no answer to some rows for the moment.
-        force: replace `output`.
         restart: forget what an interrupted run left.
         say: told what the user should know.
         on_rows: told how many rows of how many have their answer; first when the model is ready.
@@ -105,9 +103,10 @@ def infer(
             other rows, another model or other settings.
     """
     started = time.monotonic()
-    has_windows = bool(whole) or window is not None
-    for path in (output, windows_path(output)) if has_windows else (output,):
-        check_output(path, force=force, example="pred.jsonl", inputs=(*files, *whole))
+    windows = windows_path(output) if whole or window is not None else None
+    for path in (output, windows):
+        if path is not None:
+            check_output(path, force=force, example="pred.jsonl", inputs=(*files, *whole))
     asked = AskedRows(files, limit, window)
     check_columns([str(file) for file in (*files, *whole)], "rl")
     count, digest = asked.survey(max_images=settings.max_images)
@@ -118,38 +117,39 @@ def infer(
     with AnswerJournal(journal_folder(output), work, rows=count, restart=restart) as journal:
         resumed, failure = journal.answered, None
         if resumed:
-            say(f"going on: {resumed} of {count} rows have their answer from an interrupted run")
+            say(f"resumed: {resumed} of {count} rows have their answer from an interrupted run")
         if isinstance(settings, EndpointSettings):
             failure = ask_endpoint(asked, journal, settings, allow_errors=allow_errors, on_rows=on_rows)
-            left = count - journal.answered
-            if left and not allow_errors:
+            if journal.answered < count and not allow_errors:
                 raise FFRError(
-                    f"--endpoint {settings.url}: {left} of {count} rows have no answer ({failure}); the others are "
-                    "kept: run the same command again to ask for these, or write what there is with --allow-errors"
+                    f"--endpoint {settings.url}: {count - journal.answered} of {count} rows have no answer ({failure})"
+                    "; the others are kept: run the same command again to ask for these, or write what there is with "
+                    "--allow-errors"
                 )
         else:
             generate_answers(asked, journal, settings, on_rows=on_rows)
-        records = _Records(journal, failure)
-        faults = records.faults()
-        if sum(count for _, count in faults.errors) == count:
+        why = f" ({failure})" if failure else ""
+        none = {"response": "", "logprobs": [], "error": f"no answer after all retries{why}"}
+        reasons, cut_off, silent, without_logprobs = _Reasons(), 0, 0, 0
+        for record in journal.records(none):
+            if "error" in record:
+                reasons.add(record["error"])
+                silent += record.get("is_cut_off", False)  # before it said anything
+            else:
+                cut_off += record.get("is_cut_off", False)
+                without_logprobs += bool(record["response"]) and not record["logprobs"]
+        errors = reasons.most_common()
+        if sum(number for _, number in errors) == count and not silent:
             raise FFRError(
-                f"no row has an answer, such as: {faults.errors[0][0]}; change what is wrong, and begin anew with "
-                "--restart"
+                f"no row has an answer, such as: {errors[0][0]}; change what is wrong, and start again with --restart"
             )
-        if settings.logprobs and faults.without_logprobs:
-            say(f"{faults.without_logprobs} answers came without log-probabilities, although they were asked for")
-        rows, malformed_windows = _write(asked, records, output, whole, logprobs=settings.logprobs, style=style)
+        if settings.logprobs and without_logprobs:
+            say(f"{without_logprobs} answers came without log-probabilities, although they were asked for")
+        with _written([output, *([] if windows is None else [windows])]) as (file, *beside):
+            made = _predictions(asked, journal.records(none), beside, whole, logprobs=settings.logprobs, style=style)
+            rows, malformed = _write(file, made)
         journal.remove()
-    return InferSummary(
-        rows=rows,
-        asked=count,
-        resumed=resumed,
-        cut_off=faults.cut_off,
-        errors=faults.errors,
-        malformed_windows=malformed_windows,
-        windows=windows_path(output) if has_windows else None,
-        seconds=time.monotonic() - started,
-    )
+    return InferSummary(rows, count, resumed, cut_off, errors, malformed, windows, time.monotonic() - started)
 
 
 def merge_predictions(
@@ -160,9 +160,8 @@ def merge_predictions(
     Args:
         predictions: of rows `ID_split_k`, see `merge_windows`.
         whole: RL files of the whole dialogues.
-        output: JSONL, a row for each row of `whole`.
+        output: JSONL, a row for each row of `whole`; replaced with `force` only.
         style: of the answers.
-        force: replace `output`.
 
     Raises:
         FFRError: see `merge_windows`; for an output that exists.
@@ -170,24 +169,20 @@ def merge_predictions(
     started = time.monotonic()
     check_output(output, force=force, example="pred.jsonl", inputs=(predictions, *whole))
     check_columns([str(file) for file in whole], "rl")
-    rows = malformed = 0
-    reasons = _Reasons()
+    reasons, answers = _Reasons(), read_windows(predictions)
     with _written([output]) as (file,):
-        answers = read_rows(predictions)
-        for row in merge_windows(answers, whole, name=str(predictions), style=style, refuse_second_answers=True):
-            write_prediction(file, row)
-            rows += 1
-            malformed += row.get("malformed_windows", 0)
-            if row.get("error"):
-                reasons.add(row["error"])
-    return InferSummary(rows, 0, 0, 0, reasons.most_common(), malformed, None, time.monotonic() - started)
+        made = merge_windows(answers, whole, name=str(predictions), style=style, refuse_second_answers=True)
+        rows, malformed = _write(file, made, reasons)
+    seconds = time.monotonic() - started
+    return InferSummary(rows, errors=reasons.most_common(), malformed_windows=malformed, seconds=seconds)
 
 
 def _check_merge(asked: AskedRows, whole: Sequence[Path]) -> None:
     """Unite the gold answers first: what cannot be merged is found before a model is asked."""
     rows = asked.whole(columns=("prompt", "reward_model", "extra_info"))
-    gold = (prediction_row(row, {"response": row["reward_model"]["ground_truth"]}, logprobs=False) for row in rows)
-    for _ in merge_windows(enumerate(gold), whole, name=", ".join(map(str, asked.files))):
+    made = (prediction_row(row, {"response": row["reward_model"]["ground_truth"]}, logprobs=False) for row in rows)
+    gold = (prediction_of(number, row) for number, row in enumerate(made))
+    for _ in merge_windows(gold, whole, name=", ".join(map(str, asked.files))):
         pass
 
 
@@ -208,60 +203,21 @@ class _Reasons:
         return tuple([(self._first[kind], count) for kind, count in self._counts.most_common()])
 
 
-@dataclass(frozen=True, slots=True)
-class _Faults:
-    """What is not as it should be: `errors` and `cut_off` as in `InferSummary`; `without_logprobs` counts answers."""
-
-    errors: tuple[tuple[str, int], ...]
-    cut_off: int
-    without_logprobs: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Records:
-    """What a journal has of each row; of a row without an answer why it has none.
-
-    Attributes:
-        journal: with the answers.
-        failure: of the last request that got no answer.
-    """
-
-    journal: AnswerJournal
-    failure: str | None
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        why = f" ({self.failure})" if self.failure else ""
-        none = {"response": "", "logprobs": [], "error": f"no answer after all retries{why}"}
-        return (none if record is None else record for record in self.journal.records())
-
-    def faults(self) -> _Faults:
-        reasons, cut_off, without_logprobs = _Reasons(), 0, 0
-        for record in self:
-            if "error" in record:
-                reasons.add(record["error"])
-            else:
-                cut_off += record.get("is_cut_off", False)
-                without_logprobs += bool(record["response"]) and not record["logprobs"]
-        return _Faults(reasons.most_common(), cut_off, without_logprobs)
-
-
-def _write(
-    asked: AskedRows, records: _Records, output: Path, whole: Sequence[Path], *, logprobs: bool, style: AnswerStyle
-) -> tuple[int, int]:
-    """Write the predictions, those of windows beside; how many the output has, and how many windows are malformed."""
-    has_windows = bool(whole) or asked.window is not None
-    with _written([output, *([windows_path(output)] if has_windows else [])]) as (file, *windows):
-        rows = malformed = 0
-        for row in _predictions(asked, records, windows, whole, logprobs=logprobs, style=style):
-            write_prediction(file, row)
-            rows += 1
-            malformed += row.get("malformed_windows", 0)
-        return rows, malformed
+def _write(file: IO[str], rows: Iterable[Mapping[str, Any]], reasons: _Reasons | None = None) -> tuple[int, int]:
+    """Write predictions; how many there are, and how many windows in them are malformed."""
+    count = malformed = 0
+    for row in rows:
+        write_prediction(file, row)
+        count += 1
+        malformed += row.get("malformed_windows", 0)
+        if reasons is not None and row.get("error"):
+            reasons.add(row["error"])
+    return count, malformed
 
 
 def _predictions(
     asked: AskedRows,
-    answers: _Records,
+    records: Iterator[dict[str, Any]],
     windows: Sequence[IO[str]],
     whole: Sequence[Path],
     *,
@@ -269,24 +225,19 @@ def _predictions(
     style: AnswerStyle,
 ) -> Iterator[dict[str, Any]]:
     """The rows of the output; those of windows are written to a file of their own."""
-    records = iter(answers)
-    if not windows:
-        for row, record in zip(asked, records, strict=True):
-            yield prediction_row(row, record, logprobs=logprobs)
-        return
-    (file,) = windows
-    if whole:
-        for row, record in zip(asked, records, strict=True):
-            write_prediction(file, prediction_row(row, record, logprobs=logprobs))
-        file.flush()
-        yield from merge_windows(read_rows(Path(file.name)), whole, name=file.name, style=style)
+    if whole or not windows:
+        rows = (prediction_row(row, record, logprobs=logprobs) for row, record in zip(asked, records, strict=True))
+        if not windows:
+            yield from rows
+            return
+        _write(windows[0], rows)
+        windows[0].flush()
+        yield from merge_windows(read_windows(Path(windows[0].name)), whole, name=windows[0].name, style=style)
         return
     for row in asked.whole():
-        parts = []
-        for part in asked.parts(row):
-            prediction = prediction_row(part, next(records), logprobs=logprobs)
-            write_prediction(file, prediction)
-            parts.append(WindowAnswer.of(prediction))
+        made = [prediction_row(part, next(records), logprobs=logprobs) for part in asked.parts(row)]
+        _write(windows[0], made)
+        parts = [WindowAnswer.of(prediction_of(number, part)) for number, part in enumerate(made)]
         yield merged_prediction(row, parts, style=style)
 
 

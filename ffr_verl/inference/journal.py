@@ -1,4 +1,4 @@
-"""Answers of a run in progress: a run that was killed goes on where it stopped.
+"""Answers of a run in progress: a run that was killed is resumed where it stopped.
 
 They lie in the folder `.NAME.answers` beside the output: `work.json` says of what work, `answers.jsonl` has a line for
 each answered row, in the order in which the answers came.
@@ -77,7 +77,7 @@ class AnswerJournal:
     ) -> None:
         for file in (self._sink, self._source, self._lock):
             file.close()
-        if error is not None and not self.answered:  # there is nothing to go on with
+        if error is not None and not self.answered:  # there is nothing to resume
             self.remove()
 
     def __contains__(self, row: int) -> bool:
@@ -105,14 +105,12 @@ class AnswerJournal:
             end += len(line)
             self.answered += 1
 
-    def records(self) -> Iterator[dict[str, Any] | None]:
-        """The answer to each row, in the order of the rows; `None` where there is none."""
+    def records(self, none: Any = None) -> Iterator[Any]:
+        """The answer to each row, a dict, in the order of the rows; `none` where there is none."""
         for offset in self._offsets:
-            if offset == _NONE:
-                yield None
-                continue
-            self._source.seek(offset)
-            yield json.loads(self._source.readline())
+            if offset != _NONE:
+                self._source.seek(offset)
+            yield none if offset == _NONE else json.loads(self._source.readline())
 
     def remove(self) -> None:
         """Forget the answers, once they stand where they belong."""
@@ -155,6 +153,6 @@ class AnswerJournal:
                 self._offsets[row] = end
             except (ValueError, KeyError, TypeError, IndexError):
                 raise FFRError(
-                    f"{self.folder / 'answers.jsonl'}: line {number} is damaged; begin anew with --restart"
+                    f"{self.folder / 'answers.jsonl'}: line {number} is damaged; start again with --restart"
                 ) from None
             end += len(line)

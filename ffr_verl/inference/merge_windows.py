@@ -7,7 +7,6 @@ a place among those of the whole dialogue; so it does not matter whether images 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,10 @@ from ffr_verl.data.windows import Window, WindowIds, whole_fragment, window_id
 from ffr_verl.dialogues import Dialogue, parse_dialogue
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import AnswerStyle, Fragment, format_fragment, parse_fragment, parse_leniently
-from ffr_verl.inference.predictions import prediction_row
+from ffr_verl.predictions import Prediction, UnusableLines, prediction_row, read_predictions
 from ffr_verl.samplers.difficulty_file import rows_of_files
 
-__all__ = ["WindowAnswer", "merge_windows", "merged_prediction"]
+__all__ = ["WindowAnswer", "merge_windows", "merged_prediction", "read_windows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +32,7 @@ class WindowAnswer:
         response: the answer.
         utterance_ids: that the window shows.
         image_ids: that the window shows, as it calls them.
-        texts: digest of each utterance but the last, behind which the prompt may go on.
+        digest: of what is spoken in it.
         logprobs: of the answer's tokens, where the prediction has any.
         error: why there is no answer.
     """
@@ -43,32 +42,27 @@ class WindowAnswer:
     response: str
     utterance_ids: tuple[int, ...]
     image_ids: tuple[int, ...]
-    texts: bytes
-    logprobs: tuple[float, ...] | None
+    digest: str
+    logprobs: tuple[float, ...]
     error: str | None
 
     @classmethod
-    def of(cls, prediction: Mapping[str, Any]) -> WindowAnswer:
+    def of(cls, prediction: Prediction) -> WindowAnswer:
         """Read a prediction.
 
         Raises:
-            ValueError: when a field is missing, or there is no dialogue in its messages.
+            ValueError: when there is no dialogue in its messages.
         """
-        missing = [name for name in ("response", "messages", "dialogue_id") if prediction.get(name) is None]
-        if missing or not isinstance(prediction["response"], str):
-            raise ValueError(f"no {', '.join(missing) or 'text in response'}")
-        identifier = str(prediction["dialogue_id"])
-        dialogue = parse_dialogue(prediction["messages"], identifier)
-        tokens = (prediction.get("logprobs") or {}).get("content")
+        dialogue = parse_dialogue(prediction.messages, prediction.dialogue_id)
         return cls(
-            identifier,
+            prediction.dialogue_id,
             dialogue.query,
-            prediction["response"],
+            prediction.response,
             tuple([utterance.id for utterance in dialogue.utterances]),
             dialogue.image_ids,
-            _texts(dialogue),
-            None if tokens is None else tuple([float(token["logprob"]) for token in tokens]),
-            prediction.get("error"),
+            dialogue.digest,
+            prediction.logprobs,
+            prediction.error,
         )
 
     def prediction(self, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,7 +70,7 @@ class WindowAnswer:
         record: dict[str, Any] = {"response": self.response, "logprobs": self.logprobs}
         if self.error is not None:
             record["error"] = self.error
-        return prediction_row(row, record, logprobs=self.logprobs is not None)
+        return prediction_row(row, record, logprobs=bool(self.logprobs))
 
 
 def merged_prediction(
@@ -127,8 +121,14 @@ def merged_prediction(
     return {**merged, "windows": len(answers), "malformed_windows": malformed}
 
 
+def read_windows(path: Path) -> Iterator[Prediction]:
+    """The predictions of a file of windows; their gold answers are not needed."""
+    unusable = UnusableLines(path, mend="; docs/inference.md says what a row has")
+    return read_predictions(path, unusable=unusable, needed=("response", "messages", "dialogue_id"))
+
+
 def merge_windows(
-    predictions: Iterable[tuple[int, Mapping[str, Any]]],
+    predictions: Iterable[Prediction],
     files: Sequence[Path],
     *,
     name: str,
@@ -138,8 +138,7 @@ def merge_windows(
     """An answer to each row of the files, out of predictions of rows `ID_split_k`.
 
     Args:
-        predictions: row numbers and rows, as `read_rows` gives them, in any order: `response`, `messages` and
-            `dialogue_id` are read; rows of dialogues that were not cut are among them as they are.
+        predictions: in any order; rows of dialogues that were not cut are among them as they are.
         files: RL files of the whole dialogues.
         name: of the predictions, for messages.
         style: of the answers.
@@ -150,17 +149,18 @@ def merge_windows(
     """
     windows: dict[tuple[str, str], list[WindowAnswer]] = {}
     uncut: dict[tuple[str, str], WindowAnswer] = {}
-    for number, prediction in predictions:
+    for prediction in predictions:
+        where = f"{name}: line {prediction.line}"
         try:
             answer = WindowAnswer.of(prediction)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise FFRError(f"{name}: row {number}: {error}; docs/inference.md says what a row has") from None
+        except ValueError as error:
+            raise FFRError(f"{where}: {error}; docs/inference.md says what a row has") from None
         first = uncut.setdefault((answer.dialogue_id, answer.query), answer)
         if first is not answer:  # a row that the data have twice
             if first.response != answer.response and refuse_second_answers:
                 raise FFRError(
-                    f"{name}: row {number}: another answer to {answer.query!r} of {answer.dialogue_id}, which has one "
-                    "already; leave one of them out"
+                    f"{where}: another answer to {answer.query!r} of {answer.dialogue_id}, which has one already; "
+                    "leave one of them out"
                 )
             continue
         split = window_id(answer.dialogue_id)
@@ -186,7 +186,7 @@ def _part(whole: Dialogue, answer: WindowAnswer, style: AnswerStyle) -> tuple[Wi
         raise ValueError(f"{answer.dialogue_id} is no window ID_split_K")
     first, end = answer.utterance_ids[0], answer.utterance_ids[-1] + 1
     shown = Dialogue(split[0], whole.utterances[first:end], whole.query)
-    if answer.utterance_ids != tuple([one.id for one in shown.utterances]) or answer.texts != _texts(shown):
+    if answer.utterance_ids != tuple([one.id for one in shown.utterances]) or answer.digest != shown.digest:
         raise ValueError(f"{answer.dialogue_id} is not a window of it; the data were prepared otherwise")
     before = sum(utterance < first for utterance in whole.image_utterances)
     count = len(shown.image_ids)
@@ -200,8 +200,3 @@ def _part(whole: Dialogue, answer: WindowAnswer, style: AnswerStyle) -> tuple[Wi
     images = tuple([identifier for identifier in fragment.image_ids if identifier in answer.image_ids])
     window = Window(split[0], split[1], (first, end), (before, before + count), ids)
     return window, Fragment(fragment.utterance_ids, images)
-
-
-def _texts(dialogue: Dialogue) -> bytes:
-    spoken = [(utterance.id, utterance.speaker, utterance.text) for utterance in dialogue.utterances[:-1]]
-    return hashlib.blake2b(repr(spoken).encode("utf-8", "surrogatepass"), digest_size=8).digest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import signal
 import sys
@@ -18,25 +19,16 @@ _LINE_SECONDS = 30.0
 
 
 def describe(done: int, total: int, *, first: int, seconds: float) -> str:
-    """Rate and remaining time.
-
-    Args:
-        done: rows done.
-        total: rows in all.
-        first: rows that were done before the clock started.
-        seconds: since then.
+    """Rate and remaining time, when `first` of the rows were done before the clock started.
 
     Example:
-        >>> describe(50, 100, first=20, seconds=10.0)
-        '3.0 rows/s, 0:00:17 left'
-        >>> describe(20, 100, first=20, seconds=0.0)
-        ''
+        >>> describe(50, 100, first=20, seconds=10.0), describe(20, 100, first=20, seconds=0.0)
+        ('3.0 rows/s, 0:00:17 left', '')
     """
     if done <= first or seconds <= 0:
         return ""
     rate = (done - first) / seconds
-    left = round((total - done) / rate)
-    return f"{rate:.1f} rows/s, {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
+    return f"{rate:.1f} rows/s, {datetime.timedelta(seconds=round((total - done) / rate))} left"
 
 
 class RowProgress:
@@ -51,12 +43,8 @@ class RowProgress:
 
     def __init__(self, verb: str, console: Console) -> None:
         self._verb, self._console = verb, console
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-        )
+        rate = TextColumn("{task.fields[rate]}")
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate)
         self._bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
         self._task = self._bar.add_task(verb, total=None, rate="")
         self._start: tuple[float, int] | None = None
@@ -78,7 +66,7 @@ class RowProgress:
         if self._done and isinstance(error, (KeyboardInterrupt, SystemExit)):
             done, total = self._done
             self._console.print(
-                f"stopped: {done:,} of {total:,} rows are done and kept; the same command goes on there",
+                f"stopped: {done:,} of {total:,} rows are done and kept; the same command resumes there",
                 style="yellow",
                 highlight=False,
                 soft_wrap=True,

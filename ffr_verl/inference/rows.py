@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,20 +48,11 @@ class AskedRows:
         for row in self.whole():
             yield from self.parts(row)
 
-    def survey(
-        self, *, max_images: int, on_row: Callable[[Mapping[str, Any]], None] = lambda row: None
-    ) -> tuple[int, str]:
-        """Look at every row before anything is loaded or asked.
-
-        Args:
-            max_images: most images of a prompt.
-            on_row: given each row, without its images.
-
-        Returns:
-            How many rows there are, and a digest of them.
+    def survey(self, *, max_images: int) -> tuple[int, str]:
+        """How many rows there are, and a digest of them, before anything is loaded or asked.
 
         Raises:
-            FFRError: for a row with too many images, or no rows.
+            FFRError: for a row with more than `max_images` images, or no rows.
         """
         digest, count = hashlib.sha256(), 0
         for row in itertools.chain.from_iterable(map(self.parts, self.whole(columns=_WITHOUT_IMAGES))):
@@ -73,7 +64,6 @@ class AskedRows:
                 )
             named = (info["dialogue_id"], row["reward_model"]["ground_truth"], row["prompt"], info["images"])
             digest.update(json.dumps(named).encode())
-            on_row(row)
             count += 1
         if not count:
             raise FFRError(f"{self._names()}: no rows")

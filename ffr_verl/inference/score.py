@@ -1,13 +1,14 @@
 """`ffr-verl score`: how hard each training row is for a model, by its own answers.
 
-A run that was killed goes on where it stopped, see `ffr_verl.inference.journal`; the difficulty file itself appears
-whole, at the end.
+A run that was killed is resumed where it stopped, see `ffr_verl.inference.journal`; the difficulty file appears whole
+at the end.
 """
 
 from __future__ import annotations
 
 import functools
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,22 +18,17 @@ import numpy as np
 import pyarrow as pa
 
 from ffr_verl.data.parquet_files import check_columns, check_images
-from ffr_verl.data.sources.json_rows import read_rows
 from ffr_verl.dialogues import parse_dialogue
 from ffr_verl.errors import FFRError
+from ffr_verl.evaluation.breakdowns import DISPERSION
 from ffr_verl.files import check_output
 from ffr_verl.fragments import AnswerStyle, Fragment, parse_gold, parse_leniently
 from ffr_verl.inference.generate import Answer, GeneratorSettings, generate_answers
 from ffr_verl.inference.journal import AnswerJournal, journal_folder
 from ffr_verl.inference.rows import IMAGES_ROOT_OPTION, AskedRows
+from ffr_verl.predictions import PredictionFormat, UnusableLines, read_predictions, row_key, row_key_without_id
 from ffr_verl.samplers.difficulty import LEVELS, difficulty_f1
-from ffr_verl.samplers.difficulty_file import (
-    difficulty_table,
-    row_key,
-    row_keys,
-    rows_of_files,
-    write_difficulty,
-)
+from ffr_verl.samplers.difficulty_file import difficulty_table, row_keys, rows_of_files, write_difficulty
 
 __all__ = ["ScoreSummary", "answers_of_predictions", "score"]
 
@@ -55,36 +51,22 @@ class ScoreSummary:
         """Of each level: its name, rows, mean f1 and mean dispersion of the rows with a gold fragment."""
         names = np.array(self.table.column("level").to_pylist())
         f1, spread = (self.table.column(name).to_numpy() for name in ("f1", "dispersion"))
-        lines: list[tuple[str, int, float, float]] = []
-        for level in LEVELS:
-            chosen = names == level
-            dense = chosen & (spread > 0)
-            lines.append(
-                (
-                    level,
-                    int(chosen.sum()),
-                    float(f1[chosen].mean()) if chosen.any() else float("nan"),
-                    float(spread[dense].mean()) if dense.any() else float("nan"),
-                )
-            )
-        return lines
+        return [
+            (level, int(chosen.sum()), _mean(f1[chosen]), _mean(spread[chosen & (spread > 0)]))
+            for level in LEVELS
+            for chosen in [names == level]
+        ]
 
     def f1_by_dispersion(self) -> list[tuple[str, int, float]]:
         """Mean f1 of rows by the dispersion of their gold: range, rows, f1."""
         f1, spread = (self.table.column(name).to_numpy() for name in ("f1", "dispersion"))
-        lines: list[tuple[str, int, float]] = []
-        for name, least, most in (
-            ("empty gold", -1.0, 0.0),
-            ("1 (dense)", 0.0, 1.0),
-            ("1 to 1.5", 1.0, 1.5),
-            ("1.5 to 2", 1.5, 2.0),
-            ("2 to 3", 2.0, 3.0),
-            ("above 3", 3.0, np.inf),
-        ):
-            chosen = (spread > least) & (spread <= most)
-            if chosen.any():
-                lines.append((name, int(chosen.sum()), float(f1[chosen].mean())))
-        return lines
+        part = np.searchsorted([most for _, most in DISPERSION], spread)
+        found = [(name, f1[part == number]) for number, (name, _) in enumerate(DISPERSION)]
+        return [(name, len(values), _mean(values)) for name, values in found if len(values)]
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else float("nan")
 
 
 def score(
@@ -93,6 +75,7 @@ def score(
     *,
     settings: GeneratorSettings | None = None,
     predictions: Path | None = None,
+    row_format: PredictionFormat = "ffr",
     style: AnswerStyle = "plain",
     force: bool = False,
     restart: bool = False,
@@ -103,11 +86,10 @@ def score(
 
     Args:
         files: `NAME.rl.parquet` of `ffr-verl prepare`, in the order in which they are trained.
-        output: the difficulty file.
+        output: the difficulty file; replaced with `force` only.
         settings: of the model that answers.
-        predictions: answers of another tool instead, see `answers_of_predictions`.
+        predictions: answers of another tool instead, in a `row_format`, see `answers_of_predictions`.
         style: of the answers.
-        force: replace `output`.
         restart: forget what an interrupted run left.
         say: told what the user should know.
         on_rows: told how many rows of how many have their answer.
@@ -132,7 +114,7 @@ def score(
     if predictions is not None:
         if not len(row_keys(files)):
             raise FFRError(f"{', '.join(names)}: no rows")
-        table = write(answers_of_predictions(predictions, files), str(predictions))
+        table = write(answers_of_predictions(predictions, files, row_format=row_format, say=say), str(predictions))
         without = int(np.isnan(table.column("mean_logprob").to_numpy()).sum())
         if without:
             say(
@@ -148,7 +130,7 @@ def score(
     with AnswerJournal(journal_folder(output), work, rows=count, restart=restart) as journal:
         resumed = journal.answered
         if resumed:
-            say(f"going on: {resumed} of {count} rows have their answer from an interrupted run")
+            say(f"resumed: {resumed} of {count} rows have their answer from an interrupted run")
         generate_answers(rows, journal, settings, record=functools.partial(_record, style=style), on_rows=on_rows)
         table = write((record for record in journal.records() if record is not None), settings.model)
         journal.remove()
@@ -167,48 +149,61 @@ def _record(answer: Answer, row: Mapping[str, Any], *, style: AnswerStyle) -> di
     return record
 
 
-def answers_of_predictions(path: Path, files: Sequence[Path]) -> Iterator[dict[str, Any]]:
+def answers_of_predictions(
+    path: Path,
+    files: Sequence[Path],
+    *,
+    row_format: PredictionFormat = "ffr",
+    say: Callable[[str], None] = lambda text: None,
+) -> Iterator[dict[str, Any]]:
     """The answers of a file of predictions to the rows of RL files, in the order of the rows.
 
     Args:
-        path: JSONL of `response`, `labels` (the gold answer), `dialogue_id`, `messages` and, where there are
-            log-probabilities, `logprobs: {"content": [{"logprob": …}, …]}`; as ms-swift and the published tools write
-            it. Rows with an `error` are no answers. Rows may stand in any order, and there may be more than are asked
-            for.
+        path: see `read_predictions`. Rows may stand in any order, and there may be more than are asked for; those with
+            an `error` are no answers. They are told by dialogue, query and gold answer, and where there are several of
+            one, the first is for the first row of the data that is such, and so on.
         files: the RL files.
+        row_format: of the predictions.
+        say: told what the user should know.
 
     Raises:
         FFRError: when a row of `files` has no answer, or a prediction cannot be read.
     """
-    found: dict[int, dict[str, Any]] = {}
+    found: dict[int, deque[dict[str, Any]]] = {}
     refused: list[str] = []
-    for number, row in read_rows(path):
-        where = f"{path}: row {number}"
-        missing = [name for name in ("response", "labels", "dialogue_id", "messages") if name not in row]
-        if missing or not isinstance(row["response"], str) or not isinstance(row["labels"], str):
-            raise FFRError(
-                f"{where}: no {', '.join(missing) or 'text in response and labels'}; see docs/curriculum.md"
-            )
-        if row.get("error"):
-            refused.append(f"row {number}: {row['error']}")
+    lacks_ids = False
+    for one in read_predictions(path, row_format=row_format, unusable=UnusableLines(path, mend="")):
+        if one.error:
+            refused.append(f"line {one.line}: {one.error}")
             continue
         try:
-            query = parse_dialogue(row["messages"], "").query
-            content = (row.get("logprobs") or {}).get("content") or ()
-            logprobs = [float(token["logprob"]) for token in content]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise FFRError(f"{where}: {error}") from None
-        found[row_key(str(row["dialogue_id"]), query, row["labels"])] = {
-            "response": row["response"],
-            "logprobs": logprobs,
-        }
-    keys = row_keys(files).tolist()
-    without = [number for number, key in enumerate(keys) if key not in found]
+            dialogue = parse_dialogue(one.messages, one.dialogue_id)
+        except ValueError as error:
+            raise FFRError(f"{path}: line {one.line}: {error}") from None
+        lacks_ids |= not one.dialogue_id
+        if one.dialogue_id:
+            key = row_key(one.dialogue_id, dialogue.query, one.labels)
+        else:
+            key = row_key_without_id(dialogue, one.labels)
+        found.setdefault(key, deque()).append({"response": one.response, "logprobs": list(one.logprobs)})
+    keys = [[key] for key in row_keys(files).tolist()]
+    if lacks_ids:
+        for number, row in enumerate(rows_of_files(files, columns=("prompt", "reward_model"))):
+            dialogue = parse_dialogue(row["prompt"], "")
+            keys[number].append(row_key_without_id(dialogue, row["reward_model"]["ground_truth"]))
+    of_row = [next((key for key in some if key in found), None) for some in keys]
+    without = [number for number, key in enumerate(of_row) if key is None]
     if without:
         why = f"; {len(refused)} predictions say that they are no answer ({refused[0]})" if refused else ""
         raise FFRError(
             f"{path}: no answer to {len(without)} of {len(keys)} rows (row {without[0]} ...), by dialogue_id, query "
             f"and labels{why}"
         )
-    for key in keys:
-        yield found[key]
+    chosen = [key for key in of_row if key is not None]
+    more = sum([max(0, len(found[key]) - times) for key, times in Counter(chosen).items()])
+    if more:
+        are = "1 answer is" if more == 1 else f"{more} answers are"
+        say(f"{are} to rows that have one already (same dialogue, query and gold answer): the first of each counts")
+    for key in chosen:
+        answers = found[key]
+        yield answers.popleft() if len(answers) > 1 else answers[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 from ffr_verl.errors import FFRError
 from ffr_verl.files import whole_or_nothing
 from ffr_verl.fragments import AnswerStyle, Fragment, parse_fragment, parse_gold, parse_leniently
+from ffr_verl.predictions import row_key
 from ffr_verl.samplers.curriculum import RowDifficulty
 from ffr_verl.samplers.difficulty import (
     LEVELS,
@@ -50,12 +50,6 @@ _SCHEMA = pa.schema(
 _MODEL = b"ffr_verl.model"
 _READ = ("row_key", "f1", "entropy", "level", "is_negative")  # what a curriculum needs
 _HITS = ("utterance_hits", "image_hits", "utterances", "images")  # and what files of version 0.1.0 lack
-
-
-def row_key(dialogue_id: str, query: str, solution: str) -> int:
-    """Tells the rows of a data set apart, whatever file or place they are in; a signed number of 64 bits."""
-    digest = hashlib.blake2b(f"{dialogue_id}\0{query}\0{solution}".encode("utf-8", "surrogatepass"), digest_size=8)
-    return int.from_bytes(digest.digest(), "little", signed=True)
 
 
 def row_keys(files: Sequence[str | Path]) -> np.ndarray:

@@ -182,7 +182,7 @@ def test_a_kill_a_second_run_and_the_servers_answers(
     count = kept.count(b"\n")
     assert 64 <= count < 640
     run = infer(*local)
-    assert f"going on: {count} of 640 rows have their answer from an interrupted run" in run.stdout
+    assert f"resumed: {count} of 640 rows have their answer from an interrupted run" in run.stdout
     found = lines(output)
     for line in kept.splitlines()[:count]:
         record = json.loads(line)

@@ -160,7 +160,7 @@ def test_a_kill_costs_only_the_requests_in_flight(server: FakeServer, data: Path
     server.reply = lambda body, number: completion(f"answer {position(body, data)}")
     finished = run(server, data, output, "--concurrency", "3")
     assert finished.returncode == 0, finished.stderr
-    assert "going on: 9 of 16 rows have their answer from an interrupted run" in finished.stdout
+    assert "resumed: 9 of 16 rows have their answer from an interrupted run" in finished.stdout
     assert len(server.bodies) == 7, "the three in flight, and the four that had not been asked"
     assert [line["response"] for line in lines(output)] == [f"answer {number}" for number in range(16)]
     assert KEY not in finished.stdout + finished.stderr + output.read_text()
@@ -192,7 +192,7 @@ def test_ctrl_c_says_what_is_kept(server: FakeServer, data: Path, tmp_path: Path
     told, error = process.communicate(timeout=30)
     hang.set()
     assert (process.returncode, error) == (130, "ffr-verl: interrupted\n")
-    assert "stopped: 5 of 16 rows are done and kept; the same command goes on there" in told
+    assert "stopped: 5 of 16 rows are done and kept; the same command resumes there" in told
     assert not output.exists()
 
 

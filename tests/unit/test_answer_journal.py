@@ -121,7 +121,7 @@ def test_damage_in_the_middle_is_told(tmp_path: Path) -> None:
     lines = file.read_bytes().splitlines(keepends=True)
     for damaged in (b"\0\0\0\n", b"[]\n", b'{"row": 9}\n'):
         file.write_bytes(lines[0] + damaged + lines[2])
-        with pytest.raises(FFRError, match=r"answers\.jsonl: line 2 is damaged; begin anew with --restart"):
+        with pytest.raises(FFRError, match=r"answers\.jsonl: line 2 is damaged; start again with --restart"):
             AnswerJournal(tmp_path / "a", WORK, rows=3)
 
 

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as stn
 
+from ffr_verl.dialogues import content_text
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import Fragment, format_fragment, parse_fragment, parse_leniently
 from ffr_verl.inference.score import answers_of_predictions, score
@@ -213,9 +214,9 @@ def test_predictions_that_do_not_fit(parquet: Path, predictions: Path, tmp_path:
     with pytest.raises(FFRError, match=r"no answer to 16 of 16 rows \(row 0 \.\.\.\), by dialogue_id"):
         list(answers_of_predictions(predictions, [parquet / "heldout.rl.parquet"]))
     for change, message in (
-        ({"response": None}, "row 0: no text in response and labels"),
-        ({"messages": []}, "row 0: no message of role 'user'"),
-        ({"logprobs": {"content": [{"token": "x"}]}}, "row 0: 'logprob'"),
+        ({"response": None}, "line 1: field response is null, expected text"),
+        ({"messages": []}, "line 1: field messages: no message of role 'user'"),
+        ({"logprobs": {"content": [{"token": "x"}]}}, "line 1: field logprobs.content.*`logprob`"),
     ):
         predictions.write_text("\n".join([json.dumps({**json.loads(lines[0]), **change}), *lines[1:]]))
         with pytest.raises(FFRError, match=message):
@@ -229,10 +230,54 @@ def test_predictions_that_do_not_fit(parquet: Path, predictions: Path, tmp_path:
     assert said[0].startswith("1 of 160 answers have no log-probabilities: their entropy is 10, as published")
     predictions.write_text("\n".join([json.dumps({**json.loads(lines[0]), "error": "400: too long"}), *lines[1:]]))
     with pytest.raises(
-        FFRError, match=r"no answer to 1 of 160 .*1 predictions say .* no answer \(row 0: 400: too long"
+        FFRError, match=r"no answer to 1 of 160 .*1 predictions say .* no answer \(line 1: 400: too long"
     ):
         score(source, tmp_path / "d.parquet", predictions=predictions)
     assert not (tmp_path / "d.parquet").exists()
+
+
+def test_whoever_wrote_the_predictions_the_difficulty_is_the_same(
+    parquet: Path, predictions: Path, tmp_path: Path
+) -> None:
+    """ms-swift without an id and with contents in parts, as a JSON list; verl's dumps, without log-probabilities."""
+    source = [parquet / "train.rl.parquet"]
+    expected = score(source, tmp_path / "d.parquet", predictions=predictions).table
+    rows = [json.loads(line) for line in predictions.read_text().splitlines()]
+    for row in rows:
+        del row["dialogue_id"]
+        row["messages"][1]["content"] = [{"type": "text", "text": row["messages"][1]["content"]}]
+    (tmp_path / "swift.json").write_text(json.dumps(rows))
+    found = score(source, tmp_path / "swift.parquet", predictions=tmp_path / "swift.json").table
+    assert found.equals(expected)
+    dumps = []
+    for row in rows:
+        texts = [message["role"] + "\n" + content_text(message["content"]) for message in row["messages"][:-1]]
+        prompt = "\n".join([*texts, "assistant\n"]).replace("<image>", "")
+        dumps.append(json.dumps({"input": prompt, "output": row["response"], "gts": row["labels"]}))
+    (tmp_path / "verl.jsonl").write_text("\n".join(dumps))
+    found = score(source, tmp_path / "v.parquet", predictions=tmp_path / "verl.jsonl", row_format="verl").table
+    assert found.column("f1").equals(expected.column("f1"))
+
+
+def test_answers_to_repeated_rows_are_told(parquet: Path, predictions: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    lines = predictions.read_text().splitlines()
+    predictions.write_text("\n".join([*lines, *lines[:3], json.dumps({**json.loads(lines[0]), "response": "other"})]))
+    source = [parquet / "train.rl.parquet"]
+    found = score(source, tmp_path / "d.parquet", predictions=predictions, say=said.append).table
+    assert said == [
+        "4 answers are to rows that have one already (same dialogue, query and gold answer): the first of each counts"
+    ]
+    predictions.write_text("\n".join(lines))
+    assert found.equals(score(source, tmp_path / "e.parquet", predictions=predictions).table)
+
+
+def test_a_token_without_any_probability_leaves_numbers(parquet: Path, predictions: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in predictions.read_text().splitlines()]
+    rows[0]["logprobs"] = {"content": [{"logprob": -math.inf}, {"logprob": -math.inf}]}
+    predictions.write_text("\n".join(map(json.dumps, rows)))
+    score([parquet / "train.rl.parquet"], tmp_path / "d.parquet", predictions=predictions)
+    DifficultyFile(tmp_path / "d.parquet")
 
 
 def damaged(table: pa.Table, name: str, value: Any) -> pa.Table:

@@ -21,6 +21,7 @@ from PIL import Image
 
 from ffr_verl.data.prepare import prepare
 from ffr_verl.errors import FFRError
+from ffr_verl.evaluation import BootstrapSettings, evaluate_file
 from ffr_verl.images import resized
 from ffr_verl.inference.endpoint import EndpointSettings, data_uri, read_body, request_body
 from ffr_verl.inference.infer import InferSummary, infer
@@ -87,6 +88,7 @@ def test_what_is_sent_and_what_is_written(server: FakeServer, data: Path, tmp_pa
             "messages": [*row["prompt"], {"role": "assistant", "content": f"answer {number}"}],
             "images": row["images"],
             "dialogue_id": row["extra_info"]["dialogue_id"],
+            "split": "heldout",
         }
     found = list(answers_of_predictions(tmp_path / "new" / "pred.jsonl", [data]))
     assert [one["response"] for one in found] == [f"answer {number}" for number in range(16)]
@@ -422,3 +424,98 @@ def test_without_a_key_none_is_sent(server: FakeServer, data: Path, tmp_path: Pa
     assert os.environ["OPENAI_API_KEY"]
     ask(server, data, tmp_path / "pred.jsonl", api_key_env=None, limit=2)
     assert set(server.authorizations) == {"Bearer none"}
+
+
+def error_in_200(code: Any, message: str = "too many requests", **more: Any) -> Any:
+    return 200, {"choices": None, "error": {"code": code, "message": message, **more}}, {}
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        error_in_200(429),
+        error_in_200("503"),
+        error_in_200("rate_limit_exceeded"),
+        (200, {"object": "error", "message": "busy", "code": 500}, {}),
+        (200, {"choices": [{"index": 0, "error": {"code": 502, "message": "upstream"}, "message": {}}]}, {}),
+    ],
+)
+def test_an_error_in_a_good_reply_is_tried_again_as_its_code_says(
+    server: FakeServer, data: Path, tmp_path: Path, reply: Any
+) -> None:
+    server.reply = lambda body, number: reply if number == 1 else completion("yes")
+    summary = ask(server, data, tmp_path / "pred.jsonl", concurrency=1, limit=3)
+    assert (summary.errors, len(server.bodies)) == ((), 4)
+
+
+def test_an_error_in_a_good_reply_that_refuses_the_row_or_the_key(
+    server: FakeServer, data: Path, tmp_path: Path
+) -> None:
+    server.reply = lambda body, number: error_in_200(400, "too long") if number == 1 else completion("yes")
+    summary = ask(server, data, tmp_path / "pred.jsonl", concurrency=1, limit=3)
+    assert summary.errors == (("400: too long", 1),)
+    server.reply = lambda body, number: error_in_200(401, "no")
+    with pytest.raises(FFRError, match=r"refuses the key \(401: no\)"):
+        ask(server, data, tmp_path / "other.jsonl")
+
+
+@pytest.mark.parametrize("place", ["message", "no choices", "cut by the server", "answer"])
+def test_no_piece_of_the_key_is_written(
+    server: FakeServer, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Also where a text is cut in the middle of it, by us or by the server."""
+    long = "sk-" + "abcdefghij" * 16
+    monkeypatch.setenv("FFR_TEST_KEY", long)
+    replies = {
+        "message": failure(400, "x" * 270 + long),
+        "no choices": (200, {"filler": "x" * 60, "auth": long}, {}),
+        "cut by the server": failure(400, f"bad: {long[:40]}"),
+        "answer": completion(f"your key is {long}"),
+    }
+    server.reply = lambda body, number: completion("yes") if number == 0 else replies[place]
+    ask(server, data, tmp_path / "pred.jsonl", concurrency=1, limit=2)
+    text = (tmp_path / "pred.jsonl").read_text()
+    assert "sk-" not in text
+    assert "***" in text
+
+
+@pytest.mark.parametrize("content", [[{"token": "a", "logprob": None}], [-0.5], [{"token": "a"}], "x", 3])
+def test_an_answer_with_odd_log_probabilities_is_kept_without_them(
+    server: FakeServer, data: Path, tmp_path: Path, content: Any
+) -> None:
+    status, body, headers = completion("yes")
+    assert isinstance(body, dict)
+    body["choices"][0]["logprobs"] = {"content": content}
+    server.reply = lambda _body, number: (status, body, headers)
+    said: list[str] = []
+    ask(server, data, tmp_path / "pred.jsonl", logprobs=True, limit=1, say=said.append)
+    [line] = lines(tmp_path / "pred.jsonl")
+    assert (line["response"], line["logprobs"]) == ("yes", {"content": []})
+    assert said == ["1 answers came without log-probabilities, although they were asked for"]
+
+
+def test_a_wait_that_is_too_long_is_told(server: FakeServer, data: Path, tmp_path: Path) -> None:
+    server.reply = lambda body, number: (429, {"error": {"message": "tomorrow"}}, {"retry-after": "600"})
+    with pytest.raises(
+        FFRError, match=r"each tried 1 time \(429: tomorrow; the server asks to wait 600 s, longer than -"
+    ):
+        ask(server, data, tmp_path / "pred.jsonl", concurrency=2)
+    assert len(server.bodies) <= 5
+
+
+def test_a_proxy_that_cannot_be_used_is_named(
+    server: FakeServer, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", "gopher://127.0.0.1:9")
+    with pytest.raises(FFRError, match=r"the proxy of ALL_PROXY, .* cannot be used.*NO_PROXY=127\.0\.0\.1"):
+        ask(server, data, tmp_path / "pred.jsonl")
+
+
+def test_an_answer_cut_off_before_it_says_anything_is_none(server: FakeServer, data: Path, tmp_path: Path) -> None:
+    server.reply = lambda body, number: completion(["", " \n", None][number % 3], finish_reason="length")
+    summary = ask(server, data, tmp_path / "pred.jsonl")
+    assert sum(count for _, count in summary.errors) == 16
+    result = evaluate_file(tmp_path / "pred.jsonl", bootstrap=BootstrapSettings(0))
+    assert (result.unanswered["any"], result.malformed["any"], result.macro["joint"]["f1"]) == (16, 0, 0.0)
+    server.reply = lambda body, number: completion("")
+    assert ask(server, data, tmp_path / "empty.jsonl").errors == (), "an empty text that ended by itself is an answer"

@@ -16,6 +16,8 @@ from drawn_predictions import NONE, Row, drawn
 
 from ffr_verl.cli import main
 from ffr_verl.evaluation import BootstrapSettings, EvaluationResult, evaluate
+from ffr_verl.evaluation.reward_settings import read_reward_kwargs
+from ffr_verl.recipes import recipe_path
 
 Command = Callable[..., tuple[int, str]]
 
@@ -175,3 +177,72 @@ def test_the_command_reads_what_verl_writes(tmp_path: Path, command: Command) ->
     assert status == 0, text
     expected: EvaluationResult = evaluate(rows, bootstrap=NONE)
     assert json.loads((tmp_path / "r.json").read_text())["rewards"] == pytest.approx(expected.rewards)
+
+
+RECIPE = """defaults:
+  - ffr_grpo
+  - _self_
+reward:
+  custom_reward_function:
+    reward_kwargs: {length_penalty: 0.5, utterance_weight: 1.0, image_weight: 0.0, weights: {format: 0.1}}
+"""
+
+
+@pytest.mark.parametrize("kind", ["recipe", "run", "folder of a run", "alone"])
+def test_rewards_are_those_of_the_run(tmp_path: Path, command: Command, kind: str) -> None:
+    path = saved(tmp_path / "pred.jsonl", drawn(40))
+    kwargs = {"length_penalty": 0.5, "utterance_weight": 1.0, "image_weight": 0.0}
+    file = tmp_path / ".hydra" / "config.yaml" if "run" in kind else tmp_path / "my.yaml"
+    file.parent.mkdir(exist_ok=True)
+    run = {"trainer": {}, "reward": {"custom_reward_function": {"reward_kwargs": kwargs}}}
+    file.write_text(RECIPE if kind == "recipe" else json.dumps(run if "run" in kind else kwargs))
+    given = tmp_path if kind == "folder of a run" else file
+    status, text = command(path, "--bootstrap", 0, "--json", tmp_path / "r.json", "--reward-kwargs", given)
+    assert status == 0, text
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert found["rewards"] == evaluate(drawn(40), bootstrap=NONE, reward_kwargs=kwargs).rewards
+    assert found["reward_settings"] == {"from": f"settings of {given}", **kwargs}
+    assert "length_penalty 0.5" in " ".join(text.split())
+
+
+def test_what_a_recipe_inherits_is_read_too() -> None:
+    found = read_reward_kwargs(recipe_path("ffr_grpo_published_cpu"))
+    assert (found["f1_mode"], found["weights"]) == ("published", {"f1": 1.0, "coherence": 1.0, "format": 0.3})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("length_penality: 0.5", "reward_kwargs.length_penality: unknown key; did you mean 'length_penalty'"),
+        ("length_penalty: two", "reward_kwargs.length_penalty: found 'two', expected a number from 0 to 1"),
+        ("reward: {}", "no reward.custom_reward_function.reward_kwargs; give a recipe"),
+        ("defaults: [mine]", "inherits mine, which is not there"),
+        ("- 1", "found no mapping"),
+        ("a: [", "cannot be read"),
+    ],
+)
+def test_settings_of_rewards_that_are_refused(tmp_path: Path, command: Command, text: str, message: str) -> None:
+    path = saved(tmp_path / "pred.jsonl", drawn(3))
+    (tmp_path / "my.yaml").write_text(text)
+    status, told = command(path, "--reward-kwargs", tmp_path / "my.yaml")
+    assert (status, message in told) == (2, True), told
+
+
+def test_the_defaults_and_repeated_rows_are_told(tmp_path: Path, command: Command) -> None:
+    rows = drawn(6)
+    path = saved(tmp_path / "pred.jsonl", [*rows, *rows[:2]])
+    status, text = command(path, "--bootstrap", 0)
+    assert status == 0, text
+    assert "with the defaults: length_penalty 0.95" in " ".join(text.split())
+    assert "2 of 8 rows are repeats of another (same dialogue, query and gold answer)" in text
+    assert "repeat" not in command(saved(tmp_path / "once.jsonl", rows), "--bootstrap", 0)[1]
+
+
+def test_a_comparison_needs_dialogue_ids(tmp_path: Path, command: Command) -> None:
+    rows = drawn(6)
+    without = [{name: value for name, value in row.items() if name != "dialogue_id"} for row in rows]
+    path, other = saved(tmp_path / "pred.jsonl", rows), saved(tmp_path / "other.jsonl", [rows[0], *without[1:]])
+    assert command(other, "--bootstrap", 0)[0] == 0
+    for files in ((path, other), (other, path)):
+        status, text = command(files[0], "--compare", files[1], "--bootstrap", 0)
+        assert (status, f"{other}: line 2: no dialogue_id, by which --compare" in text) == (2, True), text

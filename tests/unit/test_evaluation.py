@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import matthews_corrcoef, precision_recall_fscore_support
 
-from ffr_verl.dialogue_ids import DialogueIdsReader
+from ffr_verl.dialogues import dialogue_ids
 from ffr_verl.errors import FFRError
 from ffr_verl.evaluation import BootstrapSettings, Confusion, evaluate, evaluate_file, f1, mcc, precision, recall
 from ffr_verl.evaluation import counts as counting
-from ffr_verl.evaluation.answers import plain_masks
+from ffr_verl.evaluation.counts import plain_masks
 from ffr_verl.fragments import AnswerStyle, Fragment, MalformedReason, format_fragment, parse_fragment, parse_leniently
 from ffr_verl.rewards import compute_score, diagnose
 
@@ -205,7 +205,7 @@ FIRSTS = st.sampled_from([0, 0, 0, 2])
 def test_the_quick_count_of_a_row_is_the_thorough_one(
     answer: Fragment, gold: Fragment, first: int, turns: int, images: int
 ) -> None:
-    ids = DialogueIdsReader().read(prompt_of(range(first, turns), range(images)))
+    ids = dialogue_ids(prompt_of(range(first, turns), range(images)))
     texts = format_fragment(answer), format_fragment(gold)
     masks = [plain_masks(text) for text in texts]
     repeats = len(set(answer.utterance_ids)) < len(answer.utterance_ids) or len(set(answer.image_ids)) < len(
@@ -223,12 +223,11 @@ def test_only_the_usual_writing_is_read_quickly(text: str) -> None:
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 12), st.integers(0, 3)), max_size=6))
-def test_ids_are_read_anew_when_the_dialogue_changes(prompts: list[tuple[bool, int, int]]) -> None:
-    reader = DialogueIdsReader()
+def test_ids_are_read_wherever_they_stand(prompts: list[tuple[bool, int, int]]) -> None:
     for is_before, turns, images in prompts:
         pictures = "".join(f"<|img_id_start|>{image}<|img_id_end|>" for image in range(images))
         dialogue = "".join(f"<|utt_id_start|>{turn}<|utt_id_end|>" for turn in range(turns))
-        found = reader.read(pictures + dialogue if is_before else dialogue + pictures)
+        found = dialogue_ids(pictures + dialogue if is_before else dialogue + pictures)
         assert (found.turns, found.utterances.end, found.images.end) == (turns, turns, images)
 
 
@@ -321,3 +320,36 @@ def test_records_may_be_an_iterator() -> None:
         yield from drawn(30)
 
     assert evaluate(records(), bootstrap=NONE) == evaluate(drawn(30), bootstrap=NONE)
+
+
+@pytest.mark.parametrize("turns", [(0, 1, 3), (1, 2, 3), (0, 2, 1, 3), (7,), (0, 1, 1, 3), ()])
+def test_ids_that_do_not_count_are_each_known(turns: tuple[int, ...]) -> None:
+    found = dialogue_ids(prompt_of(turns, ())).utterances
+    assert found.end == max(turns, default=-1) + 1
+    if len(set(turns)) == len(turns):
+        assert found.outside(range(8)) == 8 - len(turns)
+
+
+def test_rewards_take_the_settings_of_the_recipe() -> None:
+    rows = drawn(120, 4)
+    kwargs = {"length_penalty": 0.7, "utterance_weight": 0.8, "image_weight": 0.1, "weights": {"f1": 1.0}}
+    result = evaluate(rows, bootstrap=NONE, reward_kwargs=kwargs)
+    scores = [compute_score("", row["response"], row["labels"], **kwargs) for row in rows]
+    for name, value in result.rewards.items():
+        assert value == pytest.approx(np.mean([score[name] for score in scores]), abs=1e-12), name
+    assert result.rewards["f1"] != evaluate(rows, bootstrap=NONE).rewards["f1"]
+    assert result.reward_settings == {
+        "from": "reward_kwargs",
+        "length_penalty": 0.7,
+        "utterance_weight": 0.8,
+        "image_weight": 0.1,
+    }
+    assert evaluate(rows, bootstrap=NONE).reward_settings["from"] == "defaults"
+
+
+def test_repeated_rows_are_counted() -> None:
+    rows = drawn(20)
+    without_id = [{name: value for name, value in row.items() if name != "dialogue_id"} for row in rows]
+    for some in (rows, without_id):
+        assert evaluate(some, bootstrap=NONE).repeated == 0
+        assert evaluate([*some, *some[:3]], bootstrap=NONE).repeated == 3

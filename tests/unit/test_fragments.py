@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ffr_verl import Fragment, format_fragment, parse_fragment
-from ffr_verl.fragments import TAGS, MalformedReason, malformed_reason, parse_gold, parse_leniently
+from ffr_verl.fragments import TAGS, AnswerStyle, MalformedReason, malformed_reason, parse_gold, parse_leniently
 
 U0, U1, I0, I1 = TAGS
 
@@ -169,3 +169,15 @@ def test_long_hostile_texts_take_linear_time(text: str) -> None:
         assert parse_fragment(text, style=style) is None  # type: ignore[arg-type]
     # A quadratic parser needs minutes for a megabyte; the bound is far above what a linear one takes.
     assert time.process_time() - started < 20
+
+
+@pytest.mark.parametrize("style", ["plain", "reasoning"])
+def test_ids_in_a_thought_are_read_in_no_style(style: AnswerStyle) -> None:
+    draft, answer = format_fragment(Fragment((5,), (1,))), format_fragment(Fragment((3,), ()))
+    for text in (
+        f"<think>{draft}</think><answer>{answer}</answer>",
+        f"{draft}</think>\n{answer}",
+        f"so</think>{answer}",
+    ):
+        assert parse_leniently(text, style=style) == Fragment((3,), ())
+    assert parse_leniently(f"<think>{draft} and on", style=style) == Fragment((), ())

@@ -19,7 +19,6 @@ LAYERS = (
         "files",
         "fragments",
         "dialogues",
-        "dialogue_ids",
         "images",
         "metrics",
         "model_families",

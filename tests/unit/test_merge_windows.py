@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ from ffr_verl.errors import FFRError
 from ffr_verl.fragments import Fragment, format_fragment, parse_fragment
 from ffr_verl.inference.endpoint import EndpointSettings
 from ffr_verl.inference.infer import infer, merge_predictions, windows_path
-from ffr_verl.inference.merge_windows import WindowAnswer, merge_windows, merged_prediction
-from ffr_verl.inference.predictions import prediction_row
+from ffr_verl.inference.merge_windows import WindowAnswer, merge_windows, merged_prediction, read_windows
+from ffr_verl.predictions import prediction_of, prediction_row
 
 IDS: list[WindowIds] = ["global", "published"]
 
@@ -73,6 +74,10 @@ def cases(draw: st.DrawFn) -> tuple[dict[str, Any], WindowSettings, random.Rando
     return rl_row(dialogue, gold), settings, source
 
 
+def window_answer(prediction: dict[str, Any]) -> WindowAnswer:
+    return WindowAnswer.of(prediction_of(1, prediction))
+
+
 def gold_of(row: dict[str, Any]) -> dict[str, Any]:
     return {"response": row["reward_model"]["ground_truth"], "logprobs": [-0.5]}
 
@@ -82,7 +87,7 @@ def test_the_gold_cut_and_united_is_the_gold(case: tuple[dict[str, Any], WindowS
     row, settings, source = case
     parts = [prediction_row(part, gold_of(part), logprobs=True) for part in cut_row(row, settings)]
     source.shuffle(parts)
-    merged = merged_prediction(row, [WindowAnswer.of(part) for part in parts])
+    merged = merged_prediction(row, [window_answer(part) for part in parts])
     assert merged["response"] == row["reward_model"]["ground_truth"]
     alone = prediction_row(row, gold_of(row), logprobs=True)
     if len(row["extra_info"]["utterance_ids"]) <= settings.turns:
@@ -109,7 +114,7 @@ def test_every_image_is_found_again(case: tuple[dict[str, Any], WindowSettings, 
     for part in parts:
         ids = (info["image_ids"][place],) if part is chosen else ()
         answer = {"response": format_fragment(Fragment((), ids)), "logprobs": []}
-        answers.append(WindowAnswer.of(prediction_row(part, answer, logprobs=False)))
+        answers.append(window_answer(prediction_row(part, answer, logprobs=False)))
     found = parse_fragment(merged_prediction(row, answers)["response"])
     assert found is not None
     assert [row["images"][identifier] for identifier in found.image_ids] == [info["images"][place]]
@@ -124,7 +129,7 @@ def merged(responses: list[str], ids: WindowIds = "published", **more: Any) -> d
         ["1.png", "2.png", "3.png"],
     ]
     answers = [
-        WindowAnswer.of({**prediction_row(part, {"response": response, "logprobs": []}, logprobs=False), **more})
+        window_answer({**prediction_row(part, {"response": response, "logprobs": []}, logprobs=False), **more})
         for part, response in zip(parts, responses, strict=True)
     ]
     return merged_prediction(row, answers)
@@ -169,18 +174,18 @@ def test_windows_without_an_answer_are_told() -> None:
     assert found["malformed_windows"] == 0, "no answer is not a malformed one"
 
 
-def test_answers_that_cannot_be_united() -> None:
+def test_answers_that_cannot_be_united(tmp_path: Path) -> None:
     row = rl_row(dialogue_of([1, 0, 1, 1, 0, 1]), Fragment((2,), (1,)))
     other = rl_row(dialogue_of([1, 0, 1, 1, 0, 1]), Fragment((2,), (1,)))
     other["prompt"][0]["content"] = other["prompt"][0]["content"].replace("text 1", "text one")
     parts = [
-        WindowAnswer.of(prediction_row(part, gold_of(part), logprobs=True))
+        window_answer(prediction_row(part, gold_of(part), logprobs=True))
         for part in cut_row(row, WindowSettings(4, 2, "global"))
     ]
     with pytest.raises(ValueError, match=r"no answer to a window with utterance 4 \(2 utterances are in none\)"):
         merged_prediction(row, parts[:1])
     three = [
-        WindowAnswer.of(prediction_row(part, gold_of(part), logprobs=True))
+        window_answer(prediction_row(part, gold_of(part), logprobs=True))
         for part in cut_row(row, WindowSettings(4, 1, "global"))
     ]
     with pytest.raises(ValueError, match=r"no answer to window 1 \(d_split_1\)"):
@@ -191,18 +196,19 @@ def test_answers_that_cannot_be_united() -> None:
         merged_prediction(other, parts)
     part = prediction_row(cut_row(row, WindowSettings(4, 2, "global"))[1], gold_of(row), logprobs=True)
     content = part["messages"][0]["content"].replace("<|img_id_start|>3<", "<|img_id_start|>5<")
-    changed = WindowAnswer.of({**part, "messages": [{"role": "user", "content": content}]})
+    changed = window_answer({**part, "messages": [{"role": "user", "content": content}]})
     with pytest.raises(ValueError, match=r"d_split_1 has the image ids \[1, 2, 5\], not 3 in order"):
         merged_prediction(row, [parts[0], changed])
     for change, message in (
-        ({"response": None}, "row 0: no response"),
-        ({"response": 3}, "row 0: no text in response"),
-        ({"messages": []}, "row 0: no message of role 'user'"),
-        ({"logprobs": {"content": [{}]}}, "row 0: 'logprob'"),
+        ({"response": None}, "line 1: field response is null"),
+        ({"response": 3}, "line 1: field response: found a number, expected text"),
+        ({"dialogue_id": None}, "line 1: field dialogue_id is null"),
+        ({"messages": []}, "line 1: field messages: no message of role 'user'"),
+        ({"messages": [{"role": "user", "content": "Hello"}]}, "line 1: no <|query_start|>"),
     ):
-        prediction = {**prediction_row(row, gold_of(row), logprobs=True), **change}
-        with pytest.raises(FFRError, match=message):
-            list(merge_windows([(0, prediction)], [], name="pred.jsonl"))
+        (tmp_path / "p.jsonl").write_text(json.dumps({**prediction_row(row, gold_of(row), logprobs=True), **change}))
+        with pytest.raises(FFRError, match=re.escape(message)):
+            list(merge_windows(read_windows(tmp_path / "p.jsonl"), [], name="p.jsonl"))
 
 
 @pytest.fixture
@@ -273,13 +279,13 @@ def test_predictions_of_any_tool_are_united(data: Path, tmp_path: Path, ids: Win
         merge_predictions(tmp_path / "windows.jsonl", [whole], tmp_path / "other.jsonl")
     second = {**made[0], "response": "another"}
     (tmp_path / "windows.jsonl").write_text("\n".join(json.dumps(row) for row in [*made, made[0], second]))
-    with pytest.raises(FFRError, match=rf"row {len(made) + 1}: another answer to .* of .*, which has one already"):
+    with pytest.raises(FFRError, match=rf"line {len(made) + 2}: another answer to .* of .*, which has one already"):
         merge_predictions(tmp_path / "windows.jsonl", [whole], tmp_path / "other.jsonl")
     (tmp_path / "windows.jsonl").write_text("\n".join(json.dumps(row) for row in [*made, made[0]]))
     assert merge_predictions(tmp_path / "windows.jsonl", [whole], tmp_path / "same.jsonl").rows == 8
     assert (tmp_path / "same.jsonl").read_text() == (tmp_path / "new" / "pred.jsonl").read_text()
     (tmp_path / "windows.jsonl").write_text("")
-    with pytest.raises(FFRError, match="no answer to it or its windows"):
+    with pytest.raises(FFRError, match="no predictions; give a JSONL file"):
         merge_predictions(tmp_path / "windows.jsonl", [whole], tmp_path / "other.jsonl")
     assert not (tmp_path / "other.jsonl").exists()
 
@@ -311,7 +317,10 @@ def test_cut_answer_and_unite_in_one_go(data: Path, server: FakeServer, tmp_path
     assert len(lines(tmp_path / "a.windows.jsonl")) == summary.asked == len(server.bodies) > 8
     infer([data / f"{ids}.rl.parquet"], tmp_path / "b.jsonl", asked, whole=[whole])
     for name in ("", ".windows"):
-        assert (tmp_path / f"a{name}.jsonl").read_text() == (tmp_path / f"b{name}.jsonl").read_text()
+        assert [{**line, "split": ""} for line in lines(tmp_path / f"a{name}.jsonl")] == [
+            {**line, "split": ""} for line in lines(tmp_path / f"b{name}.jsonl")
+        ]
+    assert {line["split"] for line in found} == {"whole"}
     (tmp_path / "a.jsonl").unlink()
     with pytest.raises(FFRError, match=r"a\.windows\.jsonl: is there already"):
         infer([whole], tmp_path / "a.jsonl", asked, window=WindowSettings(7, 4, ids))
@@ -349,7 +358,7 @@ def test_ids_in_a_thought_are_no_part_of_the_united_answer() -> None:
         gold = part["reward_model"]["ground_truth"]
         draft = format_fragment(Fragment((part["extra_info"]["utterance_ids"][0],), ()))
         response = f"<think>{draft}?</think><answer>{gold}</answer>"
-        answers.append(WindowAnswer.of(prediction_row(part, {"response": response, "logprobs": []}, logprobs=False)))
+        answers.append(window_answer(prediction_row(part, {"response": response, "logprobs": []}, logprobs=False)))
     united = merged_prediction(row, answers, style="reasoning")
     assert united["malformed_windows"] == 0
     assert parse_fragment(united["response"], style="reasoning") == Fragment((4,), ())

@@ -297,6 +297,24 @@ def test_a_row_that_is_there_twice_is_compared_with_its_own(folder: Path) -> Non
     assert shown == [answer((0,), ()), "500: busy", None]
 
 
+def test_rewards_are_those_of_the_run_when_they_are_given(folder: Path) -> None:
+    file = folder / "kwargs.yaml"
+    file.write_text("{length_penalty: 0.5, weights: {f1: 2.0, format: 0.5}, answer_style: reasoning}")
+    response = f"<think>{answer((0,))}</think><answer>{answer((1, 2), (0,))}</answer>"
+    page = report_of(folder, [row(response)], reward_kwargs=file)
+    [made] = embedded(page)["rows"]
+    assert made["rewards"]["f1"] == pytest.approx((2 / 3 * 0.5 + 1) / 2, abs=1e-4)
+    assert made["rewards"]["score"] == pytest.approx(2 * made["rewards"]["f1"] + 0.5, abs=1e-3)
+    assert made["predicted"] == {"utterances": [1, 2], "images": [0]}
+    assert "as in training with the settings of kwargs.yaml" in page
+    assert "as in training with the defaults" in report_of(folder, [row(response)])
+
+
+def test_a_report_says_that_rows_are_repeated(folder: Path) -> None:
+    assert "1 of 2 row is a repeat of another" in report_of(folder, [row("x"), row("y")])
+    assert "repeat of another" not in report_of(folder, [row("x"), row("y", query="else")])
+
+
 def test_an_output_that_exists_stays(folder: Path) -> None:
     predictions = write_rows(folder / "pred.jsonl", [row("x")])
     (folder / "r.html").write_text("mine")

@@ -18,10 +18,9 @@ from ffr_verl.data.config import DataConfig
 from ffr_verl.data.parquet_files import check_columns
 from ffr_verl.data.parquet_files import images_root as recorded_images_root
 from ffr_verl.errors import FFRError
-from ffr_verl.evaluation.answered import PredictionFormat
+from ffr_verl.evaluation.command import repeated_rows, require_ids
 from ffr_verl.evaluation.comparison import compare
 from ffr_verl.evaluation.counts import RowCounts
-from ffr_verl.evaluation.predictions import Prediction, read_predictions, read_verl_dump
 from ffr_verl.evaluation.report.charts import histogram, line_charts
 from ffr_verl.evaluation.report.page import render_page
 from ffr_verl.evaluation.report.pictures import Pictures, make_pictures
@@ -37,12 +36,12 @@ from ffr_verl.evaluation.report.summary import (
 )
 from ffr_verl.evaluation.report.training import read_training
 from ffr_verl.evaluation.result import count_records, result_of
+from ffr_verl.evaluation.reward_settings import read_reward_kwargs
 from ffr_verl.files import check_output, whole_or_nothing
 from ffr_verl.fragments import AnswerStyle
+from ffr_verl.predictions import Prediction, PredictionFormat, UnusableLines, read_predictions
 from ffr_verl.rewards.coherence import CoherenceMode
-from ffr_verl.rewards.f1 import f1_reward
 from ffr_verl.rewards.ffr import open_scorer
-from ffr_verl.rewards.table import DEFAULT_WEIGHTS
 
 __all__ = ["ReportSettings", "ReportSummary", "write_report"]
 
@@ -66,8 +65,9 @@ class ReportSettings:
         images_root: folder of the images; `None` for the one recorded in `data`, or else that of the predictions.
         data: a parquet file of `ffr-verl prepare`.
         embeddings: an embedding store, for the coherence reward.
-        coherence_mode: see `coherence_reward`.
-        answer_style: of the answers.
+        reward_kwargs: file with the settings of the rewards, see `read_reward_kwargs`; the defaults otherwise.
+        coherence_mode: see `coherence_reward`; that of `reward_kwargs` by default.
+        answer_style: of the answers; that of `reward_kwargs` by default.
         row_format: `verl` for a file of `trainer.validation_data_dir`, see `read_verl_dump`.
         compare: predictions of another model for the same rows, for the difference of the metrics.
         training: folder with the metrics of a verl run.
@@ -80,8 +80,9 @@ class ReportSettings:
     images_root: Path | None = None
     data: Path | None = None
     embeddings: Path | None = None
-    coherence_mode: CoherenceMode = "continuous"
-    answer_style: AnswerStyle = "plain"
+    reward_kwargs: Path | None = None
+    coherence_mode: CoherenceMode | None = None
+    answer_style: AnswerStyle | None = None
     row_format: PredictionFormat = "ffr"
     compare: Path | None = None
     training: Path | None = None
@@ -96,11 +97,8 @@ class ReportSummary:
     """What `write_report` did.
 
     Attributes:
-        rows: of the predictions.
-        shown: of them that are in the file.
-        skipped: lines left out.
-        pictures: different pictures in the file.
-        missing: how many image paths have which problem.
+        rows: of the predictions, of which `shown` are in the file; `skipped` counts lines left out.
+        pictures: different pictures in the file; `missing` counts image paths by their problem.
         size: of the file, in bytes.
         seconds: wall time.
     """
@@ -138,53 +136,62 @@ def write_report(
     """
     started = time.monotonic()
     settings = settings or ReportSettings()
-    inputs = [predictions, *[file for file in (settings.data, settings.compare) if file is not None]]
+    others_files = (settings.data, settings.compare, settings.reward_kwargs)
+    inputs = [predictions, *[file for file in others_files if file is not None]]
     check_output(output, force=force, example="report.html", inputs=inputs)
     if not output.parent.is_dir():
         raise FFRError(f"--output {output}: no folder {output.parent}; make it first")
     root = _images_root(predictions, settings)
-    if settings.embeddings is not None:
+    rewards = reward_settings(
+        None if settings.reward_kwargs is None else read_reward_kwargs(settings.reward_kwargs),
+        embeddings=None if settings.embeddings is None else str(settings.embeddings),
+        coherence_mode=settings.coherence_mode,
+        answer_style=settings.answer_style,
+    )
+    store, style = rewards.get("embeddings"), rewards["answer_style"]
+    if store is not None:
         try:
-            open_scorer(str(settings.embeddings))
+            open_scorer(store)
         except FFRError as error:
             raise FFRError(f"--embeddings {error}") from None
     training = None if settings.training is None else read_training(settings.training, say=say)
     skipped: list[str] = []
     f1: list[float] = []
 
+    rows = ReportRows(rewards)
+
     def read(path: Path, skipped: list[str]) -> Iterator[Prediction]:
-        reader = read_predictions if settings.row_format == "ffr" else read_verl_dump
-        return reader(
+        unusable = UnusableLines(
             path,
             lenient=settings.lenient,
             on_skipped=lambda line, reason: skipped.append(f"line {line}: {reason}"),
         )
+        return read_predictions(path, row_format=settings.row_format, unusable=unusable)
+
+    def counted(path: Path, predictions: Iterator[Prediction]) -> RowCounts:
+        counts = count_records(predictions, style=style, reward_kwargs=rewards)
+        if settings.compare is not None and settings.row_format == "ffr":
+            require_ids(path, counts)
+        return counts
 
     def scored() -> Iterator[Prediction]:
         for prediction in read(predictions, skipped):
-            f1.append(f1_reward(prediction.rewarded, prediction.labels, style=settings.answer_style))
+            f1.append(rows.f1(prediction.rewarded, prediction.labels))
             on_progress("evaluating", len(f1), None)
             yield prediction
 
-    counts = count_records(scored(), style=settings.answer_style, with_keys=settings.compare is not None)
-    result = result_of(counts, skipped=len(skipped))
+    counts = counted(predictions, scored())
+    result, repeats = result_of(counts, skipped=len(skipped)), repeated_rows(counts)
     unanswered = _unanswered(counts)
     comparison, others_keys = None, []
     if settings.compare is not None:
         left_out: list[str] = []
-        others = count_records(read(settings.compare, left_out), style=settings.answer_style, with_keys=True)
+        others = counted(settings.compare, read(settings.compare, left_out))
         if left_out:
             say(f"{settings.compare}: {len(left_out):,} lines left out, the first is {left_out[0]}")
         unanswered += _unanswered(others, of=f" of {settings.compare.name}")
         comparison = compare(counts, others)
         others_keys = _keys(others)
-    rows = ReportRows(
-        reward_settings(
-            embeddings=None if settings.embeddings is None else str(settings.embeddings),
-            coherence_mode=settings.coherence_mode,
-            answer_style=settings.answer_style,
-        )
-    )
     kept = _worst(f1, settings.most_rows)
     keys = _keys(counts)
     theirs: dict[int, deque[Prediction]] = {}
@@ -206,7 +213,7 @@ def write_report(
         say(f"none of the images was found below {root}; --images-root says where they are")
     page = render_page(
         data={
-            **_page_data(rows, pictures, has_coherence=settings.embeddings is not None),
+            **_page_data(rows, pictures, most_reward=sum(rewards["weights"].values())),
             "other": None if settings.compare is None else settings.compare.name,
         },
         pictures=[{"src": one.uri, "width": one.width, "height": one.height} for one in pictures.thumbnails],
@@ -221,9 +228,12 @@ def write_report(
         else {"name": settings.compare.name, "matched": comparison.matched, "lines": difference_table(comparison)},
         intervals=None
         if result.intervals is None
-        else f"{100 * result.intervals['level']:g} % intervals of {result.intervals['resamples']:,} resamples",
+        else f"{100 * result.intervals['level']:g} % intervals of {result.intervals['resamples']:,} resamples"
+        + (repeats and f"; {repeats}"),
         f1_bars=histogram(f1),
-        overview_charts=overview_charts(result, coherence=_mean_coherence(rows, len(f1), settings)),
+        overview_charts=overview_charts(
+            result, coherence=_mean_coherence(rows, len(f1), store), settings=_named(settings)
+        ),
         breakdown_charts=breakdown_charts(result),
         training=None
         if training is None
@@ -269,13 +279,17 @@ def _worst(f1: list[float], most: int) -> np.ndarray:
     return kept
 
 
-def _mean_coherence(rows: ReportRows, count: int, settings: ReportSettings) -> float | None:
-    if settings.embeddings is None or len(rows.rows) < count:
+def _named(settings: ReportSettings) -> str:
+    return "the defaults" if settings.reward_kwargs is None else f"the settings of {settings.reward_kwargs.name}"
+
+
+def _mean_coherence(rows: ReportRows, count: int, store: str | None) -> float | None:
+    if store is None or len(rows.rows) < count:
         return None
     return float(np.mean([row["rewards"]["coherence"] for row in rows.rows]))
 
 
-def _page_data(rows: ReportRows, pictures: Pictures, *, has_coherence: bool) -> dict[str, Any]:
+def _page_data(rows: ReportRows, pictures: Pictures, *, most_reward: float) -> dict[str, Any]:
     images: list[dict[str, Any]] = []
     for name in rows.image_names:
         found = pictures.of_name[name]
@@ -289,7 +303,7 @@ def _page_data(rows: ReportRows, pictures: Pictures, *, has_coherence: bool) -> 
             **{reason.value: {"label": label, "meaning": text} for reason, (label, text) in FAULTS.items()},
         },
         "worstBelow": WORST_BELOW,
-        "mostReward": sum([DEFAULT_WEIGHTS[name] for name in DEFAULT_WEIGHTS if has_coherence or name != "coherence"]),
+        "mostReward": most_reward or 1.0,
     }
 
 

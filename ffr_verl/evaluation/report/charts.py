@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ffr_verl.rewards.table import REWARDS
 
@@ -27,33 +28,16 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A bar of a chart.
-
-    Attributes:
-        label: of the bar.
-        count: rows in it.
-        share: of the highest bar, 0 to 1.
-    """
+    """A bar of a chart; its share is that of the highest bar, 0 to 1."""
 
     label: str
     count: int
     share: float
 
 
-@dataclass(frozen=True, slots=True)
-class Series:
-    """A curve.
-
-    Attributes:
-        label: for the legend.
-        is_validation: drawn with dashes and dots.
-        first: its first value.
-        last: its last value.
-        best: its highest value.
-        line: points of a polyline, in the chart's units.
-        band: points of the polygon of mean ± standard deviation; empty without one.
-        dots: single points to draw.
-    """
+class Series(NamedTuple):
+    """A curve in the chart's units: points of a polyline, of the polygon of mean ± standard deviation (empty without
+    one), and single dots; validation is drawn with dashes and dots. `best` is its highest value."""
 
     label: str
     is_validation: bool
@@ -67,14 +51,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class LineChart:
-    """One metric over the steps of a run.
-
-    Attributes:
-        title: the metric.
-        series: its curves.
-        y_ticks: `(y, label)`.
-        x_ticks: `(x, label)`.
-    """
+    """One metric over the steps of a run; ticks are places and labels."""
 
     title: str
     series: tuple[Series, ...]
@@ -89,8 +66,7 @@ class LineChart:
     BOTTOM = 128
 
 
-@dataclass(frozen=True, slots=True)
-class _Curve:
+class _Curve(NamedTuple):
     label: str
     is_validation: bool
     points: Sequence[tuple[int, float]]

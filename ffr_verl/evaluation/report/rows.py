@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ffr_verl.dialogues import Dialogue, parse_dialogue
-from ffr_verl.evaluation.predictions import Prediction
 from ffr_verl.fragments import AnswerStyle, Fragment, parse_fragment, parse_gold, parse_leniently
+from ffr_verl.predictions import Prediction
 from ffr_verl.rewards.coherence import CoherenceMode
+from ffr_verl.rewards.config import RewardConfig
 from ffr_verl.rewards.diagnosis import diagnose
 from ffr_verl.rewards.extra_info import extra_info_of
 from ffr_verl.rewards.f1 import f1_reward
 from ffr_verl.rewards.ffr import compute_score
-from ffr_verl.rewards.table import DEFAULT_WEIGHTS
 
 __all__ = ["UNANSWERED", "ReportRows", "reward_settings"]
 
@@ -24,24 +25,25 @@ _LONGEST_ANSWER, _LONGEST_TEXT = 4_000, 20_000
 
 
 def reward_settings(
-    *, embeddings: str | None, coherence_mode: CoherenceMode, answer_style: AnswerStyle
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    embeddings: str | None = None,
+    coherence_mode: CoherenceMode | None = None,
+    answer_style: AnswerStyle | None = None,
 ) -> dict[str, Any]:
-    """The `reward_kwargs` of `compute_score` for the report: the default weights, and MCC shown beside them.
+    """The `reward_kwargs` of `compute_score` for the report: those given or the defaults, and MCC shown beside them.
 
     Example:
-        >>> reward_settings(embeddings=None, coherence_mode="continuous", answer_style="plain")["weights"]
-        {'f1': 1.0, 'format': 0.3, 'mcc': 0.0}
+        >>> reward_settings({"length_penalty": 0.5})
+        {'length_penalty': 0.5, 'answer_style': 'plain', 'weights': {'f1': 1.0, 'format': 0.3, 'mcc': 0.0}}
     """
-    weights = {**DEFAULT_WEIGHTS, "mcc": 0.0}
-    if embeddings is None:
-        del weights["coherence"]
-        return {"weights": weights, "answer_style": answer_style}
-    return {
-        "weights": weights,
-        "embeddings": embeddings,
-        "coherence_mode": coherence_mode,
-        "answer_style": answer_style,
-    }
+    config = RewardConfig.from_kwargs(kwargs or {})
+    embeddings = embeddings or config.embeddings
+    found = {**(kwargs or {}), "answer_style": answer_style or config.answer_style}
+    if embeddings is not None:
+        found |= {"embeddings": embeddings, "coherence_mode": coherence_mode or config.coherence_mode}
+    weights = {name: weight for name, weight in config.weights if name != "coherence" or embeddings is not None}
+    return {**found, "weights": {**weights, "mcc": weights.get("mcc", 0.0)}}
 
 
 def _clipped(text: str, longest: int) -> str:
@@ -60,14 +62,22 @@ class ReportRows:
         rewards: see `reward_settings`.
 
     Attributes:
+        f1: the F1 reward of an answer and its gold.
         rows: of the page, in the order in which they were added.
         dialogues: that the rows name by position.
         image_names: paths as they stand in the rows, that the dialogues name by position.
     """
 
     def __init__(self, rewards: Mapping[str, Any]) -> None:
-        self._rewards = rewards
-        self._style: AnswerStyle = rewards.get("answer_style", "plain")
+        self._rewards, config = rewards, RewardConfig.from_kwargs(rewards)
+        self._style: AnswerStyle = config.answer_style
+        self.f1 = functools.partial(
+            f1_reward,
+            length_penalty=config.length_penalty,
+            utterance_weight=config.utterance_weight,
+            image_weight=config.image_weight,
+            style=config.answer_style,
+        )
         self._at: dict[Any, int] = {}
         self._image_at: dict[str, int] = {}
         self.rows: list[dict[str, Any]] = []
@@ -100,7 +110,7 @@ class ReportRows:
         known = None if dialogue is None else info
         if dialogue is None:
             del scores["mcc"]  # the dialogue's size is not known
-        if "embeddings" not in self._rewards:
+        if self._rewards.get("embeddings") is None:
             del scores["coherence"]
         reason = diagnose(prediction.response, prediction.labels, extra_info=known, style=self._style).malformed
         fault = UNANSWERED if prediction.error else None if reason is None else reason.value
@@ -133,12 +143,12 @@ class ReportRows:
         return {
             "predicted": _ids(self._read(other.response)),
             "answer": _clipped(other.error or other.response, _LONGEST_ANSWER),
-            "f1": round(f1_reward(other.rewarded, other.labels, style=self._style), 4),
+            "f1": round(self.f1(other.rewarded, other.labels), 4),
         }
 
     def _dialogue(self, prediction: Prediction, dialogue: Dialogue | None, problem: str | None) -> int:
         if dialogue is None:
-            content = next(message["content"] for message in prediction.messages if message["role"] == "user")
+            content = prediction.prompt
             key: Any = content
             made: dict[str, Any] = {"problem": problem, "text": _clipped(content, _LONGEST_TEXT), "turns": []}
         else:
@@ -160,7 +170,7 @@ class ReportRows:
             if utterance.image_ids:
                 shown = []
                 for number, identifier in enumerate(utterance.image_ids):
-                    name = images[position] if position < len(images) else None
+                    name = (images[position] or None) if position < len(images) else None
                     at = None if name is None else self._image_at.setdefault(name, len(self._image_at))
                     caption = utterance.captions[number] if utterance.captions else ""
                     shown.append({"id": identifier, "at": at, **({"caption": caption} if caption else {})})

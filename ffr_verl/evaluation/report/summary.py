@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ffr_verl.evaluation.comparison import Comparison
+from ffr_verl.evaluation.metrics import Scores
 from ffr_verl.evaluation.result import EvaluationResult
 from ffr_verl.fragments import MalformedReason
 
@@ -39,21 +41,14 @@ FAULTS: Mapping[MalformedReason, tuple[str, str]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Notice:
-    """Something that a reader of the report must know.
-
-    Attributes:
-        text: in a sentence.
-        details: one line each.
-    """
+class Notice(NamedTuple):
+    """A sentence that a reader of the report must know, and its details, one a line."""
 
     text: str
     details: Sequence[str] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Figure:
+class Figure(NamedTuple):
     """A number to be seen first."""
 
     name: str
@@ -61,8 +56,7 @@ class Figure:
     note: str
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
+class Cell(NamedTuple):
     """A number of a table, and its interval; a clear difference is one whose interval leaves out 0."""
 
     value: str
@@ -70,16 +64,14 @@ class Cell:
     is_clear: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):
     """A line of the table."""
 
     name: str
     cells: Sequence[Cell]
 
 
-@dataclass(frozen=True, slots=True)
-class NamedBar:
+class NamedBar(NamedTuple):
     """A bar of a bar chart; `share` is its length, 0 to 1."""
 
     label: str
@@ -88,8 +80,7 @@ class NamedBar:
     note: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class BarChart:
+class BarChart(NamedTuple):
     """Bars below each other."""
 
     title: str
@@ -98,7 +89,6 @@ class BarChart:
 
 
 _MODALITIES = {"utterance": "utterances", "image": "images", "joint": "joint"}
-_METRICS = ("precision", "recall", "f1", "mcc")
 _REWARDS = {
     "f1": "F1",
     "f1_utterances": "F1 utterances",
@@ -112,40 +102,36 @@ def _rows(count: int) -> str:
     return f"{count:,} row{'s' * (count != 1)}"
 
 
+def _at(values: Any, *path: str) -> Any:
+    return functools.reduce(operator.getitem, path, values)
+
+
 def _interval(result: EvaluationResult, *path: str) -> str:
-    found: Any = result.intervals
-    for name in path if found is not None else ():
-        found = found[name]
-    return "" if found is None else f"{found[0]:.3f} – {found[1]:.3f}"
+    if result.intervals is None:
+        return ""
+    low, high = _at(result.intervals, *path)
+    return f"{low:.3f} – {high:.3f}"
 
 
 def figures(result: EvaluationResult) -> list[Figure]:
     """The numbers at the head of the page."""
     level = "" if result.intervals is None else f"{100 * result.intervals['level']:g} % interval\n"
     faults, outside = result.malformed["any"], result.ids_outside["answers"]
+    found = []
+    for title, *path in (
+        ("Joint F1, micro", "micro", "joint", "f1"),
+        ("Utterance F1, micro", "micro", "utterance", "f1"),
+        ("Image F1, micro", "micro", "image", "f1"),
+        ("Joint MCC, micro", "micro", "joint", "mcc"),
+        ("Macro F1 of the reward", "rewards", "f1"),
+    ):
+        value = _at(getattr(result, path[0]), *path[1:])
+        found.append(Figure(title, f"{value:.3f}", f"{level}{_interval(result, *path)}"))
+    note = f"{faults:,} of {_rows(result.samples)}; {outside:,} with ids outside the dialogue"
     return [
-        *[
-            Figure(
-                f"{title} F1, micro",
-                f"{result.micro[name]['f1']:.3f}",
-                f"{level}{_interval(result, 'micro', name, 'f1')}",
-            )
-            for name, title in (("joint", "Joint"), ("utterance", "Utterance"), ("image", "Image"))
-        ],
-        Figure(
-            "Joint MCC, micro",
-            f"{result.micro['joint']['mcc']:.3f}",
-            f"{level}{_interval(result, 'micro', 'joint', 'mcc')}",
-        ),
-        Figure(
-            "Macro F1 of the reward", f"{result.rewards['f1']:.3f}", f"{level}{_interval(result, 'rewards', 'f1')}"
-        ),
+        *found,
         Figure("Exact answers", f"{result.rewards['exact_match']:.1%}", "both lists equal to the gold's"),
-        Figure(
-            "Answers with a fault",
-            f"{faults / result.samples:.1%}",
-            f"{faults:,} of {_rows(result.samples)}; {outside:,} with ids outside the dialogue",
-        ),
+        Figure("Answers with a fault", f"{faults / result.samples:.1%}", note),
     ]
 
 
@@ -156,7 +142,7 @@ def metric_table(result: EvaluationResult) -> list[Line]:
             f"{average}, {title}",
             [
                 Cell(f"{getattr(result, average)[modality][name]:.3f}", _interval(result, average, modality, name))
-                for name in _METRICS
+                for name in Scores._fields
             ],
         )
         for average in ("micro", "macro")
@@ -166,28 +152,23 @@ def metric_table(result: EvaluationResult) -> list[Line]:
 
 def difference_table(comparison: Comparison) -> list[Line]:
     """The metrics of these predictions less those of the others, on the rows that both have."""
-    lines = []
-    for average in ("micro", "macro"):
-        for modality, title in _MODALITIES.items():
-            cells = []
-            for name in _METRICS:
-                value = f"{comparison.difference[average][modality][name]:+.3f}"
-                if comparison.intervals is None:
-                    cells.append(Cell(value, ""))
-                    continue
-                low, high = comparison.intervals[average][modality][name]
-                cells.append(Cell(value, f"{low:+.3f} to {high:+.3f}", is_clear=low > 0 or high < 0))
-            lines.append(Line(f"{average}, {title}", cells))
-    return lines
+
+    def cell(*path: str) -> Cell:
+        value = _at(comparison.difference, *path)
+        if comparison.intervals is None:
+            return Cell(f"{value:+.3f}", "")
+        low, high = _at(comparison.intervals, *path)
+        return Cell(f"{value:+.3f}", f"{low:+.3f} to {high:+.3f}", is_clear=low > 0 or high < 0)
+
+    return [
+        Line(f"{average}, {title}", [cell(average, modality, name) for name in Scores._fields])
+        for average in ("micro", "macro")
+        for modality, title in _MODALITIES.items()
+    ]
 
 
-def overview_charts(result: EvaluationResult, *, coherence: float | None) -> list[BarChart]:
-    """Faults, rewards, and rows with and without a gold fragment.
-
-    Args:
-        result: of all rows.
-        coherence: its mean, which `evaluate` does not know.
-    """
+def overview_charts(result: EvaluationResult, *, coherence: float | None, settings: str) -> list[BarChart]:
+    """Faults, rewards by the named settings with the mean `coherence`, and rows with and without a gold fragment."""
     counts = {reason: result.malformed.get(reason.value, 0) for reason in FAULTS}
     most = max(1, *counts.values())
     faults = [NamedBar(FAULTS[reason][0], f"{count:,}", count / most) for reason, count in counts.items() if count]
@@ -195,11 +176,10 @@ def overview_charts(result: EvaluationResult, *, coherence: float | None) -> lis
     if coherence is not None:
         rewards["coherence"] = coherence
     bars = [NamedBar(title, f"{value:.3f}", min(1.0, max(0.0, value))) for title, value in rewards.items()]
+    note = "Rows by the first fault of the answer." if faults else "No answer has one."
     return [
-        BarChart(
-            "Faults of answers", "Rows by the first fault of the answer." if faults else "No answer has one.", faults
-        ),
-        BarChart("Rewards", "Mean over the rows; strict, as in training.", bars),
+        BarChart("Faults of answers", note, faults),
+        BarChart("Rewards", f"Mean over the rows; strict, as in training with {settings}.", bars),
         _breakdown(result, "gold", "Empty and other gold fragments"),
     ]
 

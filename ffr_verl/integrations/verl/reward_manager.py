@@ -21,7 +21,7 @@ from verl import DataProto
 from verl.experimental.reward_loop.reward_manager import register
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 
-from ffr_verl.dialogue_ids import Ids
+from ffr_verl.dialogues import Ids
 from ffr_verl.fragments import TAGS, AnswerStyle, Fragment, parse_fragment, parse_gold, parse_leniently
 from ffr_verl.metrics import confusion
 from ffr_verl.rewards.coherence import open_scorer

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ffr_verl.dialogue_ids import Ids
+from ffr_verl.dialogues import Ids
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import Fragment, parse_gold
 from ffr_verl.samplers.curriculum import GOLD_STRATA, RowDifficulty
