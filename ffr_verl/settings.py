@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
@@ -70,7 +71,7 @@ class Settings(msgspec.Struct, frozen=True):
                 ...
             ffr_verl.errors.FFRError: data.ffr.curriculum.online.floor: found 2, expected `float` <= 1.0
         """
-        plain = _plain(values)
+        plain = _plain(values, cls.node)
         _refuse_unknown(cls, plain, cls.node)
         try:
             return msgspec.convert(plain, cls)
@@ -88,10 +89,14 @@ class Settings(msgspec.Struct, frozen=True):
             raise FFRError(f"{where}: found {found!r}, {expected}") from None
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, where: str) -> Any:
     if isinstance(value, Mapping):
-        return {key: _plain(one) for key, one in value.items()}
-    return [_plain(one) for one in value] if isinstance(value, Sequence) and not isinstance(value, str) else value
+        return {key: _plain(one, f"{where}.{key}") for key, one in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        raise FFRError(f"{where}: found {value}, expected a finite number")
+    return (
+        [_plain(one, where) for one in value] if isinstance(value, Sequence) and not isinstance(value, str) else value
+    )
 
 
 def _settings_in(kind: Any) -> list[type[Settings]]:

@@ -65,10 +65,10 @@ def test_spread(values: list[float], min_std: float, expected: bool) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"min_std": -0.1}, r"sampler_kwargs\.min_std: found -0\.1; give a number >= 0"),
+        ({"min_std": -0.1}, r"sampler_kwargs\.min_std: found -0\.1, expected `float` >= 0"),
         ({"min_std": "a"}, r"sampler_kwargs\.min_std: found 'a'"),
         ({"min_std": float("inf")}, r"sampler_kwargs\.min_std: found inf"),
-        ({"max_filtered_batches": -1}, r"sampler_kwargs\.max_filtered_batches: found -1; give a whole number >= 0"),
+        ({"max_filtered_batches": -1}, r"sampler_kwargs\.max_filtered_batches: found -1, expected `int` >= 0"),
         ({"max_filtered_batches": 1.5}, r"sampler_kwargs\.max_filtered_batches: found 1\.5"),
         ({"min_sdt": 0.1}, r"sampler_kwargs\.min_sdt: unknown key; did you mean 'min_std'\?"),
     ],
