@@ -8,7 +8,6 @@ of appearance.
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ __all__ = [
     "Dialogue",
     "Utterance",
     "control_token",
+    "extra_info",
     "parse_dialogue",
     "reserved_token",
     "unwritable",
@@ -31,12 +31,16 @@ IMAGE = "<image>"
 _UTTERANCE = re.compile(r"<\|utt_id_start\|>([0-9]{1,9})<\|utt_id_end\|>")
 _IMAGE_ID = re.compile(r"<\|img_id_start\|>([0-9]{1,9})<\|img_id_end\|>")
 _PICTURE = re.compile(_IMAGE_ID.pattern + r"(?:<image>(?:<\|caption_start\|>(.*?)<\|caption_end\|>)?)?", re.DOTALL)
+# Of a line without its id: the speaker, up to the first ": " or "：", or to a colon that ends the line; else a name
+# without blanks up to a colon, which neither an address nor a time of day has.
+_SPEAKER = re.compile(r"([^\n]*?)(?:: |：|:(?=\n|\Z))|([^\s:/\d][^\s:]*):(?!//)")
 _QUERY = re.compile(r"<\|query_start\|>(.*?)<\|query_end\|>", re.DOTALL)
 # What verl's placeholders and the chat template of Qwen2-VL give a meaning, wherever it stands.
 _CONTROL = (
     r"<(?:video|audio)>|<\|(?:im_start|im_end|endoftext|(?:vision|object_ref|box|quad)_(?:start|end)"
     r"|(?:vision|image|video)_pad)\|>"
 )
+_FILE = re.compile(r"data:[\w.+/-]{0,80};base64,[A-Za-z0-9+/]{32}")
 _CONTROL_TOKEN = re.compile(_CONTROL)
 _RESERVED = re.compile(
     rf"<\|(?:utt|img)_ids?_(?:start|end)\|>|<\|(?:query|caption)_(?:start|end)\|>|<image>|{_CONTROL}"
@@ -48,7 +52,7 @@ class Utterance(NamedTuple):  # a tuple, because millions are made
 
     Attributes:
         id: in the dialogue.
-        speaker: who speaks; without `": "`, line breaks and white space around it.
+        speaker: who speaks; without `": "`, `：`, line breaks and white space around it.
         text: without image tags and white space around it; may be empty.
         image_ids: of the images in it.
         captions: one for each image (empty where it has none), or none at all.
@@ -87,14 +91,12 @@ class Dialogue:
     @property
     def image_utterances(self) -> tuple[int, ...]:
         """For each image, in the order of the dialogue, the id of the utterance that holds it."""
-        held = [utterance for utterance in self.utterances if utterance.image_ids]
-        return tuple([utterance.id for utterance in held for _ in utterance.image_ids])
+        return tuple([utterance.id for utterance in self.utterances for _ in utterance.image_ids])
 
     @property
     def image_ids(self) -> tuple[int, ...]:
         """All image ids in the order of the dialogue."""
-        held = [utterance.image_ids for utterance in self.utterances if utterance.image_ids]
-        return tuple(itertools.chain.from_iterable(held))
+        return tuple([image for utterance in self.utterances for image in utterance.image_ids])
 
     @property
     def tagged_query(self) -> str:
@@ -137,7 +139,7 @@ def reserved_token(text: str, *, allowed: Sequence[str] = ()) -> str | None:
 
 
 def unwritable(text: str) -> str | None:
-    """Why neither parquet nor a tokenizer could take a text; `None` when they can.
+    """Why no prompt can hold a text: parquet or a tokenizer cannot take it, or it holds a file; `None` when it may.
 
     Example:
         >>> unwritable("a\\0b")
@@ -147,7 +149,10 @@ def unwritable(text: str) -> str | None:
         text.encode()
     except UnicodeEncodeError:
         return "holds half of a surrogate pair (\\ud800 to \\udfff)"
-    return "holds a NUL character" if "\0" in text else None
+    if "\0" in text:
+        return "holds a NUL character"
+    found = _FILE.search(text) if ";base64," in text else None
+    return f"holds a file as base64 ({found.group()}...); save it as a file and name that" if found else None
 
 
 def control_token(text: str) -> str | None:
@@ -181,17 +186,20 @@ def _utterance(identifier: int, body: str) -> Utterance:
         captions = tuple([caption for _, caption in pictures])
         captions = captions if any(captions) else ()
         body = _PICTURE.sub("", body).replace(IMAGE, "")
-    speaker, separator, text = body.partition(": ")
-    if not separator:  # an empty text, or a line without a blank
-        body = body.strip()
-        speaker, separator, text = (body[:-1], ":", "") if body.endswith(":") else body.partition(":")
-    if not separator:
-        speaker, text = "", body
-    return Utterance(identifier, speaker.strip(), text.strip(), image_ids, captions)
+    body = body.strip()
+    named = _SPEAKER.match(body)
+    if named is None:
+        return Utterance(identifier, "", body, image_ids, captions)
+    return Utterance(
+        identifier, (named[1] or named[2] or "").strip(), body[named.end() :].strip(), image_ids, captions
+    )
 
 
 def parse_dialogue(messages: Sequence[Mapping[str, Any]], dialogue_id: str) -> Dialogue:
     """Read a dialogue out of a row's messages (the user's message holds it).
+
+    The speaker ends at the first `": "` or `：` of a line; `Ann:hello` is read too. A line without any of them has no
+    speaker: its words are never cut at a colon inside them.
 
     Args:
         messages: `{"role": …, "content": text}`; the first user message is read.
@@ -218,11 +226,34 @@ def parse_dialogue(messages: Sequence[Mapping[str, Any]], dialogue_id: str) -> D
     for identifier, body in zip(map(int, pieces[1::2]), pieces[2::2], strict=True):
         if "<" not in body:  # as most are; without the call of a function each, prepare takes a tenth less time
             speaker, separator, text = body.partition(": ")
-            if separator:
+            if separator and "：" not in speaker and "\n" not in speaker:
                 utterances.append(Utterance(identifier, speaker.strip(), text.strip()))
                 continue
         utterances.append(_utterance(identifier, body))
     return Dialogue(dialogue_id, tuple(utterances), query.group(1))
+
+
+def extra_info(dialogue: Dialogue, images: Sequence[str], *, split: str = "") -> dict[str, Any]:
+    """What rewards need to know of a row's dialogue: `extra_info` of an RL row, but for `index` and `window`.
+
+    Args:
+        dialogue: of the row.
+        images: path of each image, as it stands in the row.
+        split: name of the split; it tells apart dialogues of one id in an embedding store.
+
+    Example:
+        >>> extra_info(Dialogue("d", (Utterance(0, "user1", "look", (0,)),), "a cat"), ["cat.png"])["image_utterances"]
+        [0]
+    """
+    return {
+        "split": split,
+        "dialogue_id": dialogue.dialogue_id,
+        "query": dialogue.query,
+        "utterance_ids": [utterance.id for utterance in dialogue.utterances],
+        "image_ids": list(dialogue.image_ids),
+        "image_utterances": list(dialogue.image_utterances),
+        "images": list(images),
+    }
 
 
 def with_image_parts(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -8,20 +8,41 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ffr_verl.data.sources.json_rows import read_rows
-from ffr_verl.data.sources.raw_dialogues import RawDialogueError, dialogue_of_turns
+from ffr_verl.data.sources.raw_dialogues import RawDialogueError, RawReader
 from ffr_verl.errors import FFRError
 from ffr_verl.files import whole_or_nothing
 
-__all__ = ["ComposeSettings", "Layout", "ShortDialogue", "build", "compose", "dispersion_of", "order_of_parts"]
+__all__ = [
+    "ComposeSettings",
+    "Layout",
+    "Query",
+    "ShortDialogue",
+    "build",
+    "compose",
+    "dispersion_of",
+    "order_of_parts",
+]
 
 Layout = Literal["blocks", "interleaved", "mixed"]
 _CANDIDATES = 32
+
+
+class Query(NamedTuple):
+    """What may be asked of a short dialogue.
+
+    Attributes:
+        text: of the query.
+        gold: positions of its turns, from 0; `None`: all.
+    """
+
+    text: str
+    gold: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +59,7 @@ class ShortDialogue:
     dialogue_id: str
     topic: str
     turns: tuple[Mapping[str, Any], ...]
-    queries: tuple[str, ...]
+    queries: tuple[Query, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,36 +185,57 @@ def compose(
     for part in asked:
         source = absent if part == len(parts) else parts[part]
         assert source is not None
+        query = rng.choice(source.queries)
         gold = [number for number, owner in enumerate(order) if owner == part]
-        queries.append({"query_text": rng.choice(source.queries), "gt_turns": gold})
+        if gold and query.gold is not None:
+            gold = [gold[position] for position in query.gold]
+        queries.append({"query_text": query.text, "gt_turns": gold})
     return {"dialogue_id": dialogue_id, "dialogue": turns, "queries": queries, "parts": [p.dialogue_id for p in parts]}
 
 
+def _topic(value: Any) -> str:
+    """A topic as text, the same for 0, 0.0 and "0" (a column with gaps holds 0.0)."""
+    if isinstance(value, (list, Mapping, bool)):
+        raise FFRError(f"field 'topic': found {value!r}, expected a text or a number")
+    if value is None or value != value:  # NaN, of a column with gaps
+        return ""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+
+
+def _short_dialogue(number: int, row: Mapping[str, Any], query_fields: Sequence[str]) -> ShortDialogue:
+    turns, reader = row.get("dialogue"), RawReader()
+    if not isinstance(turns, list) or not turns:
+        raise FFRError("field 'dialogue': missing or empty; expected a list of turns")
+    _, _, ids = reader.turns("", turns)
+    queries: list[Query] = []
+    has_gold = "queries" in row or ("gt_turns" in row and "query_text" in query_fields)
+    if has_gold:
+        queries += [Query(text, tuple(gold)) for text, gold in reader.queries(row, ids)]
+    for name in query_fields:
+        texts = row.get(name) if name != "query_text" or not has_gold else None
+        texts = texts if isinstance(texts, list) else [texts]
+        queries += [Query(text.strip()) for text in texts if isinstance(text, str) and text.strip()]
+    reader.unread({**row, **dict.fromkeys(query_fields)})
+    if reader.problems:
+        raise RawDialogueError(reader.problems)
+    if not queries:
+        raise FFRError(f"no query in {', '.join(query_fields)}; name the field with --query-field")
+    return ShortDialogue(str(row.get("dialogue_id", number)), _topic(row.get("topic")), tuple(turns), tuple(queries))
+
+
 def read_short_dialogues(source: Path, query_fields: Sequence[str]) -> list[ShortDialogue]:
-    """Read short dialogues: raw dialogues whose queries stand in `query_fields` (texts or lists of texts).
+    """Read short dialogues: raw dialogues, whose queries may also stand without gold turns in `query_fields` (texts or
+    lists of texts): all of the dialogue is then gold.
 
     Raises:
         FFRError: names the row and what is wrong with it.
     """
     found = []
     for number, row in read_rows(source):
-        where = f"{source}: row {number}"
-        turns = row.get("dialogue")
-        if not isinstance(turns, list) or not turns:
-            raise FFRError(f"{where}: field 'dialogue': missing or empty; expected a list of turns")
         try:
-            dialogue_of_turns("", turns, "")
-        except RawDialogueError as error:
-            raise FFRError(f"{where}: {error}") from None
-        queries: list[str] = []
-        for name in query_fields:
-            value = row.get(name)
-            queries += [value] if isinstance(value, str) else value if isinstance(value, list) else []
-        queries = [query.strip() for query in queries if isinstance(query, str) and query.strip()]
-        if not queries:
-            raise FFRError(f"{where}: no query in {', '.join(query_fields)}; name the field with --query-field")
-        identifier = str(row.get("dialogue_id", number))
-        found.append(ShortDialogue(identifier, str(row.get("topic") or ""), tuple(turns), tuple(queries)))
+            found.append(_short_dialogue(number, row, query_fields))
+        except ValueError as error:
+            raise FFRError(f"{source}: row {number}: {error}") from None
     return found
 
 
@@ -201,7 +243,8 @@ def _draw(pool: Sequence[ShortDialogue], count: int, rng: random.Random) -> list
     """Some dialogues of different topics; fewer where there are no more topics."""
     drawn: list[ShortDialogue] = []
     topics: set[str] = set()
-    for candidate in rng.sample(pool, len(pool)) if len(pool) <= 64 else _endless(pool, rng):
+    endless = (rng.choice(pool) for _ in range(64 * len(pool)))
+    for candidate in rng.sample(pool, len(pool)) if len(pool) <= 64 else endless:
         if candidate in drawn or (candidate.topic and candidate.topic in topics):
             continue
         drawn.append(candidate)
@@ -209,11 +252,6 @@ def _draw(pool: Sequence[ShortDialogue], count: int, rng: random.Random) -> list
         if len(drawn) == count:
             break
     return drawn
-
-
-def _endless(pool: Sequence[ShortDialogue], rng: random.Random) -> Iterator[ShortDialogue]:
-    for _ in range(64 * len(pool)):
-        yield rng.choice(pool)
 
 
 def build(

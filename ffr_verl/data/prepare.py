@@ -6,10 +6,10 @@ import contextlib
 import gc
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ffr_verl.data.checks.checked_row import CheckedRow, CheckSettings, check_limits
 from ffr_verl.data.checks.other_splits import OtherSplits
@@ -17,21 +17,21 @@ from ffr_verl.data.checks.problems import Problem, ProblemLog
 from ffr_verl.data.checks.validation import RowChecker
 from ffr_verl.data.config import DEFAULT_MAX_PIXELS
 from ffr_verl.data.parquet_writer import RejectedRows, SplitWriter
+from ffr_verl.data.sources import SOURCES, SourceFormat
 from ffr_verl.data.sources.json_rows import read_rows
-from ffr_verl.data.sources.raw_dialogues import RawDialogueError, rows_of_raw_dialogue
+from ffr_verl.data.sources.raw_dialogues import RawDialogueError
 from ffr_verl.data.statistics import SplitStatistics
 from ffr_verl.data.templates import TEMPLATES, Language, PromptTemplate
 from ffr_verl.data.tokens import PromptTokens
 from ffr_verl.data.windows import WindowSettings
-from ffr_verl.errors import FFRError
-from ffr_verl.files import disk_errors, whole_or_nothing
+from ffr_verl.dialogues import unwritable
+from ffr_verl.errors import FFRError, printable
+from ffr_verl.files import check_output, disk_errors, whole_or_nothing
 from ffr_verl.images import resolve_image
 
-__all__ = ["PrepareSummary", "SourceFormat", "prepare"]
+__all__ = ["PrepareSummary", "prepare"]
 
 _COLLECT_AFTER = 20_000
-
-SourceFormat = Literal["mldr", "dialogue"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def prepare(
         images_root: folder that the rows' image paths are relative to; recorded in the files.
         output: folder for the files; made when missing.
         split: name of the split.
-        source_format: `mldr` rows, or `dialogue` for raw dialogues (`ffr_verl.data.sources.raw_dialogues`).
+        source_format: a name of `ffr_verl.data.sources.SOURCES`.
         data_source: value of verl's field of that name.
         skip_invalid: write the good rows, and the others with the reasons as `{split}.rejected.jsonl`.
         decode: decode every image, instead of reading its header and end.
@@ -120,12 +120,16 @@ def prepare(
     paths = [output / f"{split}.{name}" for name in ("rl.parquet", "sft.parquet", "rejected.jsonl")]
     with contextlib.ExitStack() as stack:
         if report is not None:
+            check_output(
+                report, force=True, example="report.json", inputs=[source, *against, *paths], option="--report"
+            )
             stack.enter_context(_reported(report, source, split, log, statistics))
         root = images_root.expanduser().resolve()
         _check_arguments(source_format, split, images_root, root, language, template, captions)
-        texts = None if template is None else PromptTemplate.read(template)
-        if language is not None:
-            texts = TEMPLATES[language]
+        texts = TEMPLATES[language] if language is not None else None
+        if template is not None:
+            texts = PromptTemplate.read(template)
+        form = SOURCES[source_format]
         settings = CheckSettings(
             images_root=root,
             decode=decode,
@@ -134,7 +138,30 @@ def prepare(
             tokens=None if tokenizer is None else PromptTokens(tokenizer),
             max_prompt_tokens=max_prompt_tokens,
             other_splits=OtherSplits(against),
+            has_prompts=form.has_prompts,
         )
+        checker = RowChecker(settings)
+
+        def checked(number: int, row: Mapping[str, Any]) -> tuple[list[CheckedRow], list[Problem]]:
+            """The rows that a row of the source gives, and all problems; of no use when one is an error."""
+            try:
+                rows = form.rows(row, template=texts, captions=captions)
+            except RawDialogueError as error:
+                # What else can be told of a row that gives no rows.
+                rest = {"dialogue_id": row.get("dialogue_id"), "images": list(error.images)}
+                found = [Problem(number, *problem) for problem in error.problems]
+                return [], [*found, *checker.check_id_and_images(number, rest)]
+            made: list[CheckedRow] = []
+            problems: list[Problem] = []
+            for one in rows:
+                good, found = checker.check(number, one)
+                problems += found
+                for part in () if good is None else [good] if window is None else good.cut(window):
+                    limited, found = check_limits(number, part, settings)
+                    problems += found
+                    made.append(limited)
+            return made, list(dict.fromkeys(problems))  # several queries of a dialogue have the same problems
+
         stack.enter_context(disk_errors(output))
         stack.enter_context(_seldom_collected())
         stack.enter_context(_made_folder(output))
@@ -151,17 +178,14 @@ def prepare(
             files.callback(writer.close)
             rejected = RejectedRows(rejected_path)
             files.callback(rejected.close)
-            checker = RowChecker(settings)
             for number, row in _rows(source, log, on_position):
-                made, problems = _checked(number, row, checker, settings, source_format, texts, captions, window)
+                made, problems = checked(number, row)
                 if log.add(problems):
                     rejected.add({"row": number, "problems": [_record(found) for found in problems], "content": row})
-                    continue
-                if log.rejected and not skip_invalid:
-                    continue
-                for part in made:
-                    writer.add(part)
-                    statistics.add(part)
+                elif not log.rejected or skip_invalid:
+                    for part in made:
+                        writer.add(part)
+                        statistics.add(part)
             if log.rejected and not skip_invalid:
                 raise FFRError(_refusal(source, log))
             if not writer.rows:
@@ -203,11 +227,13 @@ def _check_arguments(
     template: Path | None,
     captions: bool,
 ) -> None:
-    if not split or Path(split).name != split or split.startswith("."):
+    if not split or Path(split).name != split or split.startswith(".") or unwritable(split):
         raise FFRError(f"--split: found {split!r}; give a plain name such as train")
     if not root.is_dir():
         raise FFRError(f"--images-root: {images_root}: no such folder")
-    if source_format == "mldr":
+    if source_format not in SOURCES:
+        raise FFRError(f"--format: found {source_format!r}; give one of {', '.join(SOURCES)}")
+    if SOURCES[source_format].has_prompts:
         for option, is_given in (("--language", language), ("--template", template), ("--captions", captions)):
             if is_given:
                 raise FFRError(f"{option}: MLDR rows bring their prompts; it goes with --format dialogue")
@@ -215,71 +241,42 @@ def _check_arguments(
         raise FFRError("--language and --template: give one of them")
 
 
-def _checked(
-    number: int,
-    row: Mapping[str, Any],
-    checker: RowChecker,
-    settings: CheckSettings,
-    source_format: SourceFormat,
-    texts: PromptTemplate | None,
-    captions: bool,
-    window: WindowSettings | None,
-) -> tuple[list[CheckedRow], list[Problem]]:
-    """The rows that a row of the source gives, and all problems; the rows are of no use when one is an error."""
-    rows: Iterable[Mapping[str, Any]] = (row,)
-    if source_format == "dialogue":
-        try:
-            rows = rows_of_raw_dialogue(row, template=texts, captions=captions)
-        except RawDialogueError as error:
-            # What else can be told of a row that gives no rows.
-            rest = {"dialogue_id": row.get("dialogue_id"), "images": list(error.images)}
-            return [], [*error.of_row(number), *checker.check_id_and_images(number, rest)]
-    made: list[CheckedRow] = []
-    problems: list[Problem] = []
-    for one in rows:
-        checked, found = checker.check(number, one)
-        problems += found
-        for part in () if checked is None else [checked] if window is None else checked.cut(window):
-            limited, found = check_limits(number, part, settings)
-            problems += found
-            made.append(limited)
-    return made, list(dict.fromkeys(problems))  # several queries of a dialogue have the same problems
-
-
 def _record(problem: Problem) -> dict[str, Any]:
-    kind, is_error = problem.kind.value, problem.is_error
-    return {"kind": kind, "error": is_error, "field": problem.field, "message": problem.message}
+    kind = problem.kind
+    return {"kind": kind.value, "error": kind.is_error, "field": problem.field, "message": problem.message}
 
 
 def _refusal(source: Path, log: ProblemLog) -> str:
     count = "1 row is" if log.rejected == 1 else f"{log.rejected:,} rows are"
-    return (
-        f"{source}: {count} refused, nothing was written (--skip-invalid writes the others):\n{log.table(errors=True)}"
-    )
+    what = f"{count} refused, nothing was written (--skip-invalid writes the others)"
+    return f"{source}: {what}:\n{log.table(errors=True)}"
 
 
 @contextlib.contextmanager
 def _reported(path: Path, source: Path, split: str, log: ProblemLog, statistics: SplitStatistics) -> Iterator[None]:
-    """Write the report, whatever happens inside."""
-    failure: str | None = None
-    try:
-        yield
-    except BaseException as error:
-        failure = str(error) if isinstance(error, FFRError) else f"interrupted ({type(error).__name__})"
-        raise
-    finally:
+    """Write the report, whatever happens inside; that it can be written is seen before."""
+    failure: BaseException | None = None
+    with whole_or_nothing([path], mend="give another --report") as (temporary,):
+        temporary.touch()
+        try:
+            yield
+        except BaseException as error:  # noqa: BLE001  # raised again when the report is in its place
+            failure = error
+        told = str(failure) if isinstance(failure, FFRError) else f"interrupted ({type(failure).__name__})"
         rows = 0 if failure is not None else len(statistics)
         content = {
-            "source": str(source),
+            "source": printable(str(source)),
             "split": split,
             "rows_written": rows,
             "rows_rejected": log.rejected,
-            "error": failure,
+            "error": told if failure is not None else None,
             "problems": log.report(),
             "statistics": statistics.summary() if rows else None,
         }
-        with whole_or_nothing([path]) as (temporary,):
-            temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(content, indent=2, ensure_ascii=False)
+        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+    if failure is not None:
+        raise failure
 
 
 @contextlib.contextmanager

@@ -7,18 +7,19 @@ in every window (`published`, as the published tools have it).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ffr_verl.dialogues import utterance_spans
+from ffr_verl.dialogues import extra_info, parse_dialogue, utterance_spans
 from ffr_verl.errors import FFRError
-from ffr_verl.fragments import Fragment, format_fragment, parse_leniently
+from ffr_verl.fragments import Fragment, format_fragment, parse_gold
 
 __all__ = [
     "Window",
     "WindowIds",
     "WindowSettings",
+    "cut_messages",
     "cut_prompt",
     "cut_row",
     "whole_fragment",
@@ -176,6 +177,14 @@ def cut_prompt(content: str, window: Window) -> str:
     return content[: spans[0][0]] + kept
 
 
+def cut_messages(messages: Sequence[Mapping[str, Any]], window: Window) -> list[dict[str, Any]]:
+    """The messages of a prompt with the window's utterances only."""
+    return [
+        {**message, "content": cut_prompt(message["content"], window)} if message["role"] == "user" else dict(message)
+        for message in messages
+    ]
+
+
 def cut_row(row: Mapping[str, Any], settings: WindowSettings) -> list[dict[str, Any]]:
     """The windows of a row of an RL file, as `ffr-verl prepare --window` writes them; the row itself when it fits.
 
@@ -184,40 +193,38 @@ def cut_row(row: Mapping[str, Any], settings: WindowSettings) -> list[dict[str, 
         settings: how to cut.
 
     Raises:
-        FFRError: when the row is a window already.
+        FFRError: when the row is a window already, or its gold cannot be read.
     """
-    info = row["extra_info"]
+    info, solution = row["extra_info"], row["reward_model"]["ground_truth"]
+    name = info["dialogue_id"]
     if info.get("window") is not None:
-        raise FFRError(f"{info['dialogue_id']}: is a window already; give the file of whole dialogues with --window")
-    windows = windows_of(info["dialogue_id"], info["image_utterances"], len(info["utterance_ids"]), settings)
-    return [_part_of_row(row, window) for window in windows] or [dict(row)]
+        raise FFRError(f"{name}: is a window already; give the file of whole dialogues with --window")
+    windows = windows_of(name, info["image_utterances"], len(info["utterance_ids"]), settings)
+    if not windows:
+        return [dict(row)]
+    gold = parse_gold(solution)
+    if gold is None:
+        raise FFRError(
+            f"{name}: the gold answer cannot be read: {solution!r}; make the file again with `ffr-verl prepare`"
+        )
+    made = []
+    for window in windows:
+        images, prompt = slice(*window.images), cut_messages(row["prompt"], window)
+        known = extra_info(
+            parse_dialogue(prompt, window.dialogue_id), info["images"][images], split=info.get("split") or ""
+        )
+        truth = {**row["reward_model"], "ground_truth": format_fragment(window.part_of(gold))}
+        part = {
+            **row,
+            "prompt": prompt,
+            "reward_model": truth,
+            "extra_info": {**info, **known, "window": window.to_dict()},
+        }
+        made.append({**part, "images": row["images"][images]} if "images" in row else part)
+    return made
 
 
-def _part_of_row(row: Mapping[str, Any], window: Window) -> dict[str, Any]:
-    info, images = row["extra_info"], slice(*window.images)
-    prompt = [
-        {**message, "content": cut_prompt(message["content"], window)} if message["role"] == "user" else message
-        for message in row["prompt"]
-    ]
-    gold = window.part_of(parse_leniently(row["reward_model"]["ground_truth"]))
-    return {
-        **row,
-        "prompt": prompt,
-        **({"images": row["images"][images]} if "images" in row else {}),
-        "reward_model": {**row["reward_model"], "ground_truth": format_fragment(gold)},
-        "extra_info": {
-            **info,
-            "dialogue_id": window.dialogue_id,
-            "utterance_ids": info["utterance_ids"][slice(*window.utterances)],
-            "image_ids": list(range(window.first_image_id, window.first_image_id + len(info["images"][images]))),
-            "image_utterances": info["image_utterances"][images],
-            "images": info["images"][images],
-            "window": window.to_dict(),
-        },
-    }
-
-
-def whole_fragment(parts: Iterator[tuple[Window, Fragment]] | Sequence[tuple[Window, Fragment]]) -> Fragment:
+def whole_fragment(parts: Iterable[tuple[Window, Fragment]]) -> Fragment:
     """The fragments of a dialogue's windows united, ids sorted; each id once.
 
     Example:

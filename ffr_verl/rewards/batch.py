@@ -18,7 +18,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ffr_verl.dialogues import parse_dialogue
+from ffr_verl.dialogues import extra_info, parse_dialogue
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import AnswerStyle
 from ffr_verl.rewards.coherence import CoherenceMode, VectorSource, coherence_reward
@@ -32,6 +32,7 @@ from ffr_verl.settings import refuse_unknown_keys
 __all__ = ["BatchReward", "coherence", "configure", "exact_match", "f1", "ffr", "format", "mcc"]
 
 Completion = str | list[dict[str, Any]]
+_ROW_COLUMNS = ("extra_info", "messages", "prompts", "dialogue_id", "images", "split")
 BatchReward = Callable[..., list[float]]
 
 
@@ -56,37 +57,36 @@ def _golds(solution: Sequence[str], completions: Sequence[Completion]) -> Sequen
     return solution
 
 
-def _extra_infos(columns: Mapping[str, Any], count: int, *, with_paths: bool = True) -> Sequence[Mapping[str, Any]]:
+def _extra_infos(columns: Mapping[str, Any], count: int, *, with_paths: bool = True) -> list[Mapping[str, Any]]:
+    """What is known of each row's dialogue: of the column `extra_info`, else of the columns of MLDR rows."""
+    for name in _ROW_COLUMNS:
+        if columns.get(name) is not None and len(columns[name]) != count:
+            raise FFRError(f"column {name}: {len(columns[name])} values for {count} completions")
     given = columns.get("extra_info")
-    if given is not None:
-        if len(given) != count:
-            raise FFRError(f"column extra_info: {len(given)} values for {count} completions")
-        return list(given)
-    messages = columns.get("messages") or columns.get("prompts")
-    identifiers, images = columns.get("dialogue_id"), columns.get("images")
-    if messages is None or identifiers is None:
+    if given is None and (columns.get("messages") or columns.get("prompts")) is None:
         raise FFRError(
             "this reward needs the dialogue of each row: a column extra_info (of `ffr-verl prepare`), or the columns "
             f"dialogue_id, messages and images; found {', '.join(sorted(columns)) or 'none'}"
         )
-    infos = []
+    infos: list[Mapping[str, Any]] = []
     for row in range(count):
-        prompt = messages[row]
+        cells = {name: columns[name][row] for name in _ROW_COLUMNS if columns.get(name) is not None}
+        if cells.get("extra_info") is not None:
+            infos.append(cells["extra_info"])
+            continue
+        prompt = cells.get("messages") or cells.get("prompts") or ()
         prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        prompt = [{**message, "content": _content(message)} for message in prompt]
+        paths = cells.get("images") or ()
         try:
-            dialogue = parse_dialogue(prompt, str(identifiers[row]))
-        except (ValueError, KeyError) as error:
-            raise FFRError(f"row {row} of the batch: column messages: {error}") from None
-        paths = (images[row] or ()) if images is not None else ()
-        infos.append(
-            {
-                "dialogue_id": dialogue.dialogue_id,
-                "utterance_ids": [utterance.id for utterance in dialogue.utterances],
-                "image_utterances": list(dialogue.image_utterances),
-                "images": [_image_path(path) for path in paths] if with_paths else list(paths),
-            }
-        )
+            if cells.get("dialogue_id") is None:
+                raise FFRError("column dialogue_id: missing")
+            messages = [{"role": message.get("role"), "content": _content(message)} for message in prompt]
+            dialogue = parse_dialogue(messages, str(cells["dialogue_id"]))
+            names = [_image_path(path) for path in paths] if with_paths else [""] * len(paths)
+        except (ValueError, AttributeError, TypeError) as error:
+            where = "" if isinstance(error, FFRError) else "column messages: "
+            raise FFRError(f"row {row} of the batch: {where}{error}") from None
+        infos.append(extra_info(dialogue, names, split=str(cells.get("split") or "")))
     return infos
 
 

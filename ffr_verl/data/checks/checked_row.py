@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ffr_verl.data.checks.other_splits import OtherSplits, dialogue_fingerprint
+from ffr_verl.data.checks.other_splits import OtherSplits
 from ffr_verl.data.checks.problems import Problem, ProblemKind
 from ffr_verl.data.config import DEFAULT_MAX_PIXELS
 from ffr_verl.data.tokens import PromptTokens
-from ffr_verl.data.windows import Window, WindowSettings, cut_prompt, windows_of
+from ffr_verl.data.windows import Window, WindowSettings, cut_messages, windows_of
 from ffr_verl.dialogues import Dialogue, parse_dialogue
-from ffr_verl.fragments import Fragment, format_fragment
+from ffr_verl.fragments import Fragment, format_fragment, parse_fragment
 
 __all__ = ["CheckSettings", "CheckedRow", "check_limits"]
 
@@ -28,6 +28,7 @@ class CheckSettings:
         tokens: counts prompt tokens; `None`: lengths are not checked.
         max_prompt_tokens: most tokens of a prompt; the recipes' `data.max_prompt_length`.
         other_splits: whose dialogues must not occur.
+        has_prompts: rows come with their prompts, whose lines are looked at.
     """
 
     images_root: Path
@@ -37,6 +38,7 @@ class CheckSettings:
     tokens: PromptTokens | None = None
     max_prompt_tokens: int = 14_512
     other_splits: OtherSplits = field(default_factory=OtherSplits)
+    has_prompts: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,7 @@ class CheckedRow:
     Attributes:
         messages: system (optional), user, assistant.
         images: paths as they stood in the row, absolute ones made relative to the images root.
+        image_files: the file of each image, see `image_file`.
         dialogue: read out of the user's message.
         gold: the gold answer.
         solution: the same as text.
@@ -58,6 +61,7 @@ class CheckedRow:
 
     messages: list[dict[str, str]]
     images: list[str]
+    image_files: list[str]
     dialogue: Dialogue
     gold: Fragment
     solution: str
@@ -74,21 +78,18 @@ class CheckedRow:
         return [self._part(window) for window in windows] or [self]
 
     def _part(self, window: Window) -> CheckedRow:
-        gold = window.part_of(self.gold)
-        solution = format_fragment(gold)
-        messages = [
-            {**message, "content": cut_prompt(message["content"], window)} if message["role"] == "user" else message
-            for message in self.messages[:-1]
-        ]
-        images = slice(*window.images)
-        return CheckedRow(
+        gold, images = window.part_of(self.gold), slice(*window.images)
+        solution = format_fragment(gold, style="plain" if parse_fragment(self.solution) else "reasoning")
+        messages = cut_messages(self.messages[:-1], window)
+        return replace(
+            self,
             messages=[*messages, {**self.messages[-1], "content": solution}],
             images=self.images[images],
+            image_files=self.image_files[images],
             dialogue=parse_dialogue(messages, window.dialogue_id),
             gold=gold,
             solution=solution,
             image_tokens=self.image_tokens[images],
-            fingerprint=self.fingerprint,
             window=window,
             whole_size=(len(self.dialogue.utterances), len(self.images)),
         )
@@ -111,9 +112,8 @@ def check_limits(number: int, row: CheckedRow, settings: CheckSettings) -> tuple
             message = f"{count:,} tokens, at most {settings.max_prompt_tokens:,}"
             problems.append(Problem(number, ProblemKind.TOO_LONG, "messages", message))
         row = replace(row, prompt_tokens=count)
-    others = settings.other_splits
-    if row.window is not None and others.file_of(row.fingerprint) is None:
-        in_file = others.file_of(dialogue_fingerprint(row.dialogue, row.images))
+    if row.window is not None:
+        in_file = settings.other_splits.file_of(row.dialogue, row.image_files, settings.images_root)
         if in_file is not None:
             message = f"window {row.dialogue.dialogue_id} is in {in_file} too"
             problems.append(Problem(number, ProblemKind.OTHER_SPLIT, "messages", message))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ffr_verl.dialogues import Dialogue, parse_dialogue
+from ffr_verl.dialogues import Dialogue, extra_info, parse_dialogue
 from ffr_verl.evaluation.predictions import Prediction
 from ffr_verl.fragments import AnswerStyle, Fragment, parse_fragment, parse_gold, parse_leniently
 from ffr_verl.rewards.coherence import CoherenceMode
@@ -93,14 +93,18 @@ class ReportRows:
         gold = parse_gold(prediction.labels) or Fragment((), ())
         strict = parse_fragment(prediction.response, style=self._style)
         predicted = self._read(prediction.response)
-        info = _extra_info(prediction, dialogue)
+        known = dialogue or Dialogue(prediction.dialogue_id, (), "")
+        count = len(known.image_ids)  # an image without a path has no vector either
+        names = [*prediction.images, *[""] * count][:count]
+        info = extra_info(known, names, split=str(prediction.extra.get("split", "")))
         scores = compute_score("report", prediction.rewarded, prediction.labels, info, **self._rewards)
-        known = None if dialogue is None else info
         if dialogue is None:
             del scores["mcc"]  # the dialogue's size is not known
         if "embeddings" not in self._rewards:
             del scores["coherence"]
-        reason = diagnose(prediction.response, prediction.labels, extra_info=known, style=self._style).malformed
+        reason = diagnose(
+            prediction.response, prediction.labels, extra_info=info if dialogue else None, style=self._style
+        ).malformed
         fault = UNANSWERED if prediction.error else None if reason is None else reason.value
         self.rows.append(
             {
@@ -166,21 +170,6 @@ class ReportRows:
                 turn["images"] = shown
             turns.append(turn)
         return turns
-
-
-def _extra_info(prediction: Prediction, dialogue: Dialogue | None) -> dict[str, Any]:
-    """What `ffr-verl prepare` would have written for the row."""
-    image_ids = [] if dialogue is None else list(dialogue.image_ids)
-    # compute_score wants a path for each image; one without a path has no vector either.
-    names = [*prediction.images, *[""] * len(image_ids)][: len(image_ids)]
-    return {
-        "dialogue_id": prediction.dialogue_id,
-        "split": str(prediction.extra.get("split", "")),
-        "utterance_ids": [] if dialogue is None else [utterance.id for utterance in dialogue.utterances],
-        "image_ids": image_ids,
-        "image_utterances": [] if dialogue is None else list(dialogue.image_utterances),
-        "images": names,
-    }
 
 
 def _outside(predicted: Fragment, dialogue: Dialogue | None) -> Fragment:
