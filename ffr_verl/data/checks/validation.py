@@ -58,8 +58,12 @@ class RowChecker:
     def __init__(self, settings: CheckSettings) -> None:
         self._settings = settings
         root, decode, max_pixels = settings.images_root, settings.decode, settings.max_pixels
-        image = functools.partial(check_image, root, decode=decode, max_pixels=max_pixels)
-        self._image: Callable[[str], ImageVerdict] = functools.lru_cache(maxsize=_CACHED_IMAGES)(image)
+
+        @functools.lru_cache(maxsize=_CACHED_IMAGES)
+        def image(name: str) -> tuple[ImageVerdict, str]:
+            return check_image(root, name, decode=decode, max_pixels=max_pixels), image_file(root, name)
+
+        self._image = image
         self._asked = CompactMap()  # dialogue and query: the row and, in the last bits, its gold
         self._named = CompactMap()  # dialogue id: fingerprint of the dialogue
 
@@ -110,7 +114,11 @@ class _Check:
     """The checks of one row, and what they have found."""
 
     def __init__(
-        self, number: int, row: Mapping[str, Any], settings: CheckSettings, image: Callable[[str], ImageVerdict]
+        self,
+        number: int,
+        row: Mapping[str, Any],
+        settings: CheckSettings,
+        image: Callable[[str], tuple[ImageVerdict, str]],
     ) -> None:
         self.number, self._row, self._settings, self._image = number, row, settings, image
         self.problems: list[Problem] = []
@@ -119,7 +127,7 @@ class _Check:
         self.problems.append(Problem(self.number, kind, where, message))
 
     def run(self) -> CheckedRow | None:
-        dialogue_id, images, image_tokens = self.id_and_images()
+        dialogue_id, images, image_tokens, files = self.id_and_images()
         messages, solution = self._messages(), self._solution()
         gold = None if solution is None else self._gold(solution)
         if messages is None:
@@ -141,7 +149,7 @@ class _Check:
         self._query(dialogue, before)
         self._texts(messages, dialogue, len(image_ids), before, rest)
         if self._settings.has_prompts:
-            self._lines(dialogue, user_text)
+            self._lines(dialogue, user_text, rest)
         if solution is not None and messages[-1]["content"].strip() != solution:
             self.report(ProblemKind.GOLD_DIFFERS, "messages", "the assistant's message is not the solution")
         if gold is not None:
@@ -149,18 +157,17 @@ class _Check:
         if images is None or solution is None or gold is None:
             return None
         messages[-1]["content"] = solution
-        files = [image_file(self._settings.images_root, name) for name in images]
         fingerprint = dialogue_fingerprint(dialogue, files)
         return CheckedRow(messages, images, files, dialogue, gold, solution, image_tokens, fingerprint)
 
-    def id_and_images(self) -> tuple[str, list[str] | None, tuple[int, ...]]:
-        """Dialogue id, image paths, and the tokens of each image."""
+    def id_and_images(self) -> tuple[str, list[str] | None, tuple[int, ...], list[str]]:
+        """Dialogue id and image paths, tokens and file of each image."""
         dialogue_id, images = self._dialogue_id(), self._image_names()
-        verdicts = [self._image(name) for name in images or ()]
-        for place, verdict in enumerate(verdicts):
+        seen = [self._image(name) for name in images or ()]
+        for place, (verdict, _) in enumerate(seen):
             for kind, message in verdict.problems:
                 self.report(kind, f"images[{place}]", message)
-        return dialogue_id, images, tuple([verdict.tokens or 0 for verdict in verdicts])
+        return dialogue_id, images, tuple([verdict.tokens or 0 for verdict, _ in seen]), [file for _, file in seen]
 
     def _dialogue_id(self) -> str:
         value = self._row.get("dialogue_id")
@@ -289,16 +296,20 @@ class _Check:
             if found is not None and found not in told:
                 self.report(ProblemKind.BAD_TEXT, f"messages[{number}]", f"holds {found}")
 
-    def _lines(self, dialogue: Dialogue, user_text: str) -> None:
+    def _lines(self, dialogue: Dialogue, user_text: str, rest: str) -> None:
         """Ids in the middle of a line, and lines whose speaker is not surely one."""
         count = len(dialogue.utterances)
-        if user_text.count(f"\n{_UTTERANCE_START}") < count - 1:
+        if rest.count(f"\n{_UTTERANCE_START}") < count - 1:
             inner = [start for start, _ in utterance_spans(user_text)[1:] if user_text[start - 1] != "\n"]
             message = (
                 f"{len(inner)} utterances start in the middle of a line, the first at {user_text[inner[0] :][:80]!r}"
             )
             self.report(ProblemKind.ODD_LINE, "messages", message)
-        if len(_GOOD_LINE.findall(user_text)) < count:
+        names = {utterance.speaker for utterance in dialogue.utterances}
+        good = [
+            f"<|utt_id_end|> {name}: " for name in names if len(name) <= 64 and ":" not in name and "：" not in name
+        ]
+        if sum([user_text.count(start) for start in good]) < count:
             spans = zip(dialogue.utterances, utterance_spans(user_text), strict=True)
             odd = [utterance for utterance, (start, end) in spans if not _GOOD_LINE.search(user_text, start, end)]
             for one in odd[:1]:
