@@ -18,20 +18,12 @@ _WHERE = "data.ffr"
 
 @dataclass(frozen=True, slots=True)
 class DataConfig:
-    """Settings of `FFRDataset` and `FFRSFTDataset`.
+    """Settings of `FFRDataset` and `FFRSFTDataset`."""
 
-    Attributes:
-        images_root: folder that image paths are relative to; `None`: the one that `ffr-verl prepare` recorded in the
-            file.
-        max_pixels: images with more pixels are shrunk to at most so many; the published bound by default.
-        min_pixels: images with fewer pixels are enlarged to at least so many; `None` leaves qwen_vl_utils' own bound.
-        curriculum: order of the training rows (RL only); without a difficulty file that of the file.
-    """
-
-    images_root: str | None = None
-    max_pixels: int = DEFAULT_MAX_PIXELS
-    min_pixels: int | None = None
-    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    images_root: str | None = None  # that image paths are relative to; `None`: the one recorded in the file
+    max_pixels: int = DEFAULT_MAX_PIXELS  # images with more are shrunk to at most so many; published
+    min_pixels: int | None = None  # images with fewer are enlarged to so many; `None`: the model's own bound
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)  # order of the training rows (RL only)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> DataConfig:

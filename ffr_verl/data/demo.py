@@ -135,11 +135,11 @@ def demo_rows(
     emblems: int = 4,
     prefix: str = "demo",
 ) -> Iterator[dict[str, Any]]:
-    """Rows in the MLDR format; the pictures that they name are written to `images_dir` (named `images/…` in the rows).
+    """Rows in the MLDR format, a dialogue and a query each; the pictures that they name are written to `images_dir`.
 
     Args:
-        images_dir: folder for the PNG files; made when missing.
-        rows: how many rows to yield, one dialogue and one query each.
+        images_dir: folder for the PNG files; made when missing, its name starts the paths in the rows.
+        rows: how many rows to yield.
         seed: equal arguments and seed give equal rows and pictures.
         turns_per_topic: least and most turns of each of the three topics.
         empty_share: share of queries, in [0, 1], whose topic the dialogue does not touch.

@@ -48,21 +48,12 @@ _READERS = 8
 
 
 def as_list(files: Any) -> list[str]:
-    """One path or a list of them, as verl's `data.train_files` takes both.
-
-    Example:
-        >>> as_list("train.rl.parquet")
-        ['train.rl.parquet']
-    """
+    """One path or a list of them, as verl's `data.train_files` takes both."""
     return [str(files)] if isinstance(files, (str, Path)) else [str(file) for file in files]
 
 
 def open_parquet(file: str | Path) -> pq.ParquetFile:
-    """An open parquet file; as a context manager it is closed.
-
-    Raises:
-        FFRError: when the file is missing or no parquet file.
-    """
+    """An open parquet file; an `FFRError` when it is missing or no parquet file."""
     try:
         return pq.ParquetFile(pa.OSFile(os.fsencode(file)))  # a name that is no UTF-8 is fine here only
     except FileNotFoundError:
@@ -94,11 +85,7 @@ def rows_of_files(files: Sequence[str | Path], *, columns: Sequence[str] | None 
 
 
 def row_of_file(file: str | Path, number: int) -> dict[str, Any]:
-    """A row, for which no more is read than its row group.
-
-    Raises:
-        FFRError: when there is no such row.
-    """
+    """A row, for which no more is read than its row group; an `FFRError` when there is none of the number."""
     with open_parquet(file) as parquet:
         first = 0
         for group in range(parquet.num_row_groups):
@@ -132,11 +119,7 @@ def dialogues_of_rows(file: str) -> list[dict[str, Any]]:
 
 
 def check_columns(files: Sequence[str], kind: Kind) -> None:
-    """Refuse files that lack a column of their kind.
-
-    Raises:
-        FFRError: names the file, the columns and the kind that is needed.
-    """
+    """Refuse files that lack a column of their kind, by an `FFRError` that names file, columns and kind."""
     other: Kind = "sft" if kind == "rl" else "rl"
     for file in files:
         missing = [column for column in _COLUMNS[kind] if column not in read_schema(file).names]
@@ -154,16 +137,8 @@ def recorded_root(file: str | Path) -> Path | None:
 
 
 def images_root(files: Sequence[str], config: DataConfig, *, option: str = _TRAINING_OPTION) -> Path:
-    """The folder that image paths are relative to: `config.images_root`, or the one recorded in the files.
-
-    Args:
-        files: parquet files of `ffr-verl prepare`.
-        config: of the data.
-        option: how the user gives the folder, for the message.
-
-    Raises:
-        FFRError: when it is not configured and the files record none, or several.
-    """
+    """The folder that image paths are relative to: `config.images_root`, or the one recorded in the files; where these
+    record none or several, an `FFRError` that names `option`."""
     if config.images_root is not None:
         return Path(config.images_root).expanduser().resolve()
     roots = {recorded_root(file) for file in files}
@@ -182,17 +157,12 @@ def check_images(files: Sequence[str], root: Path, *, sample: bool, option: str 
     verl drops a row with an unreadable image without a word, or fails in the middle of training. Images that a file
     holds itself were checked when it was written: only a sample of them is looked at.
 
-    Args:
-        files: parquet files of `ffr-verl prepare`.
-        root: that image paths are relative to.
-        sample: see above.
-        option: how the user gives the root, for the message.
-
     Returns:
         How many different images were opened.
 
     Raises:
-        FFRError: when some cannot be read: how many, and file, row and cause of the first.
+        FFRError: when some cannot be read: how many, file, row and cause of the first, and `option`, which gives the
+            root.
     """
     opened = 0
     for file in files:

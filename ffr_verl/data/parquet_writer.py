@@ -75,20 +75,14 @@ class RejectedRows:
 class SplitWriter:
     """Writes rows as `NAME.rl.parquet` and `NAME.sft.parquet`.
 
-    Args:
-        rl_path: where the RL file is written.
-        sft_path: where the SFT file is written.
-        split: name of the split.
-        data_source: verl's field of that name.
-        images_root: recorded in the files.
-        image_bytes: reads an image by its path in the row, to be stored in the files; `None` stores paths.
+    `images_root` is recorded in the files; `image_bytes` reads an image by its path in the row, to be stored in them
+    (`None` stores paths).
     """
 
     def __init__(
         self,
         rl_path: Path,
         sft_path: Path,
-        *,
         split: str,
         data_source: str,
         images_root: Path,

@@ -30,10 +30,6 @@ _LETTERS = re.compile(r"[^\W\d_]+")
 class PromptTemplate:
     """Instructions for a raw dialogue.
 
-    Attributes:
-        user: with `{query}` (which becomes the query in its tags) and, at its end, `{dialogue}`, once each.
-        system: the system message, or `None` for none.
-
     Example:
         >>> from ffr_verl.dialogues import Utterance
         >>> dialogue = Dialogue("d", (Utterance(0, "Ann", "hi"),), "a greeting")
@@ -41,8 +37,8 @@ class PromptTemplate:
         'Find <|query_start|>a greeting<|query_end|> in:\\n<|utt_id_start|>0<|utt_id_end|> Ann: hi'
     """
 
-    user: str
-    system: str | None = None
+    user: str  # with `{query}` (which becomes the query in its tags) and, at its end, `{dialogue}`, once each
+    system: str | None = None  # the system message, if any
 
     @classmethod
     def read(cls, path: Path) -> PromptTemplate:

@@ -35,17 +35,11 @@ _WINDOW_ID = re.compile(r"(.+)_split_([0-9]{1,9})", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class WindowSettings:
-    """How long dialogues are cut.
+    """How long dialogues are cut."""
 
-    Attributes:
-        turns: of a window, at least 1; a dialogue that is no longer stays whole.
-        stride: turns from one window's start to the next, from 1 to `turns`.
-        ids: see the module.
-    """
-
-    turns: int
-    stride: int
-    ids: WindowIds
+    turns: int  # of a window, at least 1; a dialogue that is no longer stays whole
+    stride: int  # turns from one window's start to the next, from 1 to `turns`
+    ids: WindowIds  # see the module
 
     def __post_init__(self) -> None:
         if self.turns < 1:
@@ -58,21 +52,13 @@ class WindowSettings:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Some consecutive turns of a dialogue.
+    """Some consecutive turns of a dialogue."""
 
-    Attributes:
-        of: id of the whole dialogue.
-        number: from 0.
-        utterances: ids of the first utterance and behind the last one.
-        images: ids in the whole dialogue of the first image and behind the last one.
-        ids: how the row names images.
-    """
-
-    of: str
-    number: int
-    utterances: tuple[int, int]
-    images: tuple[int, int]
-    ids: WindowIds
+    of: str  # id of the whole dialogue
+    number: int  # from 0
+    utterances: tuple[int, int]  # ids of the first utterance and behind the last one
+    images: tuple[int, int]  # ids in the whole dialogue of the first image and behind the last one
+    ids: WindowIds  # how the row names images
 
     @property
     def dialogue_id(self) -> str:
@@ -86,13 +72,9 @@ class Window:
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in `extra_info.window`."""
-        return {
-            "of": self.of,
-            "number": self.number,
-            "first_utterance": self.utterances[0],
-            "first_image": self.images[0],
-            "ids": self.ids,
-        }
+        first_utterance, first_image = self.utterances[0], self.images[0]
+        known = {"first_utterance": first_utterance, "first_image": first_image, "ids": self.ids}
+        return {"of": self.of, "number": self.number, **known}
 
     def part_of(self, gold: Fragment) -> Fragment:
         """What of a whole dialogue's fragment lies in the window, in the window's ids.
@@ -133,13 +115,7 @@ def window_id(dialogue_id: str) -> tuple[str, int] | None:
 def windows_of(
     dialogue_id: str, image_utterances: Sequence[int], turns: int, settings: WindowSettings
 ) -> list[Window]:
-    """The windows of a dialogue; none when it fits into one. The last one ends with the dialogue.
-
-    Args:
-        dialogue_id: of the whole dialogue.
-        image_utterances: the utterance of each of its images, in order.
-        turns: its length.
-        settings: how to cut.
+    """The windows of a dialogue of some turns; none when it fits into one. The last one ends with the dialogue.
 
     Example:
         >>> made = windows_of("d", [0, 5], 6, WindowSettings(turns=4, stride=3, ids="global"))
@@ -187,10 +163,6 @@ def cut_messages(messages: Sequence[Mapping[str, Any]], window: Window) -> list[
 
 def cut_row(row: Mapping[str, Any], settings: WindowSettings) -> list[dict[str, Any]]:
     """The windows of a row of an RL file, as `ffr-verl prepare --window` writes them; the row itself when it fits.
-
-    Args:
-        row: with `prompt`, `reward_model` and `extra_info`; `images` are cut where they are there.
-        settings: how to cut.
 
     Raises:
         FFRError: when the row is a window already, or its gold cannot be read.

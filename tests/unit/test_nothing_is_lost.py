@@ -171,8 +171,7 @@ def test_the_same_picture_under_another_path_is_the_same_dialogue(folder: Path) 
 
 def test_the_order_of_gold_ids_is_no_contradiction(folder: Path) -> None:
     golds = [
-        f"<|utt_ids_start|>[{ids}]<|utt_ids_end|>;<|img_ids_start|>[0]<|img_ids_end|>"
-        for ids in ("0, 1", "1, 0")
+        f"<|utt_ids_start|>[{ids}]<|utt_ids_end|>;<|img_ids_start|>[0]<|img_ids_end|>" for ids in ("0, 1", "1, 0")
     ]
     rows = []
     for gold in golds:

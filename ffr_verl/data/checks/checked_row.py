@@ -18,58 +18,33 @@ __all__ = ["CheckSettings", "CheckedRow", "check_limits"]
 
 @dataclass(frozen=True, slots=True)
 class CheckSettings:
-    """What rows are checked against.
+    """What rows are checked against."""
 
-    Attributes:
-        images_root: resolved folder that image paths are relative to.
-        decode: decode every image, instead of reading its header and end.
-        max_pixels: bound of an image, see `resized`.
-        max_images: most images of a row; the recipes' `rollout.limit_images`.
-        tokens: counts prompt tokens; `None`: lengths are not checked.
-        max_prompt_tokens: most tokens of a prompt; the recipes' `data.max_prompt_length`.
-        other_splits: whose dialogues must not occur.
-        has_prompts: rows come with their prompts, whose lines are looked at.
-    """
-
-    images_root: Path
-    decode: bool = False
-    max_pixels: int = DEFAULT_MAX_PIXELS
-    max_images: int = 8
-    tokens: PromptTokens | None = None
-    max_prompt_tokens: int = 14_512
-    other_splits: OtherSplits = field(default_factory=OtherSplits)
-    has_prompts: bool = True
+    images_root: Path  # resolved; image paths are relative to it
+    decode: bool = False  # every image, instead of reading its header and end
+    max_pixels: int = DEFAULT_MAX_PIXELS  # of an image, see `resized`
+    max_images: int = 8  # of a row; the recipes' `rollout.limit_images`
+    tokens: PromptTokens | None = None  # counts prompt tokens; `None`: lengths are not checked
+    max_prompt_tokens: int = 14_512  # the recipes' `data.max_prompt_length`
+    other_splits: OtherSplits = field(default_factory=OtherSplits)  # whose dialogues must not occur
+    has_prompts: bool = True  # rows come with their prompts, whose lines are looked at
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedRow:
-    """A row as it is used from here on.
+    """A row as it is used from here on."""
 
-    Attributes:
-        messages: system (optional), user, assistant.
-        images: paths as they stood in the row, absolute ones made relative to the images root.
-        image_files: the file of each image, see `image_file`.
-        dialogue: read out of the user's message.
-        gold: the gold answer.
-        solution: the same as text.
-        image_tokens: that the model spends on each image.
-        fingerprint: of the dialogue, see `dialogue_fingerprint`; a window's is that of its whole dialogue.
-        prompt_tokens: of the whole prompt, `None` when they were not counted.
-        window: of a longer dialogue, `None` for a whole one.
-        whole_size: turns and images of a window's whole dialogue.
-    """
-
-    messages: list[dict[str, str]]
-    images: list[str]
-    image_files: list[str]
-    dialogue: Dialogue
+    messages: list[dict[str, str]]  # system (optional), user, assistant
+    images: list[str]  # paths as they stood in the row, absolute ones made relative to the images root
+    image_files: list[str]  # see `image_file`
+    dialogue: Dialogue  # read out of the user's message
     gold: Fragment
-    solution: str
-    image_tokens: tuple[int, ...]
-    fingerprint: int
-    prompt_tokens: int | None = None
-    window: Window | None = None
-    whole_size: tuple[int, int] | None = None
+    solution: str  # the gold as text
+    image_tokens: tuple[int, ...]  # that the model spends on each image
+    fingerprint: int  # see `dialogue_fingerprint`; a window's is that of its whole dialogue
+    prompt_tokens: int | None = None  # `None` when they were not counted
+    window: Window | None = None  # of a longer dialogue, `None` for a whole one
+    whole_size: tuple[int, int] | None = None  # turns and images of a window's whole dialogue
 
     def cut(self, settings: WindowSettings) -> list[CheckedRow]:
         """The row's windows, or the row itself when it fits into one."""

@@ -35,12 +35,7 @@ def image_file(root: Path, name: str, *, follow: bool = True) -> str:
 
 
 def dialogue_fingerprint(dialogue: Dialogue, files: Sequence[str]) -> int:
-    """Identifies what is said and shown in a dialogue, whatever its id; a signed number of 64 bits.
-
-    Args:
-        dialogue: its speakers and texts count.
-        files: of its images, see `image_file`.
-    """
+    """Identifies who says what and shows which files (see `image_file`) in a dialogue; a signed number of 64 bits."""
     said = [f"{utterance.speaker}\0{utterance.text}" for utterance in dialogue.utterances]
     text = "\0".join([*said, "\0", *files])
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8)
@@ -70,9 +65,8 @@ class OtherSplits:
         self._files = tuple(files)
         self._numbers = CompactMap()
         for number, file in enumerate(self._files):
-            root = Path()
             try:
-                root = recorded_root(file) or root
+                root = recorded_root(file) or Path()
                 for dialogue, images in _dialogues(file):
                     places = [image_file(root, name) for name in images]
                     self._numbers.setdefault(dialogue_fingerprint(dialogue, places), number)
@@ -81,13 +75,7 @@ class OtherSplits:
                 raise FFRError(f"--against {error}") from None
 
     def file_of(self, dialogue: Dialogue, files: Sequence[str], root: Path) -> str | None:
-        """The first file that has a dialogue; `None` when none has it.
-
-        Args:
-            dialogue: what is said.
-            files: of its images.
-            root: folder of the images.
-        """
+        """The first file that has a dialogue, whose images have these files below `root`; `None` when none has it."""
         if not self._files:
             return None
         number = self._numbers.get(dialogue_fingerprint(dialogue, files))

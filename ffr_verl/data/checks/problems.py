@@ -12,23 +12,18 @@ from ffr_verl.errors import printable
 
 __all__ = ["Problem", "ProblemKind", "ProblemLog", "clipped"]
 
-_OF_A_ROW = 2  # problems of one kind that are kept
+_ROWS, _OF_A_ROW = 3, 2  # of how many rows, and of each row how many problems of one kind are kept
 _HEAD, _TAIL = 120, 240  # of a long message; its reason stands at the end
 
 
 class ProblemKind(str, enum.Enum):
-    """Kinds of problems; the values are names for reports.
+    """Kinds of problems; the values are names for reports."""
 
-    Attributes:
-        mend: what to do about it.
-        is_error: whether a row is refused for it; otherwise it is a warning.
-    """
-
-    mend: str
-    is_error: bool
+    mend: str  # what to do about it
+    is_error: bool  # a row is refused for it; otherwise it is a warning
 
     def __new__(cls, value: str, mend: str, is_error: bool = True) -> ProblemKind:
-        """A member of a name for reports, a mend and whether it is an error."""
+        """A member of its value, mend and whether it is an error."""
         kind = str.__new__(cls, value)
         kind._value_, kind.mend, kind.is_error = value, mend, is_error
         return kind
@@ -49,10 +44,7 @@ class ProblemKind(str, enum.Enum):
     IMAGE_BROKEN = "image_broken", "copy or export the image again"
     IMAGE_SIZE = "image_size", "scale or crop the image"
     IMAGE_ODD = "image_odd", "save it as a plain RGB picture, if what the model will see is not what is meant", False
-    TOO_MANY_IMAGES = (
-        "too_many_images",
-        "cut the dialogue with --window, or raise --max-images and rollout.limit_images",
-    )
+    TOO_MANY_IMAGES = "too_many_images", "cut it with --window, or raise --max-images and rollout.limit_images"
     GOLD_MALFORMED = (
         "gold_malformed",
         "write <|utt_ids_start|>[1, 2]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>",
@@ -60,11 +52,7 @@ class ProblemKind(str, enum.Enum):
     GOLD_OUTSIDE = "gold_outside", "name ids of the dialogue only"
     GOLD_REPEATED = "gold_repeated", "name each id once"
     GOLD_DIFFERS = "gold_differs", "make the assistant's message equal to solution"
-    GOLD_IMAGES = (
-        "gold_images",
-        "check the annotation: images of gold utterances are usually gold, others are not",
-        False,
-    )
+    GOLD_IMAGES = "gold_images", "check the annotation: usually images of gold utterances are gold, others not", False
     REPEATED_ROW = "repeated_row", "drop the repetition, unless the row is meant to count twice", False
     CONTRADICTION = "contradiction", "keep one gold answer for a query of a dialogue"
     SAME_ID = "same_id", "give different dialogues different ids", False
@@ -85,22 +73,19 @@ def clipped(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong with a row.
+    """One thing that is wrong with a row."""
 
-    Attributes:
-        row: number in the source, from 0.
-        kind: see `ProblemKind`.
-        field: of the row, such as `images[0]`.
-        message: what was found and what was expected, on one line.
-    """
-
-    row: int
+    row: int  # number in the source, from 0
     kind: ProblemKind
-    field: str
-    message: str
+    field: str  # of the row, such as `images[0]`
+    message: str  # what was found and what was expected, on one line
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "message", printable(clipped(self.message)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands beside a rejected row."""
+        return {"kind": self.kind.value, "error": self.kind.is_error, "field": self.field, "message": self.message}
 
     def __str__(self) -> str:
         return f"row {self.row}: field {self.field!r}: {self.message}"
@@ -108,19 +93,11 @@ class Problem:
 
 @dataclass(slots=True)
 class ProblemLog:
-    """Counts all problems and keeps the first of each kind.
+    """Counts all problems and keeps the first of each kind."""
 
-    Attributes:
-        kept: of how many rows of each kind problems are kept.
-        rows: rows that have a problem of a kind.
-        first: of each kind the first problems of the first rows.
-        rejected: rows with at least one error.
-    """
-
-    kept: int = 3
-    rows: Counter[ProblemKind] = field(default_factory=Counter)
-    first: dict[ProblemKind, list[Problem]] = field(default_factory=dict)
-    rejected: int = 0
+    rows: Counter[ProblemKind] = field(default_factory=Counter)  # that have a problem of a kind
+    first: dict[ProblemKind, list[Problem]] = field(default_factory=dict)  # problems of the first rows
+    rejected: int = 0  # rows with at least one error
 
     def add(self, problems: Iterable[Problem]) -> bool:
         """Take the problems of one row; whether one of them is an error."""
@@ -129,7 +106,7 @@ class ProblemLog:
         for problem in found:
             first = self.first.setdefault(problem.kind, [])
             of_row = sum(earlier.row == problem.row for earlier in first)
-            if of_row < _OF_A_ROW if of_row else len({earlier.row for earlier in first}) < self.kept:
+            if of_row < _OF_A_ROW if of_row else len({earlier.row for earlier in first}) < _ROWS:
                 first.append(problem)
         is_rejected = any(problem.kind.is_error for problem in found)
         self.rejected += is_rejected

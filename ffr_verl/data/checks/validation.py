@@ -56,28 +56,21 @@ class RowChecker:
     """
 
     def __init__(self, settings: CheckSettings) -> None:
-        self._settings = settings
+        self.settings = settings
         root, decode, max_pixels = settings.images_root, settings.decode, settings.max_pixels
 
         @functools.lru_cache(maxsize=_CACHED_IMAGES)
         def image(name: str) -> tuple[ImageVerdict, str]:
             return check_image(root, name, decode=decode, max_pixels=max_pixels), image_file(root, name)
 
-        self._image = image
+        self.image: Callable[[str], tuple[ImageVerdict, str]] = image
         self._asked = CompactMap()  # dialogue and query: the row and, in the last bits, its gold
         self._named = CompactMap()  # dialogue id: fingerprint of the dialogue
 
     def check(self, number: int, row: Mapping[str, Any]) -> tuple[CheckedRow | None, list[Problem]]:
-        """Check a row.
-
-        Args:
-            number: of the row, for the problems.
-            row: in the MLDR format.
-
-        Returns:
-            The row, `None` when something is wrong with it; and all problems, warnings among them.
-        """
-        check = _Check(number, row, self._settings, self._image)
+        """Check a row in the MLDR format: the row, `None` when something is wrong with it; and all problems, warnings
+        among them, under its number."""
+        check = _Check(number, row, self)
         checked = check.run()
         if checked is not None:
             self._compare(check, checked)
@@ -85,14 +78,14 @@ class RowChecker:
 
     def check_id_and_images(self, number: int, row: Mapping[str, Any]) -> list[Problem]:
         """The problems with these two fields alone, of a row that cannot be checked as a whole."""
-        check = _Check(number, row, self._settings, self._image)
+        check = _Check(number, row, self)
         check.id_and_images()
         return check.problems
 
     def _compare(self, check: _Check, row: CheckedRow) -> None:
         """Against earlier rows and other splits."""
         dialogue, content = row.dialogue, row.fingerprint
-        in_file = self._settings.other_splits.file_of(dialogue, row.image_files, self._settings.images_root)
+        in_file = self.settings.other_splits.file_of(dialogue, row.image_files, self.settings.images_root)
         if in_file is not None:
             check.report(ProblemKind.OTHER_SPLIT, "messages", f"dialogue {dialogue.dialogue_id} is in {in_file} too")
         if self._named.setdefault(hash(dialogue.dialogue_id), content) != content:
@@ -113,14 +106,8 @@ class RowChecker:
 class _Check:
     """The checks of one row, and what they have found."""
 
-    def __init__(
-        self,
-        number: int,
-        row: Mapping[str, Any],
-        settings: CheckSettings,
-        image: Callable[[str], tuple[ImageVerdict, str]],
-    ) -> None:
-        self.number, self._row, self._settings, self._image = number, row, settings, image
+    def __init__(self, number: int, row: Mapping[str, Any], checker: RowChecker) -> None:
+        self.number, self._row, self.settings, self._image = number, row, checker.settings, checker.image
         self.problems: list[Problem] = []
 
     def report(self, kind: ProblemKind, where: str, message: str) -> None:
@@ -128,27 +115,25 @@ class _Check:
 
     def run(self) -> CheckedRow | None:
         dialogue_id, images, image_tokens, files = self.id_and_images()
-        messages, solution = self._messages(), self._solution()
-        gold = None if solution is None else self._gold(solution)
+        messages = self._messages()
+        solution = self._field("solution", str, "a text: the gold answer", "expected the gold answer")
+        solution, gold = (None, None) if solution is None else (solution.strip(), self._gold(solution.strip()))
         if messages is None:
             return None
-        user_text = next(message["content"] for message in messages if message["role"] == "user")
         if not self._row.keys() <= _ROW:
-            said = "\n".join([message["content"] for message in messages] + (images or []))
-            for name, message in unread_fields(self._row, _ROW, said):
-                self.report(ProblemKind.UNREAD_FIELD, name, message)
+            self._unread(self._row, _ROW, "", [*[message["content"] for message in messages], *(images or ())])
         try:
             dialogue = parse_dialogue(messages, dialogue_id)
         except ValueError as error:
             self.report(ProblemKind.NO_DIALOGUE, "messages", str(error))
             return None
+        user_text = next(message["content"] for message in messages if message["role"] == "user")
         before, _, rest = user_text.partition(_UTTERANCE_START)
         image_ids = dialogue.image_ids
         self._ids(dialogue, image_ids)
         self._images_of_ids(dialogue, len(image_ids), images, user_text)
-        self._query(dialogue, before)
         self._texts(messages, dialogue, len(image_ids), before, rest)
-        if self._settings.has_prompts:
+        if self.settings.has_prompts:
             self._lines(dialogue, user_text, rest)
         if solution is not None and messages[-1]["content"].strip() != solution:
             self.report(ProblemKind.GOLD_DIFFERS, "messages", "the assistant's message is not the solution")
@@ -159,6 +144,10 @@ class _Check:
         messages[-1]["content"] = solution
         fingerprint = dialogue_fingerprint(dialogue, files)
         return CheckedRow(messages, images, files, dialogue, gold, solution, image_tokens, fingerprint)
+
+    def _unread(self, value: Mapping[str, Any], read: frozenset[str], where: str, said: list[str]) -> None:
+        for name, message in unread_fields(value, read, "\n".join(said)):
+            self.report(ProblemKind.UNREAD_FIELD, where + name, message)
 
     def id_and_images(self) -> tuple[str, list[str] | None, tuple[int, ...], list[str]]:
         """Dialogue id and image paths, tokens and file of each image."""
@@ -212,8 +201,7 @@ class _Check:
                 continue
             good.append({"role": role, "content": self._plain_text(content, where)})
             if not message.keys() <= _MESSAGE:
-                for name, found in unread_fields(message, _MESSAGE, content):
-                    self.report(ProblemKind.UNREAD_FIELD, f"{where}.{name}", found)
+                self._unread(message, _MESSAGE, f"{where}.", [content])
         roles = [message["role"] for message in good]
         if len(good) == len(messages) and roles not in _ROLES:
             found = f"found the roles {', '.join(roles)}" if roles else "empty"
@@ -221,9 +209,8 @@ class _Check:
         return good if len(good) == len(messages) and roles in _ROLES else None
 
     def _image_names(self) -> list[str] | None:
-        images = self._field(
-            "images", list, 'a list of paths, such as ["cat.png"]', "give [] where a dialogue has none"
-        )
+        expected = 'a list of paths, such as ["cat.png"]'
+        images = self._field("images", list, expected, "give [] where a dialogue has none")
         names = []
         for number, image in enumerate(images or ()):
             name, where = image.get("path") if isinstance(image, dict) else image, f"images[{number}]"
@@ -239,8 +226,8 @@ class _Check:
 
     def _below(self, name: str) -> str:
         """An absolute path relative to the root, so that the data can move; as it is when it leaves the root."""
-        root = f"{self._settings.images_root}/"
-        path = image_file(self._settings.images_root, name, follow=False)
+        root = f"{self.settings.images_root}/"
+        path = image_file(self.settings.images_root, name, follow=False)
         return path.removeprefix(root) if path.startswith(root) else name
 
     def _ids(self, dialogue: Dialogue, image_ids: tuple[int, ...]) -> None:
@@ -272,6 +259,11 @@ class _Check:
         `before` and `rest` are the user's message around the first tag of an utterance.
         """
         told = set()
+        if not dialogue.query.strip():
+            self.report(ProblemKind.NO_DIALOGUE, "messages", "the query is empty")
+        if before.count(_QUERY_START) > 1:
+            several = f"{before.count(_QUERY_START)} {_QUERY_START}; the query is taken to be {dialogue.query[:80]!r}"
+            self.report(ProblemKind.SEVERAL_QUERIES, "messages", several)
         tags = _ANGLES_OF_UTTERANCE * len(dialogue.utterances) + _ANGLES_OF_IMAGE * images
         # No other tag than those of the ids, which is quick to see and true of nearly all rows.
         is_plain = rest.count("<") + 1 == tags and rest.count(_IMAGE_WITH_ID) == images
@@ -299,37 +291,23 @@ class _Check:
     def _lines(self, dialogue: Dialogue, user_text: str, rest: str) -> None:
         """Ids in the middle of a line, and lines whose speaker is not surely one."""
         count = len(dialogue.utterances)
-        if rest.count(f"\n{_UTTERANCE_START}") < count - 1:
-            inner = [start for start, _ in utterance_spans(user_text)[1:] if user_text[start - 1] != "\n"]
-            message = (
-                f"{len(inner)} utterances start in the middle of a line, the first at {user_text[inner[0] :][:80]!r}"
-            )
-            self.report(ProblemKind.ODD_LINE, "messages", message)
         names = {utterance.speaker for utterance in dialogue.utterances}
-        good = [
-            f"<|utt_id_end|> {name}: " for name in names if len(name) <= 64 and ":" not in name and "：" not in name
-        ]
-        if sum([user_text.count(start) for start in good]) < count:
-            spans = zip(dialogue.utterances, utterance_spans(user_text), strict=True)
-            odd = [utterance for utterance, (start, end) in spans if not _GOOD_LINE.search(user_text, start, end)]
-            for one in odd[:1]:
-                message = (
-                    f"{len(odd)} utterances are not 'speaker: text'; of utterance {one.id} {one.speaker!r} is taken"
-                )
-                message = f"{message} for the speaker and {one.text[:80]!r} for the text"
-                self.report(ProblemKind.ODD_LINE, "messages", message)
-
-    def _query(self, dialogue: Dialogue, before: str) -> None:
-        if not dialogue.query.strip():
-            self.report(ProblemKind.NO_DIALOGUE, "messages", "the query is empty")
-        count = before.count(_QUERY_START)
-        if count > 1:
-            message = f"{count} {_QUERY_START}; the query is taken to be {dialogue.query[:80]!r}"
-            self.report(ProblemKind.SEVERAL_QUERIES, "messages", message)
-
-    def _solution(self) -> str | None:
-        solution = self._field("solution", str, "a text: the gold answer", "expected the gold answer")
-        return None if solution is None else str(solution).strip()
+        good = [name for name in names if len(name) <= 64 and ":" not in name and "：" not in name]
+        are_good = sum([user_text.count(f"<|utt_id_end|> {name}: ") for name in good]) == count
+        if are_good and rest.count(f"\n{_UTTERANCE_START}") == count - 1:  # true of nearly all rows, and quick to see
+            return
+        spans = list(zip(dialogue.utterances, utterance_spans(user_text), strict=True))
+        if rest.count(f"\n{_UTTERANCE_START}") < count - 1:
+            inner = [start for _, (start, _) in spans[1:] if user_text[start - 1] != "\n"]
+            start = user_text[inner[0] :][:80]
+            message = f"{len(inner)} utterances start in the middle of a line, the first at {start!r}"
+            self.report(ProblemKind.ODD_LINE, "messages", message)
+        odd = [utterance for utterance, (start, end) in spans if not _GOOD_LINE.search(user_text, start, end)]
+        if odd:
+            first = odd[0]
+            message = f"{len(odd)} utterances are not 'speaker: text'; of utterance {first.id} {first.speaker!r} is"
+            message = f"{message} taken for the speaker and {first.text[:80]!r} for the text"
+            self.report(ProblemKind.ODD_LINE, "messages", message)
 
     def _gold(self, solution: str) -> Fragment | None:
         gold = parse_gold(solution)
@@ -355,7 +333,8 @@ class _Check:
         if not is_good:
             return
         held, given = set(gold.utterance_ids), set(gold.image_ids)
-        inside = {image for one in dialogue.utterances if one.id in held for image in one.image_ids}
+        shown = [one.image_ids for one in dialogue.utterances if one.image_ids and one.id in held]
+        inside = {image for image_ids in shown for image in image_ids}
         for lone, what in (
             (given - inside, "are gold, their utterances are not"),
             (inside - given, "are not gold, their utterances are"),

@@ -186,11 +186,8 @@ def _opened(path: Path) -> BinaryIO:
 def read_rows(
     path: Path, *, on_position: Callable[[int], None] = lambda position: None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield `(row number from 0, row)` of a file of rows: a JSON list or JSONL, gzipped or not, seen from its content.
-
-    Args:
-        path: the file.
-        on_position: told after each row how many bytes of the file have been read.
+    """Yield `(row number from 0, row)` of a file of rows: a JSON list or JSONL, gzipped or not, seen from its content;
+    `on_position` is told after each row how many bytes of the file have been read.
 
     Raises:
         FFRError: for a missing file or one of another kind, another encoding than UTF-8, a broken gzip file, broken

@@ -31,12 +31,8 @@ _QUERY = frozenset({"query_text", "gt_turns"})
 
 
 class RawDialogueError(ValueError):
-    """Everything that is wrong with a raw dialogue.
-
-    Attributes:
-        problems: `(kind, field, message)` of each.
-        images: the paths of its images, as far as they could be read.
-    """
+    """Everything that is wrong with a raw dialogue: `problems`, a `(kind, field, message)` each; and the paths of its
+    `images`, as far as they could be read."""
 
     def __init__(self, problems: Sequence[tuple[ProblemKind, str, str]], images: Sequence[str] = ()) -> None:
         super().__init__("; ".join(f"{field}: {clipped(message)}" for _, field, message in problems))
@@ -193,13 +189,7 @@ def _short(value: Any) -> str:
 def dialogue_of_turns(
     dialogue_id: str, turns: Sequence[Mapping[str, Any]], query: str
 ) -> tuple[Dialogue, tuple[str, ...], dict[int, int]]:
-    """Build a dialogue from raw turns.
-
-    Args:
-        dialogue_id: kept as it is.
-        turns: `{"utterance_idx": …, "speaker": …, "utterance": text or list of images}`; `utterance_idx` counts up and
-            may be left out, then turns count from 0.
-        query: what is asked.
+    """Build a dialogue from raw turns, see the module; `utterance_idx` counts up and may be left out.
 
     Returns:
         The dialogue, whose utterance ids count from 0; the path of each image; and for each `utterance_idx` its id.
@@ -249,7 +239,7 @@ def rows_of_raw_dialogue(
     Args:
         row: see the module.
         template: instructions; by default those of the language in which the dialogue is.
-        captions: write captions behind their images; the model could then answer without looking.
+        captions: write them behind their images; the model could then answer without looking.
 
     Raises:
         RawDialogueError: for everything that is wrong with the row.
