@@ -118,6 +118,8 @@ def prepare(
             raise FFRError(f"--split: found {split!r}; give a plain name such as train")
         if not root.is_dir():
             raise FFRError(f"--images-root: {images_root}: no such folder")
+        if source_format not in SOURCES:
+            raise FFRError(f"--format: found {source_format!r}; give one of {', '.join(SOURCES)}")
         form = SOURCES[source_format]
         for option, is_given in (("--language", language), ("--template", template), ("--captions", captions)):
             if is_given and form.has_prompts:

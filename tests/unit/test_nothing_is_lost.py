@@ -77,6 +77,8 @@ def turn(number: int = 0, **fields: Any) -> Row:
         (turn(imageUrls={"first": "dog"}), "dialogue[0].imageUrls"),
         (turn(attached="dog.JPG"), "dialogue[0].attached"),
         (turn(text="and more words"), "dialogue[0].text"),
+        (turn(text="ook at h"), "dialogue[0].text"),
+        ({**turn(1, utterance=[{"image_url": "cat.png"}, "11.png"]), "images": ["cat.png", "1.png"]}, "images"),
         (turn(1, utterance=[{"image_url": "cat.png", "text": "words beside it"}]), "dialogue[1].utterance[0].text"),
         ({**RAW, "images": ["dog.png"]}, "images"),
         ({**RAW, "videos": ["v.mp4"]}, "videos"),

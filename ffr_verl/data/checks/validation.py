@@ -146,7 +146,7 @@ class _Check:
         return CheckedRow(messages, images, files, dialogue, gold, solution, image_tokens, fingerprint)
 
     def _unread(self, value: Mapping[str, Any], read: frozenset[str], where: str, said: list[str]) -> None:
-        for name, message in unread_fields(value, read, "\n".join(said)):
+        for name, message in unread_fields(value, read, said):
             self.report(ProblemKind.UNREAD_FIELD, where + name, message)
 
     def id_and_images(self) -> tuple[str, list[str] | None, tuple[int, ...], list[str]]:

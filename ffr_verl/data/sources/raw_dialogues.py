@@ -177,7 +177,7 @@ class RawReader:
             objects += [(f"queries[{number}].", query, _QUERY) for number, query in enumerate(row["queries"])]
         for where, value, read in objects:
             if isinstance(value, Mapping) and not value.keys() <= read:
-                for name, message in unread_fields(value, read, "\n".join(self.said)):
+                for name, message in unread_fields(value, read, self.said):
                     self.report(ProblemKind.UNREAD_FIELD, where + name, message)
 
 
