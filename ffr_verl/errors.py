@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["FFRError", "one_line"]
+import re
+
+__all__ = ["FFRError", "one_line", "printable"]
+
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class FFRError(ValueError):
@@ -34,3 +38,14 @@ def one_line(text: str, *, longest: int = 300) -> str:
         'too long: [31m 5000'
     """
     return " ".join("".join([letter if letter.isprintable() else " " for letter in text[:longest]]).split())
+
+
+def printable(text: str) -> str:
+    """A text that fits on a line of a terminal or a report: what would move the cursor, or cannot be encoded, is
+    written as a code.
+
+    Example:
+        >>> printable("a\\nb")
+        'a\\\\nb'
+    """
+    return _UNPRINTABLE.sub(lambda found: found.group().encode("unicode_escape", "surrogatepass").decode(), text)

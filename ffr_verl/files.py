@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import glob
 import os
+import platform
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+
+import psutil
 
 from ffr_verl.errors import FFRError
 
@@ -33,31 +38,55 @@ def disk_errors(place: Path, mend: str = "give another --output") -> Iterator[No
 
 
 @contextlib.contextmanager
-def whole_or_nothing(paths: Sequence[Path], *, place: Path | None = None) -> Iterator[list[Path]]:
+def whole_or_nothing(
+    paths: Sequence[Path], *, place: Path | None = None, mend: str = "give another --output"
+) -> Iterator[list[Path]]:
     """Temporary names for `paths`, whose files are moved into place when the block ends well and removed otherwise.
 
-    The names are this process's own, so two commands with one output do not write into one file. A name whose file was
-    not made is left out. The folder is made when it is missing.
+    The names are this process's own, so two commands with one output do not write into one file; the last one wins,
+    with all of its files. A name whose file was not made is left out. The folder is made when it is missing.
 
     Args:
         paths: in one folder.
         place: what errors name; the first of `paths` by default.
+        mend: what errors advise.
 
     Raises:
         FFRError: the disk does not take them.
     """
-    partial = {path: path.with_name(f".{path.name}.{os.getpid()}.partial") for path in paths}
-    with disk_errors(place or paths[0]), contextlib.ExitStack() as stack:
+    node = platform.node()
+    partial = {path: path.with_name(f".{path.name}.{node}.{os.getpid()}.partial") for path in paths}
+    with disk_errors(place or paths[0], mend), contextlib.ExitStack() as stack:
         paths[0].parent.mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            for left in path.parent.glob(f".{glob.escape(path.name)}.{node}.*.partial"):  # by one that was killed
+                pid = left.name.split(".")[-2]
+                if pid.isdigit() and not psutil.pid_exists(int(pid)):
+                    left.unlink(missing_ok=True)
         for temporary in partial.values():
             stack.callback(temporary.unlink, missing_ok=True)
         yield list(partial.values())
-        for path, temporary in partial.items():
-            if temporary.exists():
-                temporary.replace(path)
+        with _alone_in(paths[0].parent):
+            for path, temporary in partial.items():
+                if temporary.exists():
+                    temporary.replace(path)
 
 
-def check_output(output: Path, *, force: bool, example: str, inputs: Iterable[Path] = ()) -> None:
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """No other process is in such a block of this folder, so files that belong together come from one process."""
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network disks have no locks
+            fcntl.flock(place, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(place)
+
+
+def check_output(
+    output: Path, *, force: bool, example: str, inputs: Iterable[Path] = (), option: str = "--output"
+) -> None:
     """Refuse an output that is a folder, that is an input, or that is there and shall not be replaced.
 
     Args:
@@ -65,15 +94,16 @@ def check_output(output: Path, *, force: bool, example: str, inputs: Iterable[Pa
         force: replace it; never an input.
         example: name of such a file, for the message.
         inputs: what is read.
+        option: how it was given.
 
     Raises:
         FFRError: see above.
     """
     if output.is_dir():
-        raise FFRError(f"--output {output}: a folder; give the name of a file, such as {output / example}")
+        raise FFRError(f"{option} {output}: a folder; give the name of a file, such as {output / example}")
     if output.exists() and any(file.exists() and output.samefile(file) for file in inputs):
-        raise FFRError(f"--output {output}: is read by this command; give another name, such as {example}")
+        raise FFRError(f"{option} {output}: is read by this command; give another name, such as {example}")
     if output.suffix == ".gz":
-        raise FFRError(f"--output {output}: the file is not compressed; give a name without .gz")
+        raise FFRError(f"{option} {output}: the file is not compressed; give a name without .gz")
     if output.exists() and not force:
-        raise FFRError(f"{output}: is there already; choose another --output, or replace it with --force")
+        raise FFRError(f"{output}: is there already; choose another {option}, or replace it with --force")

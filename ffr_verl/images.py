@@ -83,7 +83,8 @@ def resolve_image(root: Path, name: str) -> Path:
         name: the path as it stands in the row, relative to `root` or absolute.
 
     Raises:
-        ValueError: for an address (`http://…`, `data:…`), or a path that leaves `root` by `..` or a symbolic link.
+        ValueError: for an address (`http://…`, `data:…`), or a path that leaves `root` by `..` or a symbolic link. The
+            links of a hub cache's snapshot to the blobs of its own repository may leave it.
 
     Example:
         >>> resolve_image(Path("/data"), "images/../../etc/passwd")
@@ -96,9 +97,16 @@ def resolve_image(root: Path, name: str) -> Path:
     if "\0" in name:
         raise ValueError("holds a NUL character; no file can be called that")
     path = Path(os.path.realpath(root / name))
-    if not path.is_relative_to(root):
+    if not path.is_relative_to(root) and not _is_own_blob(root, root / name, path):
         raise ValueError(f"leaves the images root {root}")
     return path
+
+
+def _is_own_blob(root: Path, link: Path, path: Path) -> bool:
+    """Whether a link below a hub cache's `REPOSITORY/snapshots/REVISION` leads to a file in `REPOSITORY/blobs`."""
+    snapshot = next((folder for folder in (root, *root.parents) if folder.parent.name == "snapshots"), None)
+    is_below = Path(os.path.realpath(link.parent)).is_relative_to(root)
+    return snapshot is not None and is_below and path.parent == snapshot.parent.parent / "blobs"
 
 
 def image_source(image: str | Mapping[str, Any], root: Path) -> Path | bytes:

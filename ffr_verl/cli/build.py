@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ffr_verl.cli.console import Layout, clean_up_when_terminated, console
+from ffr_verl.cli.console import Layout, clean_up_when_terminated, console, wrote
 
 
 def build(
@@ -54,6 +54,4 @@ def build(
             prefix=prefix,
             seed=seed,
         )
-    console.print(
-        f"wrote {output}: {dialogues} dialogues, {count} queries, mean dispersion {mean:.2f}", soft_wrap=True
-    )
+    wrote(f"{output}: {dialogues} dialogues, {count} queries, mean dispersion {mean:.2f}")

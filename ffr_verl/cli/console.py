@@ -9,12 +9,11 @@ from typing import Literal
 import typer
 from rich.console import Console
 
-from ffr_verl.errors import FFRError
+from ffr_verl.errors import FFRError, printable
 
 console = Console()
 
 StoredDtype = Literal["float16", "float32"]
-SourceFormat = Literal["mldr", "dialogue"]
 WindowIds = Literal["global", "published"]
 Language = Literal["en", "zh"]
 PredictionFormat = Literal["ffr", "verl"]
@@ -30,7 +29,7 @@ def warn(text: str) -> None:
 
 def wrote(path: object) -> None:
     """Say that a file is there."""
-    console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+    console.print(printable(f"wrote {path}"), markup=False, highlight=False, soft_wrap=True)
 
 
 def _end(number: int, _frame: object) -> None:

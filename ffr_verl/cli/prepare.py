@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ffr_verl.cli.console import Language, SourceFormat, WindowIds, clean_up_when_terminated, console, wrote
+from ffr_verl.cli.console import Language, WindowIds, clean_up_when_terminated, console, wrote
+from ffr_verl.data.sources import SOURCES, SourceFormat
 from ffr_verl.errors import FFRError
 
 
@@ -19,7 +20,10 @@ def prepare(
     split: Annotated[str, typer.Option(help="Name of the split: writes NAME.rl.parquet and NAME.sft.parquet.")],
     source_format: Annotated[
         SourceFormat,
-        typer.Option("--format", help="mldr: rows with prompts; dialogue: raw dialogues with queries and gold turns."),
+        typer.Option(
+            "--format",
+            help=f"{'; '.join(f'{name}: {source.about}' for name, source in SOURCES.items())}.",
+        ),
     ] = "mldr",
     skip_invalid: Annotated[
         bool, typer.Option("--skip-invalid", help="Write the good rows; the others go to NAME.rejected.jsonl.")

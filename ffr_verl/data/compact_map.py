@@ -10,9 +10,8 @@ _RECENT = 8_192
 
 
 class CompactMap:
-    """Signed 64-bit keys and values: new entries in a `dict`, the others in two sorted arrays.
-
-    A `dict` takes some 200 bytes for the same.
+    """Signed 64-bit keys and values: new entries in a `dict`, the others in two sorted arrays; a `dict` takes some 200
+    bytes for the same.
 
     Example:
         >>> seen = CompactMap()

@@ -8,38 +8,47 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ffr_verl.data.sources.json_rows import read_rows
-from ffr_verl.data.sources.raw_dialogues import RawDialogueError, dialogue_of_turns
+from ffr_verl.data.sources.raw_dialogues import RawDialogueError, RawReader
 from ffr_verl.errors import FFRError
 from ffr_verl.files import whole_or_nothing
 from ffr_verl.metrics import dispersion
 
-__all__ = ["ComposeSettings", "Layout", "ShortDialogue", "build", "compose", "dispersion_of", "order_of_parts"]
+__all__ = [
+    "ComposeSettings",
+    "Layout",
+    "Query",
+    "ShortDialogue",
+    "build",
+    "compose",
+    "dispersion_of",
+    "order_of_parts",
+]
 
 Layout = Literal["blocks", "interleaved", "mixed"]
 _CANDIDATES = 32
 
 
+class Query(NamedTuple):
+    """What may be asked of a short dialogue."""
+
+    text: str
+    gold: tuple[int, ...] | None = None  # positions of its turns, from 0; `None`: all
+
+
 @dataclass(frozen=True, slots=True)
 class ShortDialogue:
-    """A dialogue about one thing.
-
-    Attributes:
-        dialogue_id: in the source.
-        topic: dialogues of one topic are not put together; empty: of a topic of its own.
-        turns: raw turns.
-        queries: what may be asked about it.
-    """
+    """A dialogue about one thing."""
 
     dialogue_id: str
-    topic: str
-    turns: tuple[Mapping[str, Any], ...]
-    queries: tuple[str, ...]
+    topic: str  # dialogues of one topic are not put together; empty: of a topic of its own
+    turns: tuple[Mapping[str, Any], ...]  # raw turns
+    queries: tuple[Query, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +73,12 @@ class ComposeSettings:
     keep_speakers: bool = False
 
     def __post_init__(self) -> None:
+        most = self.topics + 1
         for name, is_good, expected in (
             ("topics", self.topics >= 1, "a number from 1"),
             ("dispersion", self.dispersion is None or self.dispersion >= 1, "a number from 1 (dense)"),
             ("negatives", 0 <= self.negatives <= 1, "a share from 0 to 1"),
-            (
-                "queries",
-                1 <= self.queries <= self.topics + 1,
-                f"1 to {self.topics + 1} (topics and one more)",
-            ),
+            ("queries", 1 <= self.queries <= most, f"1 to {most} (topics and one more)"),
         ):
             if not is_good:
                 raise FFRError(f"--{name}: found {getattr(self, name)}; give {expected}")
@@ -93,10 +99,9 @@ def _interleave(lengths: Sequence[int], stay: float, rng: random.Random) -> list
     left = list(lengths)
     order: list[int] = []
     while any(left):
-        if not order or not left[order[-1]] or rng.random() >= stay:
+        part = order[-1] if order else 0
+        if not order or not left[part] or rng.random() >= stay:
             part = rng.choices(range(len(left)), weights=left)[0]
-        else:
-            part = order[-1]
         order.append(part)
         left[part] -= 1
     return order
@@ -126,8 +131,10 @@ def order_of_parts(
     if dispersion is None:
         return _interleave(lengths, 0.0, rng)
     candidates = [_interleave(lengths, number / (_CANDIDATES - 1), rng) for number in range(_CANDIDATES)]
-    means = [sum(dispersion_of(order, part) for part in range(len(lengths))) / len(lengths) for order in candidates]
-    return candidates[min(range(_CANDIDATES), key=lambda number: abs(means[number] - dispersion))]
+    parts = range(len(lengths))
+    return min(
+        candidates, key=lambda one: abs(sum(dispersion_of(one, part) for part in parts) / len(parts) - dispersion)
+    )
 
 
 def compose(
@@ -137,22 +144,15 @@ def compose(
     settings: ComposeSettings,
     rng: random.Random,
 ) -> dict[str, Any]:
-    """A long raw dialogue of short ones, with its queries.
-
-    Args:
-        dialogue_id: of the long dialogue.
-        parts: the short ones, in the order of their blocks.
-        absent: one that it does not hold, whose queries have an empty gold; `None`: no such queries.
-        settings: see `ComposeSettings`.
-        rng: source of chance.
-    """
+    """A long raw dialogue of short ones, in the order of their blocks, and its queries; those for the `absent` one,
+    which is not in it, have an empty gold."""
     layout = settings.layout
     kind: Literal["blocks", "interleaved"] = rng.choice(("blocks", "interleaved")) if layout == "mixed" else layout
     order = order_of_parts([len(part.turns) for part in parts], kind, rng, dispersion=settings.dispersion)
     sources = [iter(part.turns) for part in parts]
     turns = []
     for number, part in enumerate(order):
-        turn = dict(next(sources[part]))
+        turn = next(sources[part])
         speaker = turn.get("speaker", "") if settings.keep_speakers else f"user{number % 2 + 1}"
         turns.append({"utterance_idx": number, "speaker": speaker, "utterance": turn["utterance"]})
     asked = rng.sample(range(len(parts)), min(settings.queries, len(parts)))
@@ -164,36 +164,52 @@ def compose(
     for part in asked:
         source = absent if part == len(parts) else parts[part]
         assert source is not None
+        query = rng.choice(source.queries)
         gold = [number for number, owner in enumerate(order) if owner == part]
-        queries.append({"query_text": rng.choice(source.queries), "gt_turns": gold})
+        if gold and query.gold is not None:
+            gold = [gold[position] for position in query.gold]
+        queries.append({"query_text": query.text, "gt_turns": gold})
     return {"dialogue_id": dialogue_id, "dialogue": turns, "queries": queries, "parts": [p.dialogue_id for p in parts]}
 
 
-def read_short_dialogues(source: Path, query_fields: Sequence[str]) -> list[ShortDialogue]:
-    """Read short dialogues: raw dialogues whose queries stand in `query_fields` (texts or lists of texts).
+def _topic(value: Any) -> str:
+    """A topic as text, the same for 0, 0.0 and "0" (a column with gaps holds 0.0)."""
+    if isinstance(value, (list, Mapping, bool)):
+        raise FFRError(f"field 'topic': found {value!r}, expected a text or a number")
+    if value is None or value != value:  # NaN, of a column with gaps
+        return ""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
 
-    Raises:
-        FFRError: names the row and what is wrong with it.
-    """
+
+def _short_dialogue(number: int, row: Mapping[str, Any], query_fields: Sequence[str]) -> ShortDialogue:
+    """A raw dialogue. Queries with gold turns ask for these, those of another field for all of it."""
+    turns, reader = row.get("dialogue"), RawReader()
+    if not isinstance(turns, list) or not turns:
+        raise FFRError("field 'dialogue': missing or empty; expected a list of turns")
+    _, _, ids = reader.turns("", turns)
+    queries: list[Query] = []
+    has_gold = "queries" in row or ("gt_turns" in row and "query_text" in query_fields)
+    if has_gold:
+        queries += [Query(text, tuple(gold)) for text, gold in reader.queries(row, ids)]
+    for name in query_fields:
+        texts = row.get(name) if name != "query_text" or not has_gold else None
+        texts = texts if isinstance(texts, list) else [texts]
+        queries += [Query(reader.text(text, name)) for text in texts if isinstance(text, str) and text.strip()]
+    reader.unread({**row, **dict.fromkeys(query_fields)})
+    if reader.problems:
+        raise RawDialogueError(reader.problems)
+    if not queries:
+        raise FFRError(f"no query in {', '.join(query_fields)}; name the field with --query-field")
+    return ShortDialogue(str(row.get("dialogue_id", number)), _topic(row.get("topic")), tuple(turns), tuple(queries))
+
+
+def _read_short_dialogues(source: Path, query_fields: Sequence[str]) -> list[ShortDialogue]:
     found = []
     for number, row in read_rows(source):
-        where = f"{source}: row {number}"
-        turns = row.get("dialogue")
-        if not isinstance(turns, list) or not turns:
-            raise FFRError(f"{where}: field 'dialogue': missing or empty; expected a list of turns")
         try:
-            dialogue_of_turns("", turns, "")
-        except RawDialogueError as error:
-            raise FFRError(f"{where}: {error}") from None
-        queries: list[str] = []
-        for name in query_fields:
-            value = row.get(name)
-            queries += [value] if isinstance(value, str) else value if isinstance(value, list) else []
-        queries = [query.strip() for query in queries if isinstance(query, str) and query.strip()]
-        if not queries:
-            raise FFRError(f"{where}: no query in {', '.join(query_fields)}; name the field with --query-field")
-        identifier = str(row.get("dialogue_id", number))
-        found.append(ShortDialogue(identifier, str(row.get("topic") or ""), tuple(turns), tuple(queries)))
+            found.append(_short_dialogue(number, row, query_fields))
+        except ValueError as error:
+            raise FFRError(f"{source}: row {number}: {error}") from None
     return found
 
 
@@ -201,19 +217,14 @@ def _draw(pool: Sequence[ShortDialogue], count: int, rng: random.Random) -> list
     """Some dialogues of different topics; fewer where there are no more topics."""
     drawn: list[ShortDialogue] = []
     topics: set[str] = set()
-    for candidate in rng.sample(pool, len(pool)) if len(pool) <= 64 else _endless(pool, rng):
-        if candidate in drawn or (candidate.topic and candidate.topic in topics):
-            continue
-        drawn.append(candidate)
-        topics.add(candidate.topic)
-        if len(drawn) == count:
-            break
+    endless = (rng.choice(pool) for _ in range(64 * len(pool)))
+    for candidate in rng.sample(pool, len(pool)) if len(pool) <= 64 else endless:
+        if candidate not in drawn and not (candidate.topic and candidate.topic in topics):
+            drawn.append(candidate)
+            topics.add(candidate.topic)
+            if len(drawn) == count:
+                break
     return drawn
-
-
-def _endless(pool: Sequence[ShortDialogue], rng: random.Random) -> Iterator[ShortDialogue]:
-    for _ in range(64 * len(pool)):
-        yield rng.choice(pool)
 
 
 def build(
@@ -233,7 +244,7 @@ def build(
         output: file to write; one that is there is replaced.
         dialogues: how many to make.
         settings: see `ComposeSettings`.
-        query_fields: fields of a short dialogue that hold what may be asked about it.
+        query_fields: fields of a short dialogue that hold what may be asked about it, texts or lists of texts.
         prefix: start of each `dialogue_id`.
         seed: equal source, settings and seed give an equal file.
 
@@ -243,13 +254,14 @@ def build(
     Raises:
         FFRError: for a source that cannot be used, or one with too few topics.
     """
-    pool = read_short_dialogues(source, query_fields)
+    pool = _read_short_dialogues(source, query_fields)
     rng = random.Random(seed)
     needed = settings.topics + (settings.negatives > 0 or settings.queries > settings.topics)
     if len(_draw(pool, needed, random.Random(seed))) < needed:
+        another = ", and a query for an absent one another" if needed > settings.topics else ""
         raise FFRError(
             f"{source}: {len(pool)} dialogues of too few topics: a long dialogue needs {settings.topics} of different "
-            f"topics{', and a query for an absent one another' if needed > settings.topics else ''}"
+            f"topics{another}"
         )
     queries, dispersions = 0, []
     with whole_or_nothing([output]) as (temporary,), temporary.open("w", encoding="utf-8") as file:
@@ -258,8 +270,6 @@ def build(
             parts, absent = drawn[: settings.topics], drawn[settings.topics] if needed > settings.topics else None
             made = compose(f"{prefix}_{number:06d}", parts, absent, settings, rng)
             file.write(json.dumps(made, ensure_ascii=False) + "\n")
-            for query in made["queries"]:
-                queries += 1
-                gold = query["gt_turns"]
-                dispersions += [dispersion(gold)] if gold else []
+            queries += len(made["queries"])
+            dispersions += [dispersion(query["gt_turns"]) for query in made["queries"] if query["gt_turns"]]
     return queries, sum(dispersions) / len(dispersions) if dispersions else 1.0

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from PIL import Image, ImageDraw
 
-from ffr_verl.data.compose import ComposeSettings, ShortDialogue, compose
+from ffr_verl.data.compose import ComposeSettings, Query, ShortDialogue, compose
 from ffr_verl.data.sources.raw_dialogues import rows_of_raw_dialogue
 from ffr_verl.data.templates import PromptTemplate
+from ffr_verl.files import whole_or_nothing
 
 __all__ = ["INSTRUCTION", "SYSTEM", "TOPICS", "Topic", "demo_rows", "demo_vocabulary", "draw_emblem", "write_demo_set"]
 
@@ -70,7 +71,7 @@ _TEMPLATES = (
 _IMAGE_TEXTS = ("", "look at this", "here you are")
 _QUERY_TEMPLATES = ("the part about {a}", "where they talk about {a} and {b}", "about {a} and {b}")
 _OWN_WORDS = ("user1", "user2")
-_MOST_IMAGES = 8  # the recipes' rollout.limit_images; a dialogue that drew more is drawn anew
+_MOST_IMAGES = 8  # the recipes' rollout.limit_images; a dialogue that drew more is drawn again
 
 
 def demo_vocabulary() -> tuple[str, ...]:
@@ -103,11 +104,6 @@ def draw_emblem(topic: Topic, rng: random.Random, *, size: int = 56) -> Image.Im
     return image
 
 
-def _utterance_text(words: Sequence[str], rng: random.Random) -> str:
-    first, second = words
-    return rng.choice(_TEMPLATES).format(a=first, b=second)
-
-
 def _short_dialogue(
     topic: Topic, turns: int, pictures: list[str], image_share: float, literal_share: float, rng: random.Random
 ) -> ShortDialogue:
@@ -122,8 +118,8 @@ def _short_dialogue(
         else:
             literal = rng.random() < literal_share
             words = [rng.choice(subject), rng.choice(others)] if literal or len(others) < 2 else rng.sample(others, 2)
-            made.append({"utterance": _utterance_text(words, rng)})
-    queries = tuple([query.format(a=subject[0], b=subject[1]) for query in _QUERY_TEMPLATES])
+            made.append({"utterance": rng.choice(_TEMPLATES).format(a=words[0], b=words[1])})
+    queries = tuple([Query(query.format(a=subject[0], b=subject[1])) for query in _QUERY_TEMPLATES])
     return ShortDialogue(topic.name, topic.name, tuple(made), queries)
 
 
@@ -139,11 +135,11 @@ def demo_rows(
     emblems: int = 4,
     prefix: str = "demo",
 ) -> Iterator[dict[str, Any]]:
-    """Rows in the MLDR format; the pictures that they name are written to `images_dir` (named `images/…` in the rows).
+    """Rows in the MLDR format, a dialogue and a query each; the pictures that they name are written to `images_dir`.
 
     Args:
-        images_dir: folder for the PNG files; made when missing.
-        rows: how many rows to yield, one dialogue and one query each.
+        images_dir: folder for the PNG files; made when missing, its name starts the paths in the rows.
+        rows: how many rows to yield.
         seed: equal arguments and seed give equal rows and pictures.
         turns_per_topic: least and most turns of each of the three topics.
         empty_share: share of queries, in [0, 1], whose topic the dialogue does not touch.
@@ -188,11 +184,8 @@ def write_demo_set(
     paths = []
     for split, rows, split_seed in (("train", train_rows, seed), ("heldout", heldout_rows, seed + 1_000_003)):
         path = output / f"{split}.json"
-        content = list(
-            demo_rows(output / f"images_{split}", rows=rows, seed=split_seed, prefix=f"demo_{split}", **options)
-        )
-        partial = path.with_suffix(".json.partial")
-        partial.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
-        partial.replace(path)
+        made = demo_rows(output / f"images_{split}", rows=rows, seed=split_seed, prefix=f"demo_{split}", **options)
+        with whole_or_nothing([path]) as (temporary,):
+            temporary.write_text(json.dumps(list(made), ensure_ascii=False, indent=1), encoding="utf-8")
         paths.append(path)
     return paths[0], paths[1]

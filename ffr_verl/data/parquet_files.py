@@ -1,11 +1,11 @@
-"""What `ffr-verl prepare` wrote, read back: kind of file, images root, and whether the images can be read.
+"""The parquet files of `ffr-verl prepare`, read: kind of file, images root, rows, and whether the images can be read.
 
 Needs neither torch nor verl, so the check runs before anything heavy starts.
 """
 
 from __future__ import annotations
 
-import itertools
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,42 +15,47 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ffr_verl.data.config import DataConfig
-from ffr_verl.data.parquet_writer import IMAGES_ROOT_KEY
 from ffr_verl.errors import FFRError
 from ffr_verl.images import read_image_facts, resized, resolve_image
 from ffr_verl.model_families import QWEN2_VL, ModelFamily
 
-__all__ = ["Kind", "as_list", "check_columns", "check_images", "dialogues_of_rows", "images_root", "read_schema"]
+__all__ = [
+    "IMAGES_ROOT_KEY",
+    "Kind",
+    "as_list",
+    "check_columns",
+    "check_images",
+    "dialogues_of_rows",
+    "holds_images",
+    "images_root",
+    "open_parquet",
+    "read_schema",
+    "recorded_root",
+    "row_of_file",
+    "rows_of_files",
+]
 
 Kind = Literal["rl", "sft"]
+IMAGES_ROOT_KEY = b"ffr_verl.images_root"
 _COLUMNS: dict[Kind, tuple[str, ...]] = {
     "rl": ("prompt", "images", "reward_model", "extra_info", "data_source"),
     "sft": ("messages", "images"),
 }
 _TRAINING_OPTION = "data.ffr.images_root=FOLDER"
 _SAMPLED_ROWS = 16
-_SAMPLED_GROUPS = 4
+_SAMPLED_GROUPS = 4  # a row group may have 64 MiB
 _READERS = 8
 
 
 def as_list(files: Any) -> list[str]:
-    """One path or a list of them, as verl's `data.train_files` takes both.
-
-    Example:
-        >>> as_list("train.rl.parquet")
-        ['train.rl.parquet']
-    """
+    """One path or a list of them, as verl's `data.train_files` takes both."""
     return [str(files)] if isinstance(files, (str, Path)) else [str(file) for file in files]
 
 
-def read_schema(file: str) -> pa.Schema:
-    """The schema of a parquet file.
-
-    Raises:
-        FFRError: when the file is missing or no parquet file.
-    """
+def open_parquet(file: str | Path) -> pq.ParquetFile:
+    """An open parquet file; an `FFRError` when it is missing or no parquet file."""
     try:
-        return pq.read_schema(file)
+        return pq.ParquetFile(pa.OSFile(os.fsencode(file)))  # a name that is no UTF-8 is fine here only
     except FileNotFoundError:
         raise FFRError(
             f"{file}: no such file; `ffr-verl prepare` writes NAME.rl.parquet and NAME.sft.parquet"
@@ -59,12 +64,62 @@ def read_schema(file: str) -> pa.Schema:
         raise FFRError(f"{file}: not a parquet file ({error}); make it again with `ffr-verl prepare`") from None
 
 
-def check_columns(files: Sequence[str], kind: Kind) -> None:
-    """Refuse files that lack a column of their kind.
+def read_schema(file: str | Path) -> pa.Schema:
+    """The schema of a parquet file; errors as those of `open_parquet`."""
+    with open_parquet(file) as parquet:
+        return parquet.schema_arrow
 
-    Raises:
-        FFRError: names the file, the columns and the kind that is needed.
-    """
+
+def holds_images(file: str | Path) -> bool:
+    """Whether a file holds its images, and not their paths only."""
+    return pa.types.is_struct(read_schema(file).field("images").type.value_type)
+
+
+def rows_of_files(files: Sequence[str | Path], *, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of files, one after another; all of their columns, or those of some names that a file has (a name such
+    as `extra_info.dialogue_id` is a part of a column)."""
+    for file in files:
+        with open_parquet(file) as parquet:
+            for batch in parquet.iter_batches(batch_size=256, columns=columns and list(columns)):
+                yield from batch.to_pylist()
+
+
+def row_of_file(file: str | Path, number: int) -> dict[str, Any]:
+    """A row, for which no more is read than its row group; an `FFRError` when there is none of the number."""
+    with open_parquet(file) as parquet:
+        first = 0
+        for group in range(parquet.num_row_groups):
+            count = parquet.metadata.row_group(group).num_rows
+            if number < first + count:
+                return parquet.read_row_group(group).slice(number - first, 1).to_pylist()[0]
+            first += count
+    raise FFRError(f"{file}: has {first} rows, there is no row {number} (the first is 0)")
+
+
+def _column(file: str | Path, name: str, *, sample: bool) -> Iterator[tuple[int, Any]]:
+    """Number and value of each row, or of about 16 rows spread over the file."""
+    with open_parquet(file) as parquet:
+        groups = parquet.num_row_groups
+        step = max(1, groups // _SAMPLED_GROUPS) if sample else 1
+        first = 0
+        for group in range(groups):
+            count = parquet.metadata.row_group(group).num_rows
+            if group % step == 0:
+                values = parquet.read_row_group(group, columns=[name]).column(name)
+                for row in range(
+                    0, count, max(1, count * min(groups, _SAMPLED_GROUPS) // _SAMPLED_ROWS) if sample else 1
+                ):
+                    yield first + row, values[row].as_py()
+            first += count
+
+
+def dialogues_of_rows(file: str) -> list[dict[str, Any]]:
+    """`extra_info` of some rows spread over an RL file."""
+    return [info for _, info in _column(file, "extra_info", sample=True)]
+
+
+def check_columns(files: Sequence[str], kind: Kind) -> None:
+    """Refuse files that lack a column of their kind, by an `FFRError` that names file, columns and kind."""
     other: Kind = "sft" if kind == "rl" else "rl"
     for file in files:
         missing = [column for column in _COLUMNS[kind] if column not in read_schema(file).names]
@@ -75,55 +130,24 @@ def check_columns(files: Sequence[str], kind: Kind) -> None:
             )
 
 
+def recorded_root(file: str | Path) -> Path | None:
+    """The images root that a file records; `None` when it records none."""
+    root = (read_schema(file).metadata or {}).get(IMAGES_ROOT_KEY)
+    return Path(os.fsdecode(root)) if root else None
+
+
 def images_root(files: Sequence[str], config: DataConfig, *, option: str = _TRAINING_OPTION) -> Path:
-    """The folder that image paths are relative to: `config.images_root`, or the one recorded in the files.
-
-    Args:
-        files: parquet files of `ffr-verl prepare`.
-        config: of the data.
-        option: how the user gives the folder, for the message.
-
-    Raises:
-        FFRError: when it is not configured and the files record none, or several.
-    """
+    """The folder that image paths are relative to: `config.images_root`, or the one recorded in the files; where these
+    record none or several, an `FFRError` that names `option`."""
     if config.images_root is not None:
         return Path(config.images_root).expanduser().resolve()
-    roots = {(read_schema(file).metadata or {}).get(IMAGES_ROOT_KEY, b"").decode() for file in files}
-    if len(roots) != 1 or "" in roots:
-        found = "no images root is recorded" if "" in roots else f"different images roots: {', '.join(sorted(roots))}"
+    roots = {recorded_root(file) for file in files}
+    root = roots.pop() if len(roots) == 1 else None
+    if root is None:
+        different = ", ".join(sorted(map(str, roots)))
+        found = f"different images roots: {different}" if roots - {None} else "no images root is recorded"
         raise FFRError(f"{', '.join(files)}: {found}; give {option}, or make the files with `ffr-verl prepare`")
-    return Path(roots.pop())
-
-
-def _first_rows_of_images(file: str, *, sample: bool) -> dict[str, int]:
-    """Each image path of the file (or of some rows spread over it) and the first row that has it."""
-    column = pq.read_table(file, columns=["images"]).column("images")
-    count = len(column)
-    step = max(1, count // _SAMPLED_ROWS) if sample else 1
-    first: dict[str, int] = {}
-    for row in range(0, count, step):
-        for name in column[row].as_py() or ():
-            first.setdefault(name, row)
-    return first
-
-
-def _held_images(file: str) -> Iterator[tuple[int, str, bytes]]:
-    """Row, path and bytes of the images of some rows spread over a file that holds its images."""
-    parquet = pq.ParquetFile(file)
-    groups = parquet.num_row_groups
-    first = [0, *itertools.accumulate(parquet.metadata.row_group(group).num_rows for group in range(groups))]
-    # A row group may have 64 MiB, so few are read, and several rows of each.
-    for group in range(0, groups, max(1, groups // _SAMPLED_GROUPS)):
-        column = parquet.read_row_group(group, columns=["images"]).column("images")
-        for row in range(0, len(column), max(1, len(column) // (_SAMPLED_ROWS // _SAMPLED_GROUPS))):
-            for image in column[row].as_py() or ():
-                yield first[group] + row, image["path"], image["bytes"] or b""
-
-
-def dialogues_of_rows(file: str) -> list[dict[str, Any]]:
-    """`extra_info` of some rows spread over an RL file."""
-    table = pq.read_table(file, columns=["extra_info"]).column("extra_info")
-    return [table[row].as_py() for row in range(0, len(table), max(1, len(table) // _SAMPLED_ROWS))]
+    return root
 
 
 def check_images(
@@ -154,7 +178,8 @@ def check_images(
         How many different images were opened.
 
     Raises:
-        FFRError: when some cannot be read: how many, and file, row and cause of the first.
+        FFRError: when some cannot be read: how many, file, row and cause of the first, and `option`, which gives the
+            root.
     """
 
     def problem_of(image: str | bytes) -> str | None:
@@ -168,19 +193,21 @@ def check_images(
 
     opened = 0
     for file in files:
-        found: list[tuple[int, str, str | None]]
-        if pa.types.is_struct(read_schema(file).field("images").type.value_type):
-            found = [(row, name, problem_of(held)) for row, name, held in _held_images(file)]
-            place, mend = "in the file", "make the file again with `ffr-verl prepare --embed-images --decode`"
-        else:
-            rows = _first_rows_of_images(file, sample=sample)
-            with ThreadPoolExecutor(_READERS) as readers:
-                found = list(zip(rows.values(), rows, readers.map(problem_of, rows), strict=True))
-            place, mend = f"images root {root}", f"bring the images there, or give {option}"
-        opened += len(found)
-        bad = [(row, name, problem) for row, name, problem in found if problem]
+        is_held = holds_images(file)
+        images: dict[str, tuple[int, str | bytes]] = {}
+        for row, found in _column(file, "images", sample=sample or is_held):
+            for image in found or ():
+                name, held = (image["path"], image["bytes"] or b"") if is_held else (image, image)
+                images.setdefault(name, (row, held))
+        with ThreadPoolExecutor(_READERS) as readers:
+            told = list(readers.map(problem_of, [held for _, held in images.values()]))
+        bad = [(row, name, problem) for (name, (row, _)), problem in zip(images.items(), told, strict=True) if problem]
+        opened += len(images)
         if bad:
             row, name, problem = bad[0]
             more = f", and {len(bad) - 1} more images cannot be read" if len(bad) > 1 else ""
+            place, mend = f"images root {root}", f"bring the images there, or give {option}"
+            if is_held:
+                place, mend = "in the file", "make the file again with `ffr-verl prepare --embed-images --decode`"
             raise FFRError(f"{file}: row {row}: image {name}: {problem} ({place}){more}; {mend}")
     return opened

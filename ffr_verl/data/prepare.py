@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ffr_verl.data.checks.checked_row import CheckedRow, CheckSettings, check_limits
 from ffr_verl.data.checks.other_splits import OtherSplits
@@ -17,47 +17,37 @@ from ffr_verl.data.checks.problems import Problem, ProblemLog
 from ffr_verl.data.checks.validation import RowChecker
 from ffr_verl.data.config import DEFAULT_MAX_PIXELS
 from ffr_verl.data.parquet_writer import RejectedRows, SplitWriter
+from ffr_verl.data.sources import SOURCES, SourceFormat
 from ffr_verl.data.sources.json_rows import read_rows
-from ffr_verl.data.sources.raw_dialogues import RawDialogueError, rows_of_raw_dialogue
+from ffr_verl.data.sources.raw_dialogues import RawDialogueError
 from ffr_verl.data.statistics import SplitStatistics
 from ffr_verl.data.templates import TEMPLATES, Language, PromptTemplate
 from ffr_verl.data.tokens import PromptTokens
 from ffr_verl.data.windows import WindowSettings
-from ffr_verl.errors import FFRError
-from ffr_verl.files import disk_errors, whole_or_nothing
+from ffr_verl.dialogues import unwritable
+from ffr_verl.errors import FFRError, printable
+from ffr_verl.files import check_output, disk_errors, whole_or_nothing
 from ffr_verl.images import resolve_image
 from ffr_verl.model_families import family_of_model
 
-__all__ = ["PrepareSummary", "SourceFormat", "prepare"]
+__all__ = ["PrepareSummary", "prepare"]
 
 _COLLECT_AFTER = 20_000
-
-SourceFormat = Literal["mldr", "dialogue"]
+_SKIP = "--skip-invalid writes the others"
 
 
 @dataclass(frozen=True, slots=True)
 class PrepareSummary:
-    """What was read and written.
+    """What was read and written."""
 
-    Attributes:
-        rows: written, to each of the two files.
-        rejected: rows of the source that were left out.
-        problems: kinds of problems, warnings among them, and the first of each.
-        statistics: see `SplitStatistics.summary`.
-        seconds: wall time.
-        rl_path: file for GRPO.
-        sft_path: file for SFT.
-        rejected_path: the rows left out with the reasons; `None` when there are none.
-    """
-
-    rows: int
-    rejected: int
-    problems: ProblemLog
-    statistics: Mapping[str, float | None]
-    seconds: float
-    rl_path: Path
-    sft_path: Path
-    rejected_path: Path | None
+    rows: int  # written, to each of the two files
+    rejected: int  # rows of the source that were left out
+    problems: ProblemLog  # kinds of problems, warnings among them, and the first of each
+    statistics: Mapping[str, float | None]  # see `SplitStatistics.summary`
+    seconds: float  # wall time
+    rl_path: Path  # file for GRPO
+    sft_path: Path  # file for SFT
+    rejected_path: Path | None  # the rows left out with the reasons; `None` when there are none
 
 
 def prepare(
@@ -93,7 +83,7 @@ def prepare(
         images_root: folder that the rows' image paths are relative to; recorded in the files.
         output: folder for the files; made when missing.
         split: name of the split.
-        source_format: `mldr` rows, or `dialogue` for raw dialogues (`ffr_verl.data.sources.raw_dialogues`).
+        source_format: a name of `ffr_verl.data.sources.SOURCES`.
         data_source: value of verl's field of that name.
         skip_invalid: write the good rows, and the others with the reasons as `{split}.rejected.jsonl`.
         decode: decode every image, instead of reading its header and end.
@@ -124,12 +114,23 @@ def prepare(
     paths = [output / f"{split}.{name}" for name in ("rl.parquet", "sft.parquet", "rejected.jsonl")]
     with contextlib.ExitStack() as stack:
         if report is not None:
+            inputs = [source, *against, *paths]
+            check_output(report, force=True, example="report.json", inputs=inputs, option="--report")
             stack.enter_context(_reported(report, source, split, log, statistics))
         root = images_root.expanduser().resolve()
-        _check_arguments(source_format, split, images_root, root, language, template, captions)
-        texts = None if template is None else PromptTemplate.read(template)
-        if language is not None:
-            texts = TEMPLATES[language]
+        if not split or Path(split).name != split or split.startswith(".") or unwritable(split):
+            raise FFRError(f"--split: found {split!r}; give a plain name such as train")
+        if not root.is_dir():
+            raise FFRError(f"--images-root: {images_root}: no such folder")
+        if source_format not in SOURCES:
+            raise FFRError(f"--format: found {source_format!r}; give one of {', '.join(SOURCES)}")
+        form = SOURCES[source_format]
+        for option, is_given in (("--language", language), ("--template", template), ("--captions", captions)):
+            if is_given and form.has_prompts:
+                raise FFRError(f"{option}: MLDR rows bring their prompts; it goes with --format dialogue")
+        if language is not None and template is not None:
+            raise FFRError("--language and --template: give one of them")
+        texts = PromptTemplate.read(template) if template else TEMPLATES[language] if language else None
         tokens = None if tokenizer is None else PromptTokens(tokenizer, model_family=model_family)
         settings = CheckSettings(
             images_root=root,
@@ -140,152 +141,96 @@ def prepare(
             tokens=tokens,
             max_prompt_tokens=max_prompt_tokens,
             other_splits=OtherSplits(against),
+            has_prompts=form.has_prompts,
         )
+        checker = RowChecker(settings)
         stack.enter_context(disk_errors(output))
         stack.enter_context(_seldom_collected())
         stack.enter_context(_made_folder(output))
         rl_path, sft_path, rejected_path = stack.enter_context(whole_or_nothing(paths, place=output))
         with contextlib.ExitStack() as files:
-            writer = SplitWriter(
-                rl_path,
-                sft_path,
-                split=split,
-                data_source=data_source,
-                images_root=root,
-                image_bytes=(lambda name: resolve_image(root, name).read_bytes()) if embed_images else None,
-            )
+            image_bytes = (lambda name: resolve_image(root, name).read_bytes()) if embed_images else None
+            writer = SplitWriter(rl_path, sft_path, split, data_source, root, image_bytes)
             files.callback(writer.close)
             rejected = RejectedRows(rejected_path)
             files.callback(rejected.close)
-            checker = RowChecker(settings)
-            for number, row in _rows(source, log, on_position):
-                made, problems = _checked(number, row, checker, settings, source_format, texts, captions, window)
-                if log.add(problems):
-                    rejected.add({"row": number, "problems": [_record(found) for found in problems], "content": row})
-                    continue
-                if log.rejected and not skip_invalid:
-                    continue
-                for part in made:
-                    writer.add(part)
-                    statistics.add(part)
-            if log.rejected and not skip_invalid:
-                raise FFRError(_refusal(source, log))
+            try:
+                for number, row in read_rows(source, on_position=on_position):
+                    try:
+                        made, problems = _checked(
+                            number, form.rows(row, template=texts, captions=captions), checker, window
+                        )
+                    except RawDialogueError as error:  # what else can be told of a row that gives no rows?
+                        rest = {"dialogue_id": row.get("dialogue_id"), "images": list(error.images)}
+                        made, problems = [], [Problem(number, *problem) for problem in error.problems]
+                        problems += checker.check_id_and_images(number, rest)
+                    if log.add(problems):
+                        rejected.add({"row": number, "problems": [one.to_dict() for one in problems], "content": row})
+                    elif not log.rejected or skip_invalid:
+                        for part in made:
+                            writer.add(part)
+                            statistics.add(part)
+            except FFRError as error:  # the file itself is broken
+                if not log.rejected:
+                    raise
+                raise FFRError(f"{error}\nrows before it have problems too:\n{log.table(errors=True)}") from None
+            if log.rejected and not (skip_invalid and writer.rows):
+                what = "1 row is refused" if log.rejected == 1 else f"{log.rejected:,} rows are refused"
+                what = "every row is refused" if skip_invalid else f"{what}, nothing was written ({_SKIP})"
+                raise FFRError(f"{source}: {what}:\n{log.table(errors=True)}")
             if not writer.rows:
-                what = f"every row is refused:\n{log.table(errors=True)}" if log.rejected else "no rows in it"
-                raise FFRError(f"{source}: {what}")
+                raise FFRError(f"{source}: no rows in it")
             writer.finish()
         if not log.rejected:
             paths[2].unlink(missing_ok=True)  # an earlier call's, which would be taken for this one's
+    rejected_at = paths[2] if log.rejected else None
+    seconds = time.monotonic() - started
     return PrepareSummary(
-        rows=len(statistics),
-        rejected=log.rejected,
-        problems=log,
-        statistics=statistics.summary(),
-        seconds=time.monotonic() - started,
-        rl_path=paths[0],
-        sft_path=paths[1],
-        rejected_path=paths[2] if log.rejected else None,
+        len(statistics), log.rejected, log, statistics.summary(), seconds, paths[0], paths[1], rejected_at
     )
 
 
-def _rows(
-    source: Path, log: ProblemLog, on_position: Callable[[int], None]
-) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """The source's rows; when the file itself is broken, the problems of the rows before are told too."""
-    try:
-        yield from read_rows(source, on_position=on_position)
-    except FFRError as error:
-        if not log.rejected:
-            raise
-        raise FFRError(f"{error}\nrows before it have problems too:\n{log.table(errors=True)}") from None
-
-
-def _check_arguments(
-    source_format: SourceFormat,
-    split: str,
-    images_root: Path,
-    root: Path,
-    language: Language | None,
-    template: Path | None,
-    captions: bool,
-) -> None:
-    if not split or Path(split).name != split or split.startswith("."):
-        raise FFRError(f"--split: found {split!r}; give a plain name such as train")
-    if not root.is_dir():
-        raise FFRError(f"--images-root: {images_root}: no such folder")
-    if source_format == "mldr":
-        for option, is_given in (("--language", language), ("--template", template), ("--captions", captions)):
-            if is_given:
-                raise FFRError(f"{option}: MLDR rows bring their prompts; it goes with --format dialogue")
-    elif language is not None and template is not None:
-        raise FFRError("--language and --template: give one of them")
-
-
 def _checked(
-    number: int,
-    row: Mapping[str, Any],
-    checker: RowChecker,
-    settings: CheckSettings,
-    source_format: SourceFormat,
-    texts: PromptTemplate | None,
-    captions: bool,
-    window: WindowSettings | None,
+    number: int, rows: Iterable[Mapping[str, Any]], checker: RowChecker, window: WindowSettings | None
 ) -> tuple[list[CheckedRow], list[Problem]]:
-    """The rows that a row of the source gives, and all problems; the rows are of no use when one is an error."""
-    rows: Iterable[Mapping[str, Any]] = (row,)
-    if source_format == "dialogue":
-        try:
-            rows = rows_of_raw_dialogue(row, template=texts, captions=captions)
-        except RawDialogueError as error:
-            # What else can be told of a row that gives no rows.
-            rest = {"dialogue_id": row.get("dialogue_id"), "images": list(error.images)}
-            return [], [*error.of_row(number), *checker.check_id_and_images(number, rest)]
+    """The rows and windows that a row of the source gives, and all problems; of no use when one is an error."""
     made: list[CheckedRow] = []
     problems: list[Problem] = []
     for one in rows:
-        checked, found = checker.check(number, one)
+        good, found = checker.check(number, one)
         problems += found
-        for part in () if checked is None else [checked] if window is None else checked.cut(window):
-            limited, found = check_limits(number, part, settings)
+        for part in () if good is None else [good] if window is None else good.cut(window):
+            limited, found = check_limits(number, part, checker.settings)
             problems += found
             made.append(limited)
     return made, list(dict.fromkeys(problems))  # several queries of a dialogue have the same problems
 
 
-def _record(problem: Problem) -> dict[str, Any]:
-    kind, is_error = problem.kind.value, problem.is_error
-    return {"kind": kind, "error": is_error, "field": problem.field, "message": problem.message}
-
-
-def _refusal(source: Path, log: ProblemLog) -> str:
-    count = "1 row is" if log.rejected == 1 else f"{log.rejected:,} rows are"
-    return (
-        f"{source}: {count} refused, nothing was written (--skip-invalid writes the others):\n{log.table(errors=True)}"
-    )
-
-
 @contextlib.contextmanager
 def _reported(path: Path, source: Path, split: str, log: ProblemLog, statistics: SplitStatistics) -> Iterator[None]:
-    """Write the report, whatever happens inside."""
-    failure: str | None = None
-    try:
-        yield
-    except BaseException as error:
-        failure = str(error) if isinstance(error, FFRError) else f"interrupted ({type(error).__name__})"
-        raise
-    finally:
+    """Write the report, whatever happens inside; that it can be written is seen before."""
+    failure: BaseException | None = None
+    with whole_or_nothing([path], mend="give another --report") as (temporary,):
+        temporary.touch()
+        try:
+            yield
+        except BaseException as error:  # noqa: BLE001  # raised again when the report is in its place
+            failure = error
+        told = str(failure) if isinstance(failure, FFRError) else f"interrupted ({type(failure).__name__})"
         rows = 0 if failure is not None else len(statistics)
         content = {
-            "source": str(source),
+            "source": printable(str(source)),
             "split": split,
             "rows_written": rows,
             "rows_rejected": log.rejected,
-            "error": failure,
+            "error": told if failure is not None else None,
             "problems": log.report(),
             "statistics": statistics.summary() if rows else None,
         }
-        with whole_or_nothing([path]) as (temporary,):
-            temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(content, indent=2, ensure_ascii=False)
+        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+    if failure is not None:
+        raise failure
 
 
 @contextlib.contextmanager

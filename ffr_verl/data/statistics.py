@@ -15,18 +15,18 @@ from ffr_verl.metrics import dispersion
 
 __all__ = ["SplitStatistics", "table_rows"]
 
-_FIGURES = (
-    "turns",
-    "images",
-    "row_turns",
-    "row_images",
-    "gold_utterances",
-    "gold_images",
-    "dispersion",
-    "image_tokens",
-    "estimated_tokens",
-    "prompt_tokens",
-)
+_FIGURES = {  # by their names in the closing table
+    "turns": "turns of a dialogue",
+    "images": "images of a dialogue",
+    "row_turns": "turns of a row",
+    "row_images": "images of a row",
+    "gold_utterances": "gold utterances, where not empty",
+    "gold_images": "gold images, where not empty",
+    "dispersion": "dispersion (span / size, 1 = dense)",
+    "image_tokens": "image tokens of a row",
+    "estimated_tokens": "prompt tokens of a row, about",
+    "prompt_tokens": "prompt tokens of a row",
+}
 
 
 class SplitStatistics:
@@ -39,9 +39,8 @@ class SplitStatistics:
 
     def add(self, row: CheckedRow) -> None:
         """Take a row."""
-        counts, gold = self._counts, row.gold
-        turns, images = len(row.dialogue.utterances), len(row.images)
-        dialogues = len(self._dialogues)
+        counts, utterance_ids, image_ids = self._counts, row.gold.utterance_ids, row.gold.image_ids
+        turns, images, dialogues = len(row.dialogue.utterances), len(row.images), len(self._dialogues)
         self._dialogues.setdefault(row.fingerprint, 0)
         self._rows += 1
         if len(self._dialogues) > dialogues:
@@ -50,10 +49,9 @@ class SplitStatistics:
             counts["images"][whole_images] += 1
         counts["row_turns"][turns] += 1
         counts["row_images"][images] += 1
-        utterance_ids = gold.utterance_ids
-        if utterance_ids or gold.image_ids:
+        if utterance_ids or image_ids:
             counts["gold_utterances"][len(utterance_ids)] += 1
-            counts["gold_images"][len(gold.image_ids)] += 1
+            counts["gold_images"][len(image_ids)] += 1
         else:
             self._empty += 1
         if utterance_ids:
@@ -92,22 +90,10 @@ def table_rows(figures: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         [('rows', '2', ''), ('dialogues', '1', ''), ('turns of a dialogue', '3.0', '4'), ('empty golds', '50.0%', '')]
     """
     lines = [(name, f"{figures[name]:,}", "") for name in ("rows", "dialogues")]
-    for name, label in (
-        ("turns", "turns of a dialogue"),
-        ("images", "images of a dialogue"),
-        ("row_turns", "turns of a row"),
-        ("row_images", "images of a row"),
-        ("gold_utterances", "gold utterances, where not empty"),
-        ("gold_images", "gold images, where not empty"),
-        ("dispersion", "dispersion (span / size, 1 = dense)"),
-        ("image_tokens", "image tokens of a row"),
-        ("estimated_tokens", "prompt tokens of a row, about"),
-        ("prompt_tokens", "prompt tokens of a row"),
-    ):
-        if name == "estimated_tokens" and figures.get("prompt_tokens_mean") is not None:
-            continue
+    hidden = "estimated_tokens" if figures.get("prompt_tokens_mean") is not None else None
+    for name, label in _FIGURES.items():
         mean = figures.get(f"{name}_mean")
-        if mean is not None:
+        if mean is not None and name != hidden:
             lines.append((label, f"{mean:,.1f}", f"{figures[f'{name}_p95']:,.4g}"))
     share = figures.get("empty_gold_share")
     return [*lines, ("empty golds", f"{share:.1%}", "")] if share is not None else lines

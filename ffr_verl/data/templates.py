@@ -11,6 +11,7 @@ import yaml
 
 from ffr_verl.dialogues import Dialogue, reserved_token
 from ffr_verl.errors import FFRError
+from ffr_verl.files import disk_errors
 from ffr_verl.fragments import TAGS
 from ffr_verl.settings import refuse_unknown_keys
 
@@ -29,10 +30,6 @@ _LETTERS = re.compile(r"[^\W\d_]+")
 class PromptTemplate:
     """Instructions for a raw dialogue.
 
-    Attributes:
-        user: with `{query}` (which becomes the query in its tags) and, at its end, `{dialogue}`, once each.
-        system: the system message, or `None` for none.
-
     Example:
         >>> from ffr_verl.dialogues import Utterance
         >>> dialogue = Dialogue("d", (Utterance(0, "Ann", "hi"),), "a greeting")
@@ -40,8 +37,8 @@ class PromptTemplate:
         'Find <|query_start|>a greeting<|query_end|> in:\\n<|utt_id_start|>0<|utt_id_end|> Ann: hi'
     """
 
-    user: str
-    system: str | None = None
+    user: str  # with `{query}` (which becomes the query in its tags) and, at its end, `{dialogue}`, once each
+    system: str | None = None  # the system message, if any
 
     @classmethod
     def read(cls, path: Path) -> PromptTemplate:
@@ -50,11 +47,12 @@ class PromptTemplate:
         Raises:
             FFRError: when it cannot be read, has other keys, or the places are not there.
         """
+        mend = "give a YAML file with the keys system and user"
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
-            raise FFRError(f"{path}: {reason}; give a YAML file with the keys system and user") from None
+            with disk_errors(path, mend):
+                values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, yaml.YAMLError) as error:
+            raise FFRError(f"{path}: {' '.join(str(error).split())}; {mend}") from None
         if not isinstance(values, dict) or not isinstance(values.get("user"), str):
             raise FFRError(f"{path}: no text under the key user; expected user: ... {{query}} ... {{dialogue}}")
         refuse_unknown_keys(values, allowed=["user", "system"], where=str(path))

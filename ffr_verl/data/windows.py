@@ -7,18 +7,19 @@ in every window (`published`, as the published tools have it).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ffr_verl.dialogues import utterance_spans
+from ffr_verl.dialogues import extra_info, parse_dialogue, utterance_spans
 from ffr_verl.errors import FFRError
-from ffr_verl.fragments import Fragment, format_fragment, parse_leniently
+from ffr_verl.fragments import Fragment, format_fragment, parse_gold
 
 __all__ = [
     "Window",
     "WindowIds",
     "WindowSettings",
+    "cut_messages",
     "cut_prompt",
     "cut_row",
     "whole_fragment",
@@ -34,17 +35,11 @@ _WINDOW_ID = re.compile(r"(.+)_split_([0-9]{1,9})", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class WindowSettings:
-    """How long dialogues are cut.
+    """How long dialogues are cut."""
 
-    Attributes:
-        turns: of a window, at least 1; a dialogue that is no longer stays whole.
-        stride: turns from one window's start to the next, from 1 to `turns`.
-        ids: see the module.
-    """
-
-    turns: int
-    stride: int
-    ids: WindowIds
+    turns: int  # of a window, at least 1; a dialogue that is no longer stays whole
+    stride: int  # turns from one window's start to the next, from 1 to `turns`
+    ids: WindowIds  # see the module
 
     def __post_init__(self) -> None:
         if self.turns < 1:
@@ -57,21 +52,13 @@ class WindowSettings:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Some consecutive turns of a dialogue.
+    """Some consecutive turns of a dialogue."""
 
-    Attributes:
-        of: id of the whole dialogue.
-        number: from 0.
-        utterances: ids of the first utterance and behind the last one.
-        images: ids in the whole dialogue of the first image and behind the last one.
-        ids: how the row names images.
-    """
-
-    of: str
-    number: int
-    utterances: tuple[int, int]
-    images: tuple[int, int]
-    ids: WindowIds
+    of: str  # id of the whole dialogue
+    number: int  # from 0
+    utterances: tuple[int, int]  # ids of the first utterance and behind the last one
+    images: tuple[int, int]  # ids in the whole dialogue of the first image and behind the last one
+    ids: WindowIds  # how the row names images
 
     @property
     def dialogue_id(self) -> str:
@@ -85,13 +72,9 @@ class Window:
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in `extra_info.window`."""
-        return {
-            "of": self.of,
-            "number": self.number,
-            "first_utterance": self.utterances[0],
-            "first_image": self.images[0],
-            "ids": self.ids,
-        }
+        first_utterance, first_image = self.utterances[0], self.images[0]
+        known = {"first_utterance": first_utterance, "first_image": first_image, "ids": self.ids}
+        return {"of": self.of, "number": self.number, **known}
 
     def part_of(self, gold: Fragment) -> Fragment:
         """What of a whole dialogue's fragment lies in the window, in the window's ids.
@@ -132,13 +115,7 @@ def window_id(dialogue_id: str) -> tuple[str, int] | None:
 def windows_of(
     dialogue_id: str, image_utterances: Sequence[int], turns: int, settings: WindowSettings
 ) -> list[Window]:
-    """The windows of a dialogue; none when it fits into one. The last one ends with the dialogue.
-
-    Args:
-        dialogue_id: of the whole dialogue.
-        image_utterances: the utterance of each of its images, in order.
-        turns: its length.
-        settings: how to cut.
+    """The windows of a dialogue of some turns; none when it fits into one. The last one ends with the dialogue.
 
     Example:
         >>> made = windows_of("d", [0, 5], 6, WindowSettings(turns=4, stride=3, ids="global"))
@@ -176,48 +153,50 @@ def cut_prompt(content: str, window: Window) -> str:
     return content[: spans[0][0]] + kept
 
 
+def cut_messages(messages: Sequence[Mapping[str, Any]], window: Window) -> list[dict[str, Any]]:
+    """The messages of a prompt with the window's utterances only."""
+    return [
+        {**message, "content": cut_prompt(message["content"], window)} if message["role"] == "user" else dict(message)
+        for message in messages
+    ]
+
+
 def cut_row(row: Mapping[str, Any], settings: WindowSettings) -> list[dict[str, Any]]:
     """The windows of a row of an RL file, as `ffr-verl prepare --window` writes them; the row itself when it fits.
 
-    Args:
-        row: with `prompt`, `reward_model` and `extra_info`; `images` are cut where they are there.
-        settings: how to cut.
-
     Raises:
-        FFRError: when the row is a window already.
+        FFRError: when the row is a window already, or its gold cannot be read.
     """
-    info = row["extra_info"]
+    info, solution = row["extra_info"], row["reward_model"]["ground_truth"]
+    name = info["dialogue_id"]
     if info.get("window") is not None:
-        raise FFRError(f"{info['dialogue_id']}: is a window already; give the file of whole dialogues with --window")
-    windows = windows_of(info["dialogue_id"], info["image_utterances"], len(info["utterance_ids"]), settings)
-    return [_part_of_row(row, window) for window in windows] or [dict(row)]
+        raise FFRError(f"{name}: is a window already; give the file of whole dialogues with --window")
+    windows = windows_of(name, info["image_utterances"], len(info["utterance_ids"]), settings)
+    if not windows:
+        return [dict(row)]
+    gold = parse_gold(solution)
+    if gold is None:
+        raise FFRError(
+            f"{name}: the gold answer cannot be read: {solution!r}; make the file again with `ffr-verl prepare`"
+        )
+    made = []
+    for window in windows:
+        images, prompt = slice(*window.images), cut_messages(row["prompt"], window)
+        known = extra_info(
+            parse_dialogue(prompt, window.dialogue_id), info["images"][images], split=info.get("split") or ""
+        )
+        truth = {**row["reward_model"], "ground_truth": format_fragment(window.part_of(gold))}
+        part = {
+            **row,
+            "prompt": prompt,
+            "reward_model": truth,
+            "extra_info": {**info, **known, "window": window.to_dict()},
+        }
+        made.append({**part, "images": row["images"][images]} if "images" in row else part)
+    return made
 
 
-def _part_of_row(row: Mapping[str, Any], window: Window) -> dict[str, Any]:
-    info, images = row["extra_info"], slice(*window.images)
-    prompt = [
-        {**message, "content": cut_prompt(message["content"], window)} if message["role"] == "user" else message
-        for message in row["prompt"]
-    ]
-    gold = window.part_of(parse_leniently(row["reward_model"]["ground_truth"]))
-    return {
-        **row,
-        "prompt": prompt,
-        **({"images": row["images"][images]} if "images" in row else {}),
-        "reward_model": {**row["reward_model"], "ground_truth": format_fragment(gold)},
-        "extra_info": {
-            **info,
-            "dialogue_id": window.dialogue_id,
-            "utterance_ids": info["utterance_ids"][slice(*window.utterances)],
-            "image_ids": list(range(window.first_image_id, window.first_image_id + len(info["images"][images]))),
-            "image_utterances": info["image_utterances"][images],
-            "images": info["images"][images],
-            "window": window.to_dict(),
-        },
-    }
-
-
-def whole_fragment(parts: Iterator[tuple[Window, Fragment]] | Sequence[tuple[Window, Fragment]]) -> Fragment:
+def whole_fragment(parts: Iterable[tuple[Window, Fragment]]) -> Fragment:
     """The fragments of a dialogue's windows united, ids sorted; each id once.
 
     Example:

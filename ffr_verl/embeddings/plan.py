@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow.parquet as pq
-
 from ffr_verl.data.config import DataConfig
-from ffr_verl.data.parquet_files import check_columns, check_images, images_root
+from ffr_verl.data.parquet_files import check_columns, check_images, images_root, rows_of_files
 from ffr_verl.dialogues import parse_dialogue
 from ffr_verl.embeddings.store import image_key, split_dialogue_id, utterance_key
 from ffr_verl.errors import FFRError
@@ -82,7 +80,7 @@ def make_plan(
         root = images_root([str(file)], config)
         check_images([str(file)], root, sample=False)
         names: dict[str, str] = {}
-        for number, row in enumerate(_rows(file)):
+        for number, row in enumerate(rows_of_files([file], columns=("prompt", "extra_info"))):
             where = f"{file}: row {number}"
             dialogue_id, split = str(row["extra_info"]["dialogue_id"]), str(row["extra_info"].get("split", ""))
             try:
@@ -136,11 +134,6 @@ def _name_texts(plan: EmbeddingPlan, dialogues: Mapping[tuple[str, str], Mapping
             keys = {utterance_key(name, identifier): position for identifier, position in positions.items()}
             plan.renamed_dialogues.append(name)
         plan.text_keys.update(keys)
-
-
-def _rows(file: Path) -> Iterator[Mapping[str, Any]]:
-    for batch in pq.ParquetFile(file).iter_batches(batch_size=256, columns=["prompt", "extra_info"]):
-        yield from batch.to_pylist()
 
 
 def _file_digest(path: Path) -> str:

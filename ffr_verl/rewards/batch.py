@@ -17,12 +17,12 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ffr_verl.dialogues import parse_dialogue
+from ffr_verl.dialogues import extra_info, parse_dialogue
 from ffr_verl.errors import FFRError
 from ffr_verl.rewards.config import RewardConfig
-from ffr_verl.rewards.extra_info import dialogue_ids, extra_info_of
+from ffr_verl.rewards.extra_info import dialogue_ids
 from ffr_verl.rewards.ffr import compute_score
-from ffr_verl.rewards.reading import Completion, content_text
+from ffr_verl.rewards.reading import Completion
 from ffr_verl.rewards.settings import SETTINGS, check_settings
 from ffr_verl.rewards.table import REWARDS
 from ffr_verl.settings import refuse_unknown_keys
@@ -30,35 +30,36 @@ from ffr_verl.settings import refuse_unknown_keys
 __all__ = ["BatchReward", "coherence", "configure", "exact_match", "f1", "ffr", "format", "mcc"]
 
 
+_ROW_COLUMNS = ("extra_info", "messages", "prompts", "dialogue_id", "images", "split")
+
+
 def _extra_infos(columns: Mapping[str, Any], count: int) -> list[Any]:
-    given = columns.get("extra_info")
-    if given is not None and len(given) != count:
-        raise FFRError(f"column extra_info: {len(given)} values for {count} completions")
-    if given is not None and all(one is not None for one in given):
-        return list(given)
-    messages = columns.get("prompts") if columns.get("messages") is None else columns.get("messages")
-    identifiers, images = columns.get("dialogue_id"), columns.get("images")
-    if messages is None or identifiers is None:
+    """What is known of each row's dialogue: of the column `extra_info`, else of the columns of MLDR rows."""
+    for name in _ROW_COLUMNS:
+        if columns.get(name) is not None and len(columns[name]) != count:
+            raise FFRError(f"column {name}: {len(columns[name])} values for {count} completions")
+    if all(columns.get(name) is None for name in ("extra_info", "messages", "prompts")):
         raise FFRError(
             "this reward needs the dialogue of each row: a column extra_info (of `ffr-verl prepare`), or the columns "
             f"dialogue_id, messages and images; found {', '.join(sorted(columns)) or 'none'}"
         )
-    splits = columns.get("split")
     infos = []
     for row in range(count):
-        if given is not None and given[row] is not None:
-            infos.append(given[row])
+        cells = {name: columns[name][row] for name in _ROW_COLUMNS if columns.get(name) is not None}
+        if cells.get("extra_info") is not None:
+            infos.append(cells["extra_info"])
             continue
-        prompt = messages[row]
+        prompt = cells.get("prompts") if cells.get("messages") is None else cells["messages"]
+        prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        where = f"row {row} of the batch: column "
+        if cells.get("dialogue_id") is None:
+            raise FFRError(f"{where}dialogue_id: missing")
         try:
-            prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-            prompt = [{"role": one["role"], "content": content_text(one.get("content"))} for one in prompt]
-            dialogue = parse_dialogue(prompt, str(identifiers[row]))
+            dialogue = parse_dialogue(() if prompt is None else prompt, str(cells["dialogue_id"]))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise FFRError(f"row {row} of the batch: column messages: {error}") from None
-        pictures = None if images is None else images[row]
-        split = None if splits is None else splits[row]
-        infos.append(extra_info_of(dialogue, () if pictures is None else pictures, split=split or ""))
+            raise FFRError(f"{where}messages: {error}") from None
+        pictures = cells.get("images")
+        infos.append(extra_info(dialogue, () if pictures is None else pictures, split=cells.get("split") or ""))
     return infos
 
 

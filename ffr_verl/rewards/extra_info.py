@@ -1,4 +1,4 @@
-"""What a row says of its dialogue: `extra_info`, as `ffr-verl prepare` writes it; made and read in this place only."""
+"""`extra_info`, what a row says of its dialogue: `ffr_verl.dialogues.extra_info` makes it, and it is read here."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ffr_verl.dialogues import Dialogue
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import Fragment
 
-__all__ = ["RowDialogue", "dialogue_ids", "extra_info_of", "is_outside"]
+__all__ = ["RowDialogue", "dialogue_ids", "is_outside"]
 
 _MEND = "`ffr-verl prepare` writes them"
 
@@ -54,29 +53,6 @@ class RowDialogue(NamedTuple):
             if len(getattr(made, name)) != len(images):
                 raise FFRError(f"extra_info: {len(getattr(made, name))} {name} for {len(images)} images; {_MEND}")
         return made
-
-
-def extra_info_of(dialogue: Dialogue, images: Sequence[Any], *, split: str = "") -> dict[str, Any]:
-    """The `extra_info` of a row that has none.
-
-    Args:
-        dialogue: of the row.
-        images: its images, as they stand in the row.
-        split: of the row, where known.
-
-    Example:
-        >>> from ffr_verl.dialogues import Utterance
-        >>> extra_info_of(Dialogue("d", (Utterance(7, "a", "look", (3,)),), "q"), ["a.png"])["image_ids"]
-        [3]
-    """
-    return {
-        "dialogue_id": dialogue.dialogue_id,
-        "split": split,
-        "utterance_ids": [utterance.id for utterance in dialogue.utterances],
-        "image_ids": list(dialogue.image_ids),
-        "image_utterances": list(dialogue.image_utterances),
-        "images": list(images),
-    }
 
 
 def dialogue_ids(info: Any) -> tuple[Collection[int], Collection[int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ffr_verl.data.parquet_files import rows_of_files
 from ffr_verl.errors import FFRError
 from ffr_verl.files import whole_or_nothing
 from ffr_verl.fragments import AnswerStyle, Fragment, parse_fragment, parse_gold, parse_leniently
@@ -197,10 +198,3 @@ class DifficultyFile:
             )
         rows, chosen = self._rows, order[places]
         return RowDifficulty(rows.f1[chosen], rows.entropy[chosen], rows.levels[chosen], rows.is_negative[chosen])
-
-
-def rows_of_files(files: Sequence[str | Path], *, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-    """The rows of RL files, one after another; all of their columns, or some."""
-    for file in files:
-        for batch in pq.ParquetFile(file).iter_batches(batch_size=256, columns=columns and list(columns)):
-            yield from batch.to_pylist()

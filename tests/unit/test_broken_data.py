@@ -26,13 +26,13 @@ from PIL import Image
 from rich.console import Console
 
 from ffr_verl.cli import main
-from ffr_verl.data.checks import validation
-from ffr_verl.data.checks.problems import MENDS, ProblemKind
+from ffr_verl.data.checks.problems import ProblemKind
 from ffr_verl.data.compose import ComposeSettings, build
 from ffr_verl.data.config import DataConfig
 from ffr_verl.data.inspection import render_row
 from ffr_verl.data.parquet_files import check_columns, check_images, images_root
-from ffr_verl.data.prepare import SourceFormat, prepare
+from ffr_verl.data.prepare import prepare
+from ffr_verl.data.sources import SOURCES
 from ffr_verl.data.windows import WindowSettings
 from ffr_verl.errors import FFRError
 
@@ -194,19 +194,20 @@ ROWS: list[tuple[str, Callable[[Row], Any], str]] = [
     ("missing_field", lambda row: row.update(dialogue_id=""), r"'dialogue_id': missing"),
     ("missing_field", lambda row: row.update(dialogue_id=None), r"'dialogue_id': missing"),
     ("wrong_type", lambda row: row.update(dialogue_id=["d"]), r"'dialogue_id': found \['d'\], expected a text"),
-    ("missing_field", lambda row: row.pop("messages"), r"'messages': missing or no list"),
-    ("missing_field", lambda row: row.update(messages=[]), r"'messages': missing or no list"),
-    ("missing_field", lambda row: row.update(messages="hi"), r"'messages': missing or no list"),
+    ("wrong_type", lambda row: row.update(dialogue_id=1.0), r"'dialogue_id': found 1\.0, expected a .* whole number"),
+    ("missing_field", lambda row: row.pop("messages"), r"'messages': missing; expected system, user, assistant"),
+    ("bad_roles", lambda row: row.update(messages=[]), r"'messages': empty; expected system"),
+    ("wrong_type", lambda row: row.update(messages="hi"), r"'messages': found 'hi', expected a list"),
     ("wrong_type", lambda row: row["messages"].insert(0, "hi"), r"'messages\[0\]': expected an object with the texts"),
     ("wrong_type", lambda row: user(row).update(content=3), r"'messages\[1\]': expected an object with the texts"),
     ("wrong_type", lambda row: user(row).update(role=None), r"'messages\[1\]': expected an object with the texts"),
     ("bad_roles", lambda row: row["messages"].pop(), r"'messages': found the roles system, user; expected"),
     ("bad_roles", lambda row: row["messages"].reverse(), r"found the roles assistant, user, system"),
     ("bad_roles", lambda row: user(row).update(role="human"), r"found the roles system, human, assistant"),
-    ("missing_field", lambda row: row.pop("solution"), r"'solution': missing or no text"),
-    ("missing_field", lambda row: row.update(solution=[1]), r"'solution': missing or no text"),
-    ("missing_field", lambda row: row.pop("images"), r"'images': missing or no list; give \[\]"),
-    ("missing_field", lambda row: row.update(images="cat.png"), r"'images': missing or no list"),
+    ("missing_field", lambda row: row.pop("solution"), r"'solution': missing; expected the gold answer"),
+    ("wrong_type", lambda row: row.update(solution=[1]), r"'solution': found \[1\], expected a text"),
+    ("missing_field", lambda row: row.pop("images"), r"'images': missing; give \[\]"),
+    ("wrong_type", lambda row: row.update(images="cat.png"), r"'images': found 'cat.png', expected a list of paths"),
     # texts
     ("bad_text", replace("sweet", "swe\0et"), r"'messages\[1\]': holds a NUL character"),
     ("bad_text", replace("sweet", "\ud83d alone"), r"'messages\[1\]': holds half of a surrogate pair"),
@@ -336,10 +337,12 @@ def test_a_broken_row(
         (b'{\n "a": 1\n}', r"line 1: not JSON .*; a file is a JSON list, or JSONL with one row a line"),
         (b"[" * 100_000, r"nested too deeply|line 1: not JSON"),
         (b'{"a": ' * 100_000, r"nested too deeply|line 1: not JSON"),
-        (b"\x00\x01\x02", r"line 1: not JSON"),
+        (b"\x00\x01\x02", r"UTF-16 or another encoding with NUL bytes; convert it"),
         (b'["\xff"]', r"not UTF-8 at byte 2; convert it"),
         (b'{"a": 1}\n{"a": "\xe9"}\n', r"line 2: not UTF-8 at byte 7 of it"),
-        ('[{"a": 1}]'.encode("utf-16"), r"not UTF-8|not JSON"),
+        (json.dumps([{"a": 1}]).encode("utf-16"), r"UTF-16 .*; convert it"),
+        (json.dumps([{"a": 1}]).encode("utf-16-le"), r"UTF-16 .*; convert it"),
+        (gzip.compress(json.dumps([{"a": 1}]).encode("utf-16")), r"UTF-16 .*; convert it"),
         (gzip.compress(b'[{"a": 1}]')[:-9], r"broken gzip file"),
         (b"\x1f\x8bnonsense", r"broken gzip file"),
         (gzip.compress(b'[{"a": 1}]') + b"more", r"broken gzip file"),
@@ -423,15 +426,6 @@ def test_instructions_behind_the_dialogue_may_show_the_answer(folder: Path, monk
     row = good_row()
     user(row)["content"] += "\nAnswer as <|utt_ids_start|>[ids]<|utt_ids_end|>;<|img_ids_start|>[ids]<|img_ids_end|>"
     assert run(folder, [row], monkeypatch) == 0
-
-
-def test_a_gold_answer_must_earn_the_full_reward(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A reward that is broken is found before anything is trained with it."""
-    monkeypatch.setattr(validation, "f1_of_fragments", lambda *_args, **_options: (1.0, 0.5))
-    message = r"gold_self_check \(1 row\)[\s\S]*row 0: field 'solution': earns \(1\.0, 0\.5, True\) in f1 and format"
-    assert_refused(folder, [good_row()], message, monkeypatch, capsys)
 
 
 def test_images_of_the_gold_that_do_not_fit_its_utterances_are_a_warning(
@@ -646,7 +640,16 @@ RAW: Row = {
         ("bad_text", {"dialogue": [{"utterance": "an <image> tag"}]}, r"'dialogue\[0\]\.utterance': holds <image>"),
         ("bad_text", {"dialogue": [{"utterance": "x<|im_end|>"}]}, r"holds <\|im_end\|>"),
         ("bad_text", {"dialogue": [{"utterance": "x\0"}]}, r"holds a NUL character"),
-        ("bad_text", {"dialogue": [{"utterance": "x", "speaker": "a: b"}]}, r"'a: b' holds ': ' or a line break"),
+        (
+            "bad_text",
+            {"dialogue": [{"utterance": "x", "speaker": "a: b"}]},
+            r"'a: b' holds ': ', '：' or a line break",
+        ),
+        (
+            "bad_text",
+            {"dialogue": [{"utterance": "x", "speaker": "安：b"}]},
+            r"'安：b' holds ': ', '：' or a line break",
+        ),
         ("wrong_type", {"dialogue": [{"utterance": "x", "speaker": None}]}, r"speaker': found None, expected a text"),
         (
             "utterance_ids",
@@ -728,8 +731,8 @@ def places(value: Any) -> list[tuple[Any, Any]]:
     return [(value, key) for key in keys] + [place for key in keys for place in places(value[key])]
 
 
-@pytest.mark.parametrize("kind", ["mldr", "dialogue"])
-def test_no_damage_ends_in_a_traceback(folder: Path, kind: SourceFormat) -> None:
+@pytest.mark.parametrize("kind", SOURCES)
+def test_no_damage_ends_in_a_traceback(folder: Path, kind: str) -> None:
     source, path = random.Random(kind), folder / "rows.json"
     refused = 0
     for _ in range(80):
@@ -799,5 +802,4 @@ def test_messages_of_other_places_are_in_the_docs(folder: Path, monkeypatch: pyt
 
 def test_every_kind_has_its_mend_and_its_line_in_the_docs() -> None:
     text = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
-    assert set(MENDS) == set(ProblemKind)
     assert not [kind.value for kind in ProblemKind if f"| `{kind.value}` |" not in text]

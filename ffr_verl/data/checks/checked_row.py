@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ffr_verl.data.checks.other_splits import OtherSplits, dialogue_fingerprint
+from ffr_verl.data.checks.other_splits import OtherSplits
 from ffr_verl.data.checks.problems import Problem, ProblemKind
 from ffr_verl.data.config import DEFAULT_MAX_PIXELS
 from ffr_verl.data.tokens import PromptTokens
-from ffr_verl.data.windows import Window, WindowSettings, cut_prompt, windows_of
+from ffr_verl.data.windows import Window, WindowSettings, cut_messages, windows_of
 from ffr_verl.dialogues import Dialogue, parse_dialogue
-from ffr_verl.fragments import Fragment, format_fragment
+from ffr_verl.fragments import Fragment, format_fragment, parse_fragment
 from ffr_verl.model_families import QWEN2_VL, ModelFamily
 
 __all__ = ["CheckSettings", "CheckedRow", "check_limits"]
@@ -19,56 +19,34 @@ __all__ = ["CheckSettings", "CheckedRow", "check_limits"]
 
 @dataclass(frozen=True, slots=True)
 class CheckSettings:
-    """What rows are checked against.
+    """What rows are checked against."""
 
-    Attributes:
-        images_root: resolved folder that image paths are relative to.
-        decode: decode every image, instead of reading its header and end.
-        max_pixels: bound of an image, see `resized`.
-        family: of the model, for the sizes of images.
-        max_images: most images of a row; the recipes' `rollout.limit_images`.
-        tokens: counts prompt tokens; `None`: lengths are not checked.
-        max_prompt_tokens: most tokens of a prompt; the recipes' `data.max_prompt_length`.
-        other_splits: whose dialogues must not occur.
-    """
-
-    images_root: Path
-    decode: bool = False
-    max_pixels: int = DEFAULT_MAX_PIXELS
-    family: ModelFamily = QWEN2_VL
-    max_images: int = 8
-    tokens: PromptTokens | None = None
-    max_prompt_tokens: int = 14_512
-    other_splits: OtherSplits = field(default_factory=OtherSplits)
+    images_root: Path  # resolved; image paths are relative to it
+    decode: bool = False  # every image, instead of reading its header and end
+    max_pixels: int = DEFAULT_MAX_PIXELS  # of an image, see `resized`
+    family: ModelFamily = QWEN2_VL  # of the model, for the sizes of images
+    max_images: int = 8  # of a row; the recipes' `rollout.limit_images`
+    tokens: PromptTokens | None = None  # counts prompt tokens; `None`: lengths are not checked
+    max_prompt_tokens: int = 14_512  # the recipes' `data.max_prompt_length`
+    other_splits: OtherSplits = field(default_factory=OtherSplits)  # whose dialogues must not occur
+    has_prompts: bool = True  # rows come with their prompts, whose lines are looked at
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedRow:
-    """A row as it is used from here on.
+    """A row as it is used from here on."""
 
-    Attributes:
-        messages: system (optional), user, assistant.
-        images: paths as they stood in the row, absolute ones made relative to the images root.
-        dialogue: read out of the user's message.
-        gold: the gold answer.
-        solution: the same as text.
-        image_tokens: that the model spends on each image.
-        fingerprint: of the dialogue, see `dialogue_fingerprint`; a window's is that of its whole dialogue.
-        prompt_tokens: of the whole prompt, `None` when they were not counted.
-        window: of a longer dialogue, `None` for a whole one.
-        whole_size: turns and images of a window's whole dialogue.
-    """
-
-    messages: list[dict[str, str]]
-    images: list[str]
-    dialogue: Dialogue
+    messages: list[dict[str, str]]  # system (optional), user, assistant
+    images: list[str]  # paths as they stood in the row, absolute ones made relative to the images root
+    image_files: list[str]  # see `image_file`
+    dialogue: Dialogue  # read out of the user's message
     gold: Fragment
-    solution: str
-    image_tokens: tuple[int, ...]
-    fingerprint: int
-    prompt_tokens: int | None = None
-    window: Window | None = None
-    whole_size: tuple[int, int] | None = None
+    solution: str  # the gold as text
+    image_tokens: tuple[int, ...]  # that the model spends on each image
+    fingerprint: int  # see `dialogue_fingerprint`; a window's is that of its whole dialogue
+    prompt_tokens: int | None = None  # `None` when they were not counted
+    window: Window | None = None  # of a longer dialogue, `None` for a whole one
+    whole_size: tuple[int, int] | None = None  # turns and images of a window's whole dialogue
 
     def cut(self, settings: WindowSettings) -> list[CheckedRow]:
         """The row's windows, or the row itself when it fits into one."""
@@ -77,21 +55,18 @@ class CheckedRow:
         return [self._part(window) for window in windows] or [self]
 
     def _part(self, window: Window) -> CheckedRow:
-        gold = window.part_of(self.gold)
-        solution = format_fragment(gold)
-        messages = [
-            {**message, "content": cut_prompt(message["content"], window)} if message["role"] == "user" else message
-            for message in self.messages[:-1]
-        ]
-        images = slice(*window.images)
-        return CheckedRow(
+        gold, images = window.part_of(self.gold), slice(*window.images)
+        solution = format_fragment(gold, style="plain" if parse_fragment(self.solution) else "reasoning")
+        messages = cut_messages(self.messages[:-1], window)
+        return replace(
+            self,
             messages=[*messages, {**self.messages[-1], "content": solution}],
             images=self.images[images],
+            image_files=self.image_files[images],
             dialogue=parse_dialogue(messages, window.dialogue_id),
             gold=gold,
             solution=solution,
             image_tokens=self.image_tokens[images],
-            fingerprint=self.fingerprint,
             window=window,
             whole_size=(len(self.dialogue.utterances), len(self.images)),
         )
@@ -114,9 +89,8 @@ def check_limits(number: int, row: CheckedRow, settings: CheckSettings) -> tuple
             message = f"{count:,} tokens, at most {settings.max_prompt_tokens:,}"
             problems.append(Problem(number, ProblemKind.TOO_LONG, "messages", message))
         row = replace(row, prompt_tokens=count)
-    others = settings.other_splits
-    if row.window is not None and others.file_of(row.fingerprint) is None:
-        in_file = others.file_of(dialogue_fingerprint(row.dialogue, row.images))
+    if row.window is not None:
+        in_file = settings.other_splits.file_of(row.dialogue, row.image_files, settings.images_root)
         if in_file is not None:
             message = f"window {row.dialogue.dialogue_id} is in {in_file} too"
             problems.append(Problem(number, ProblemKind.OTHER_SPLIT, "messages", message))

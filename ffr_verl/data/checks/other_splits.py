@@ -1,31 +1,50 @@
-"""The dialogues of other splits (`--against`), by what is said and shown in them."""
+"""What is said and shown in a dialogue, whatever its id: to find repetitions, and the dialogues of other splits
+(`--against`)."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from ffr_verl.data.compact_map import CompactMap
+from ffr_verl.data.parquet_files import holds_images, read_schema, recorded_root, rows_of_files
 from ffr_verl.data.windows import window_id
 from ffr_verl.dialogues import Dialogue, Utterance, parse_dialogue
 from ffr_verl.errors import FFRError
 
-__all__ = ["OtherSplits", "dialogue_fingerprint", "digest"]
+__all__ = ["OtherSplits", "dialogue_fingerprint", "image_file", "moved_fingerprint"]
+
+_folder = functools.lru_cache(maxsize=4096)(os.path.realpath)
 
 
-def digest(text: str) -> int:
-    """A signed number of 64 bits that identifies a text."""
-    found = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(found, "little", signed=True)
+def image_file(root: Path, name: str, *, follow: bool = True) -> str:
+    """The file that a path names, however it is spelled; with `follow=False` it may itself be a link.
+
+    Example:
+        >>> image_file(Path("/data"), "./cats/../cat.png")
+        '/data/cat.png'
+    """
+    folder, _, last = os.path.join(root, name).rpartition("/")
+    if "\0" in name or last in ("", ".", ".."):
+        return name
+    path = f"{_folder(folder)}/{last}"
+    return os.path.realpath(path) if follow and os.path.islink(path) else path
 
 
-def dialogue_fingerprint(dialogue: Dialogue, images: Sequence[str]) -> int:
-    """Identifies what is said and shown in a dialogue, whatever its id; a signed number of 64 bits."""
+def dialogue_fingerprint(dialogue: Dialogue, files: Sequence[str]) -> int:
+    """Identifies who says what and shows which files (see `image_file`) in a dialogue; a signed number of 64 bits."""
     said = [f"{utterance.speaker}\0{utterance.text}" for utterance in dialogue.utterances]
-    return digest("\0".join([*said, "\0", *images]))
+    text = "\0".join([*said, "\0", *files])
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8)
+    return int.from_bytes(digest.digest(), "little", signed=True)
+
+
+def moved_fingerprint(dialogue: Dialogue, files: Sequence[str], root: Path) -> int:
+    """The same where the folder of the images has moved: with their places below it."""
+    return dialogue_fingerprint(dialogue, [os.path.relpath(file, root) for file in files])
 
 
 class OtherSplits:
@@ -38,7 +57,7 @@ class OtherSplits:
         FFRError: when one is no file of `ffr-verl prepare`.
 
     Example:
-        >>> OtherSplits().file_of(7) is None
+        >>> OtherSplits().file_of(Dialogue("d", (), ""), [], Path("/data")) is None
         True
     """
 
@@ -46,60 +65,57 @@ class OtherSplits:
         self._files = tuple(files)
         self._numbers = CompactMap()
         for number, file in enumerate(self._files):
-            for fingerprint in _fingerprints(file):
-                self._numbers.setdefault(fingerprint, number)
+            try:
+                root = recorded_root(file) or Path()
+                for dialogue, images in _dialogues(file):
+                    places = [image_file(root, name) for name in images]
+                    self._numbers.setdefault(dialogue_fingerprint(dialogue, places), number)
+                    self._numbers.setdefault(moved_fingerprint(dialogue, places, root), number)
+            except FFRError as error:
+                raise FFRError(f"--against {error}") from None
 
-    def file_of(self, fingerprint: int) -> str | None:
-        """The first file that has a dialogue, see `dialogue_fingerprint`; `None` when none has it."""
-        number = self._numbers.get(fingerprint)
+    def file_of(self, dialogue: Dialogue, files: Sequence[str], root: Path) -> str | None:
+        """The first file that has a dialogue, whose images have these files below `root`; `None` when none has it."""
+        if not self._files:
+            return None
+        number = self._numbers.get(dialogue_fingerprint(dialogue, files))
+        if number is None:
+            number = self._numbers.get(moved_fingerprint(dialogue, files, root))
         return None if number is None else str(self._files[number])
 
 
 def _rows(file: Path) -> Iterator[tuple[Dialogue, list[str]]]:
-    """Dialogue and image paths of each row."""
+    """Dialogue and image paths of each row of an RL or SFT file."""
+    names = read_schema(file).names
+    prompt, owner = ("prompt", "extra_info") if "prompt" in names else ("messages", "dialogue_id")
     try:
-        parquet = pq.ParquetFile(file)
-    except FileNotFoundError:
-        raise FFRError(f"--against {file}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise FFRError(f"--against {file}: not a parquet file ({error})") from None
-    names = parquet.schema_arrow.names
-    column = next((name for name in ("prompt", "messages") if name in names), None)
-    owner = next((name for name in ("extra_info", "dialogue_id") if name in names), None)
-    if column is None or owner is None or "images" not in names:
-        raise FFRError(f"--against {file}: no columns prompt and images; give a NAME.rl.parquet of `ffr-verl prepare`")
-    path = "images.list.element.path" if "images.list.element.path" in _leaves(parquet) else "images"
-    identifier = "extra_info.dialogue_id" if owner == "extra_info" else owner
-    for batch in parquet.iter_batches(batch_size=512, columns=[column, path, identifier]):
-        for row in batch.to_pylist():
-            images = [image["path"] if isinstance(image, dict) else image for image in row["images"] or ()]
+        if not {prompt, owner, "images"} <= {*names}:
+            raise ValueError("no columns prompt and images")
+        images = "images.list.element.path" if holds_images(file) else "images"
+        identifier = "extra_info.dialogue_id" if owner == "extra_info" else owner
+        for row in rows_of_files([file], columns=(prompt, images, identifier)):
             name = row[owner]["dialogue_id"] if owner == "extra_info" else row[owner]
-            try:
-                yield parse_dialogue(row[column], str(name)), images
-            except (ValueError, KeyError, TypeError) as error:
-                raise FFRError(f"--against {file}: {error}; give a NAME.rl.parquet of `ffr-verl prepare`") from None
+            paths = [image["path"] if isinstance(image, dict) else image for image in row["images"] or ()]
+            yield parse_dialogue(row[prompt], str(name)), paths
+    except (ValueError, KeyError, TypeError) as error:
+        raise FFRError(f"{file}: {error}; give a NAME.rl.parquet of `ffr-verl prepare`") from None
 
 
-def _leaves(parquet: pq.ParquetFile) -> set[str]:
-    """Names of the columns as they lie in the file."""
-    return {parquet.schema.column(number).path for number in range(len(parquet.schema))}
-
-
-def _fingerprints(file: Path) -> Iterator[int]:
-    """Of each row's dialogue, and of each dialogue whose windows follow each other in the file."""
+def _dialogues(file: Path) -> Iterator[tuple[Dialogue, list[str]]]:
+    """Of each row, and the dialogues whose windows follow each other in the file."""
     windows: list[tuple[Dialogue, list[str]]] = []
     previous: tuple[str, int] | None = None
     for dialogue, images in _rows(file):
-        yield dialogue_fingerprint(dialogue, images)
+        yield dialogue, images
         found = window_id(dialogue.dialogue_id)
         if windows and (found is None or previous is None or found != (previous[0], previous[1] + 1)):
-            yield dialogue_fingerprint(*_united(windows))
+            yield _united(windows)
             windows.clear()
         if found is not None:
             windows.append((dialogue, images))
         previous = found
     if windows:
-        yield dialogue_fingerprint(*_united(windows))
+        yield _united(windows)
 
 
 def _united(windows: Sequence[tuple[Dialogue, Sequence[str]]]) -> tuple[Dialogue, list[str]]:
@@ -112,5 +128,6 @@ def _united(windows: Sequence[tuple[Dialogue, Sequence[str]]]) -> tuple[Dialogue
             whole[utterance.id] = utterance, list(images[at:end])
             at = end
     parts = [part for _, part in sorted(whole.items())]
-    utterances = tuple([utterance for utterance, _ in parts])
-    return Dialogue("", utterances, ""), [image for _, images in parts for image in images]
+    return Dialogue("", tuple([utterance for utterance, _ in parts]), ""), [
+        image for _, held in parts for image in held
+    ]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from ffr_verl.data.checks.checked_row import CheckedRow, CheckSettings
 from ffr_verl.data.checks.image_checks import ImageVerdict, check_image
-from ffr_verl.data.checks.other_splits import dialogue_fingerprint
+from ffr_verl.data.checks.other_splits import dialogue_fingerprint, image_file
 from ffr_verl.data.checks.problems import Problem, ProblemKind
+from ffr_verl.data.checks.unread_fields import unread_fields
 from ffr_verl.data.compact_map import CompactMap
 from ffr_verl.dialogues import (
     IMAGE,
@@ -21,21 +22,24 @@ from ffr_verl.dialogues import (
     unwritable,
     utterance_spans,
 )
-from ffr_verl.fragments import TAGS, Fragment, malformed_reason, parse_fragment
-from ffr_verl.images import resolve_image
-from ffr_verl.rewards.f1 import f1_of_fragments
-from ffr_verl.rewards.format import has_no_repeats
+from ffr_verl.fragments import TAGS, Fragment, malformed_reason, parse_gold
 
 __all__ = ["RowChecker"]
 
+_ROW = frozenset({"dialogue_id", "images", "messages", "solution"})
+_MESSAGE = frozenset({"role", "content"})
 _ROLES = (["system", "user", "assistant"], ["user", "assistant"])
 _CACHED_IMAGES = 8192
+_LONGEST_PATH = 4096
 _GOLD_BITS = 28
 _GOLD_MASK = 2**_GOLD_BITS - 1
 _QUERY_START = "<|query_start|>"
 _UTTERANCE_START = "<|utt_id_start|>"
 _IMAGE_WITH_ID = f"<|img_id_end|>{IMAGE}"
 _ANGLES_OF_UTTERANCE, _ANGLES_OF_IMAGE = 2, 3
+# An utterance that is surely "speaker: text"; what a picture's file starts with in base64.
+_GOOD_LINE = re.compile(r"<\|utt_id_end\|> [^\n:：<]{0,64}:(?: |(?=\n|\Z|<\|img_id_start))")
+_BASE64 = re.compile("(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR)[A-Za-z0-9+/]{40}")
 
 
 class RowChecker:
@@ -45,58 +49,50 @@ class RowChecker:
         settings: what to check against.
 
     Example:
+        >>> from pathlib import Path
         >>> checker = RowChecker(CheckSettings(Path("/data")))
         >>> checker.check(0, {"dialogue_id": "d", "images": []})[1][0].message
-        'missing or no list; expected system, user, assistant'
+        'missing; expected system, user, assistant'
     """
 
     def __init__(self, settings: CheckSettings) -> None:
-        self._settings = settings
-        image = functools.partial(
-            check_image,
-            settings.images_root,
-            decode=settings.decode,
-            max_pixels=settings.max_pixels,
-            family=settings.family,
-        )
-        self._image: Callable[[str], ImageVerdict] = functools.lru_cache(maxsize=_CACHED_IMAGES)(image)
+        self.settings = settings
+        root, decode = settings.images_root, settings.decode
+
+        @functools.lru_cache(maxsize=_CACHED_IMAGES)
+        def image(name: str) -> tuple[ImageVerdict, str]:
+            verdict = check_image(root, name, decode=decode, max_pixels=settings.max_pixels, family=settings.family)
+            return verdict, image_file(root, name)
+
+        self.image: Callable[[str], tuple[ImageVerdict, str]] = image
         self._asked = CompactMap()  # dialogue and query: the row and, in the last bits, its gold
         self._named = CompactMap()  # dialogue id: fingerprint of the dialogue
 
     def check(self, number: int, row: Mapping[str, Any]) -> tuple[CheckedRow | None, list[Problem]]:
-        """Check a row.
-
-        Args:
-            number: of the row, for the problems.
-            row: in the MLDR format.
-
-        Returns:
-            The row, `None` when something is wrong with it; and all problems, warnings among them.
-        """
-        check = _Check(number, row, self._settings)
-        checked = check.run(self._image)
+        """Check a row in the MLDR format: the row, `None` when something is wrong with it; and all problems, warnings
+        among them, under its number."""
+        check = _Check(number, row, self)
+        checked = check.run()
         if checked is not None:
             self._compare(check, checked)
-        return (None if any(problem.is_error for problem in check.problems) else checked), check.problems
+        return (None if any(problem.kind.is_error for problem in check.problems) else checked), check.problems
 
     def check_id_and_images(self, number: int, row: Mapping[str, Any]) -> list[Problem]:
         """The problems with these two fields alone, of a row that cannot be checked as a whole."""
-        check = _Check(number, row, self._settings)
-        check.id_and_images(self._image)
+        check = _Check(number, row, self)
+        check.id_and_images()
         return check.problems
 
     def _compare(self, check: _Check, row: CheckedRow) -> None:
         """Against earlier rows and other splits."""
-        dialogue = row.dialogue
-        content = row.fingerprint
-        in_file = self._settings.other_splits.file_of(content)
+        dialogue, content = row.dialogue, row.fingerprint
+        in_file = self.settings.other_splits.file_of(dialogue, row.image_files, self.settings.images_root)
         if in_file is not None:
             check.report(ProblemKind.OTHER_SPLIT, "messages", f"dialogue {dialogue.dialogue_id} is in {in_file} too")
         if self._named.setdefault(hash(dialogue.dialogue_id), content) != content:
-            check.report(
-                ProblemKind.SAME_ID, "dialogue_id", f"{dialogue.dialogue_id} was the id of another dialogue before"
-            )
-        gold = hash(row.gold) & _GOLD_MASK
+            message = f"{dialogue.dialogue_id} was the id of another dialogue before"
+            check.report(ProblemKind.SAME_ID, "dialogue_id", message)
+        gold = hash((frozenset(row.gold.utterance_ids), frozenset(row.gold.image_ids))) & _GOLD_MASK
         count = len(self._asked)
         known = self._asked.setdefault(hash((content, dialogue.query)), check.number << _GOLD_BITS | gold)
         if len(self._asked) > count:
@@ -108,67 +104,67 @@ class RowChecker:
             check.report(ProblemKind.CONTRADICTION, "solution", f"{earlier} and has another answer")
 
 
-def _below(root: Path, name: str) -> str:
-    """An absolute path relative to the root, so that the data can move; as it is when it leaves the root."""
-    try:
-        return resolve_image(root, name).relative_to(root).as_posix()
-    except ValueError:
-        return name
-
-
 class _Check:
     """The checks of one row, and what they have found."""
 
-    def __init__(self, number: int, row: Mapping[str, Any], settings: CheckSettings) -> None:
-        self.number, self._row, self._settings = number, row, settings
+    def __init__(self, number: int, row: Mapping[str, Any], checker: RowChecker) -> None:
+        self.number, self._row, self.settings, self._image = number, row, checker.settings, checker.image
         self.problems: list[Problem] = []
 
     def report(self, kind: ProblemKind, where: str, message: str) -> None:
         self.problems.append(Problem(self.number, kind, where, message))
 
-    def run(self, check_image: Callable[[str], ImageVerdict]) -> CheckedRow | None:
-        dialogue_id, images, image_tokens = self.id_and_images(check_image)
-        messages, solution = self._messages(), self._solution()
-        gold = None if solution is None else self._gold(solution)
+    def run(self) -> CheckedRow | None:
+        dialogue_id, images, image_tokens, files = self.id_and_images()
+        messages = self._messages()
+        solution = self._field("solution", str, "a text: the gold answer", "expected the gold answer")
+        solution, gold = (None, None) if solution is None else (solution.strip(), self._gold(solution.strip()))
         if messages is None:
             return None
-        user_text = next(message["content"] for message in messages if message["role"] == "user")
+        if not self._row.keys() <= _ROW:
+            self._unread(self._row, _ROW, "", [*[message["content"] for message in messages], *(images or ())])
         try:
             dialogue = parse_dialogue(messages, dialogue_id)
         except ValueError as error:
             self.report(ProblemKind.NO_DIALOGUE, "messages", str(error))
             return None
+        user_text = next(message["content"] for message in messages if message["role"] == "user")
         before, _, rest = user_text.partition(_UTTERANCE_START)
-        self._ids(dialogue)
-        self._images_of_ids(dialogue, images, user_text)
-        self._query(dialogue, before)
-        self._texts(messages, dialogue, before, rest)
-        if solution is not None and messages[-1]["content"] != solution:
+        image_ids = dialogue.image_ids
+        self._ids(dialogue, image_ids)
+        self._images_of_ids(dialogue, len(image_ids), images, user_text)
+        self._texts(messages, dialogue, len(image_ids), before, rest)
+        if self.settings.has_prompts:
+            self._lines(dialogue, user_text, rest)
+        if solution is not None and messages[-1]["content"].strip() != solution:
             self.report(ProblemKind.GOLD_DIFFERS, "messages", "the assistant's message is not the solution")
         if gold is not None:
-            self._gold_in(dialogue, gold)
+            self._gold_in(dialogue, len(image_ids), gold)
         if images is None or solution is None or gold is None:
             return None
-        fingerprint = dialogue_fingerprint(dialogue, images)
-        return CheckedRow(messages, images, dialogue, gold, solution, image_tokens, fingerprint)
+        messages[-1]["content"] = solution
+        fingerprint = dialogue_fingerprint(dialogue, files)
+        return CheckedRow(messages, images, files, dialogue, gold, solution, image_tokens, fingerprint)
 
-    def id_and_images(
-        self, check_image: Callable[[str], ImageVerdict]
-    ) -> tuple[str, list[str] | None, tuple[int, ...]]:
-        """Dialogue id, image paths, and the tokens of each image."""
+    def _unread(self, value: Mapping[str, Any], read: frozenset[str], where: str, said: list[str]) -> None:
+        for name, message in unread_fields(value, read, said):
+            self.report(ProblemKind.UNREAD_FIELD, where + name, message)
+
+    def id_and_images(self) -> tuple[str, list[str] | None, tuple[int, ...], list[str]]:
+        """Dialogue id and image paths, tokens and file of each image."""
         dialogue_id, images = self._dialogue_id(), self._image_names()
-        verdicts = [check_image(name) for name in images or ()]
-        for place, verdict in enumerate(verdicts):
+        seen = [self._image(name) for name in images or ()]
+        for place, (verdict, _) in enumerate(seen):
             for kind, message in verdict.problems:
                 self.report(kind, f"images[{place}]", message)
-        return dialogue_id, images, tuple([verdict.tokens or 0 for verdict in verdicts])
+        return dialogue_id, images, tuple([verdict.tokens or 0 for verdict, _ in seen]), [file for _, file in seen]
 
     def _dialogue_id(self) -> str:
         value = self._row.get("dialogue_id")
         if value is None or value == "":
             self.report(ProblemKind.MISSING_FIELD, "dialogue_id", "missing; expected a text or a number")
         elif isinstance(value, bool) or not isinstance(value, (str, int)):
-            self.report(ProblemKind.WRONG_TYPE, "dialogue_id", f"found {value!r}, expected a text or a number")
+            self.report(ProblemKind.WRONG_TYPE, "dialogue_id", f"found {value!r}, expected a text or a whole number")
         else:
             return self._plain_text(str(value), "dialogue_id")
         return ""
@@ -180,12 +176,22 @@ class _Check:
             self.report(ProblemKind.BAD_TEXT, where, fault)
         return "" if fault is not None and "surrogate" in fault else text
 
+    def _field(self, name: str, kind: type, expected: str, missing: str) -> Any:
+        """A field of the row; `None` where it is missing or of another type."""
+        value = self._row.get(name)
+        if isinstance(value, kind):
+            return value
+        if value is None:
+            self.report(ProblemKind.MISSING_FIELD, name, f"missing; {missing}")
+        else:
+            self.report(ProblemKind.WRONG_TYPE, name, f"found {value!r}, expected {expected}")
+        return None
+
     def _messages(self) -> list[dict[str, str]] | None:
-        messages = self._row.get("messages")
-        if not isinstance(messages, list) or not messages:
-            other = " (rows with dialogue need --format dialogue)" if "dialogue" in self._row else ""
-            message = f"missing or no list; expected system, user, assistant{other}"
-            self.report(ProblemKind.MISSING_FIELD, "messages", message)
+        other = " (rows with dialogue need --format dialogue)" if "dialogue" in self._row else ""
+        expected = f"expected system, user, assistant{other}"
+        messages = self._field("messages", list, "a list: system, user, assistant", expected)
+        if messages is None:
             return None
         good = []
         for number, message in enumerate(messages):
@@ -195,63 +201,52 @@ class _Check:
                 self.report(ProblemKind.WRONG_TYPE, where, "expected an object with the texts role and content")
                 continue
             good.append({"role": role, "content": self._plain_text(content, where)})
-        if len(good) < len(messages):
-            return None
+            if not message.keys() <= _MESSAGE:
+                self._unread(message, _MESSAGE, f"{where}.", [content])
         roles = [message["role"] for message in good]
-        if roles not in _ROLES:
-            found = ", ".join(roles)
-            self.report(
-                ProblemKind.BAD_ROLES,
-                "messages",
-                f"found the roles {found}; expected system (optional), user, assistant",
-            )
-            return None
-        return good
+        if len(good) == len(messages) and roles not in _ROLES:
+            found = f"found the roles {', '.join(roles)}" if roles else "empty"
+            self.report(ProblemKind.BAD_ROLES, "messages", f"{found}; expected system (optional), user, assistant")
+        return good if len(good) == len(messages) and roles in _ROLES else None
 
     def _image_names(self) -> list[str] | None:
-        images = self._row.get("images")
-        if not isinstance(images, list):
-            message = "missing or no list; give [] where a dialogue has none"
-            self.report(ProblemKind.MISSING_FIELD, "images", message)
-            return None
+        expected = 'a list of paths, such as ["cat.png"]'
+        images = self._field("images", list, expected, "give [] where a dialogue has none")
         names = []
-        for number, image in enumerate(images):
-            name = image.get("path") if isinstance(image, dict) else image
+        for number, image in enumerate(images or ()):
+            name, where = image.get("path") if isinstance(image, dict) else image, f"images[{number}]"
             if not isinstance(name, str) or not name:
-                self.report(
-                    ProblemKind.WRONG_TYPE, f"images[{number}]", f'found {image!r}; expected a path or {{"path": …}}'
-                )
-                continue
-            name = self._plain_text(name, f"images[{number}]")
-            names.append(_below(self._settings.images_root, name) if name.startswith("/") else name)
-        return names if len(names) == len(images) else None
+                self.report(ProblemKind.WRONG_TYPE, where, f'found {image!r}; expected a path or {{"path": …}}')
+            elif len(name) > _LONGEST_PATH or _BASE64.match(name):
+                message = f"{name[:60]}...: base64 or another text of {len(name):,} characters; write it to a file"
+                self.report(ProblemKind.IMAGE_PATH, where, f"{message} and give its path")
+            else:
+                name = name if name.startswith("data:") else self._plain_text(name, where)
+                names.append(self._below(name) if name.startswith("/") else name)
+        return names if images is not None and len(names) == len(images) else None
 
-    def _ids(self, dialogue: Dialogue) -> None:
+    def _below(self, name: str) -> str:
+        """An absolute path relative to the root, so that the data can move; as it is when it leaves the root."""
+        root = f"{self.settings.images_root}/"
+        path = image_file(self.settings.images_root, name, follow=False)
+        return path.removeprefix(root) if path.startswith(root) else name
+
+    def _ids(self, dialogue: Dialogue, image_ids: tuple[int, ...]) -> None:
         found = [utterance.id for utterance in dialogue.utterances]
         if found != list(range(len(found))):
             wrong = next(position for position, identifier in enumerate(found) if identifier != position)
-            self.report(
-                ProblemKind.UTTERANCE_IDS,
-                "messages",
-                f"utterance {wrong} has the id {found[wrong]}; expected 0 to {len(found) - 1} in order",
-            )
-        image_ids = dialogue.image_ids
+            message = f"utterance {wrong} has the id {found[wrong]}; expected 0 to {len(found) - 1} in order"
+            self.report(ProblemKind.UTTERANCE_IDS, "messages", message)
         if image_ids != tuple(range(len(image_ids))):
-            self.report(
-                ProblemKind.IMAGE_IDS,
-                "messages",
-                f"image ids are {list(image_ids)}; expected 0, 1, 2, ... in order",
-            )
+            message = f"image ids are {list(image_ids)}; expected 0, 1, 2, ... in order"
+            self.report(ProblemKind.IMAGE_IDS, "messages", message)
 
-    def _images_of_ids(self, dialogue: Dialogue, images: list[str] | None, user_text: str) -> None:
+    def _images_of_ids(self, dialogue: Dialogue, count: int, images: list[str] | None, user_text: str) -> None:
         """Paths, placeholders and ids of images must be equal in number, and stand together."""
-        count, placeholders = len(dialogue.image_ids), user_text.count(IMAGE)
+        placeholders = user_text.count(IMAGE)
         if images is not None and not placeholders == len(images) == count:
-            self.report(
-                ProblemKind.IMAGE_COUNT,
-                "images",
-                f"{len(images)} paths, {placeholders} {IMAGE} and {count} image ids; the three must be equal",
-            )
+            message = f"{len(images)} paths, {placeholders} {IMAGE} and {count} image ids; the three must be equal"
+            self.report(ProblemKind.IMAGE_COUNT, "images", message)
         elif user_text.count(_IMAGE_WITH_ID) != placeholders:
             for utterance, (start, end) in zip(dialogue.utterances, utterance_spans(user_text), strict=True):
                 ids, shown = len(utterance.image_ids), user_text.count(IMAGE, start, end)
@@ -259,13 +254,17 @@ class _Check:
                     message = f"utterance {utterance.id} has {ids} image ids and {shown} {IMAGE}"
                     self.report(ProblemKind.IMAGE_COUNT, "messages", message)
 
-    def _texts(self, messages: list[dict[str, str]], dialogue: Dialogue, before: str, rest: str) -> None:
+    def _texts(self, messages: list[dict[str, str]], dialogue: Dialogue, images: int, before: str, rest: str) -> None:
         """What a text must not hold: tags of the wire format out of place, placeholders, chat tokens.
 
         `before` and `rest` are the user's message around the first tag of an utterance.
         """
         told = set()
-        images = len(dialogue.image_ids)
+        if not dialogue.query.strip():
+            self.report(ProblemKind.NO_DIALOGUE, "messages", "the query is empty")
+        if before.count(_QUERY_START) > 1:
+            several = f"{before.count(_QUERY_START)} {_QUERY_START}; the query is taken to be {dialogue.query[:80]!r}"
+            self.report(ProblemKind.SEVERAL_QUERIES, "messages", several)
         tags = _ANGLES_OF_UTTERANCE * len(dialogue.utterances) + _ANGLES_OF_IMAGE * images
         # No other tag than those of the ids, which is quick to see and true of nearly all rows.
         is_plain = rest.count("<") + 1 == tags and rest.count(_IMAGE_WITH_ID) == images
@@ -283,68 +282,63 @@ class _Check:
             told.add(found)
             self.report(ProblemKind.BAD_TEXT, "messages", f"the query holds {found}")
         for number, message in enumerate(messages):
-            is_user = message["role"] == "user"
-            content = message["content"]
+            is_user, content = message["role"] == "user", message["content"]
             found = control_token(before if is_user and is_plain else content)
             if found is None and not is_user and IMAGE in content:
                 found = IMAGE
             if found is not None and found not in told:
                 self.report(ProblemKind.BAD_TEXT, f"messages[{number}]", f"holds {found}")
 
-    def _query(self, dialogue: Dialogue, before: str) -> None:
-        if not dialogue.query.strip():
-            self.report(ProblemKind.NO_DIALOGUE, "messages", "the query is empty")
-        count = before.count(_QUERY_START)
-        if count > 1:
-            message = f"{count} {_QUERY_START}; the query is taken to be {dialogue.query[:80]!r}"
-            self.report(ProblemKind.SEVERAL_QUERIES, "messages", message)
-
-    def _solution(self) -> str | None:
-        solution = self._row.get("solution")
-        if not isinstance(solution, str):
-            self.report(ProblemKind.MISSING_FIELD, "solution", "missing or no text; expected the gold answer")
-            return None
-        return solution
+    def _lines(self, dialogue: Dialogue, user_text: str, rest: str) -> None:
+        """Ids in the middle of a line, and lines whose speaker is not surely one."""
+        count = len(dialogue.utterances)
+        names = {utterance.speaker for utterance in dialogue.utterances}
+        good = [name for name in names if len(name) <= 64 and ":" not in name and "：" not in name]
+        are_good = sum([user_text.count(f"<|utt_id_end|> {name}: ") for name in good]) == count
+        if are_good and rest.count(f"\n{_UTTERANCE_START}") == count - 1:  # true of nearly all rows, and quick to see
+            return
+        spans = list(zip(dialogue.utterances, utterance_spans(user_text), strict=True))
+        if rest.count(f"\n{_UTTERANCE_START}") < count - 1:
+            inner = [start for _, (start, _) in spans[1:] if user_text[start - 1] != "\n"]
+            start = user_text[inner[0] :][:80]
+            message = f"{len(inner)} utterances start in the middle of a line, the first at {start!r}"
+            self.report(ProblemKind.ODD_LINE, "messages", message)
+        odd = [utterance for utterance, (start, end) in spans if not _GOOD_LINE.search(user_text, start, end)]
+        if odd:
+            first = odd[0]
+            message = f"{len(odd)} utterances are not 'speaker: text'; of utterance {first.id} {first.speaker!r} is"
+            message = f"{message} taken for the speaker and {first.text[:80]!r} for the text"
+            self.report(ProblemKind.ODD_LINE, "messages", message)
 
     def _gold(self, solution: str) -> Fragment | None:
-        gold = parse_fragment(solution)
+        gold = parse_gold(solution)
         if gold is None:
             reason = malformed_reason(solution)
-            self.report(
-                ProblemKind.GOLD_MALFORMED,
-                "solution",
-                f"malformed ({reason.value if reason else ''}): {solution[:80]!r}",
-            )
+            message = f"malformed ({reason.value if reason else ''}): {solution[:80]!r}"
+            self.report(ProblemKind.GOLD_MALFORMED, "solution", message)
         return gold
 
-    def _gold_in(self, dialogue: Dialogue, gold: Fragment) -> None:
+    def _gold_in(self, dialogue: Dialogue, images: int, gold: Fragment) -> None:
+        is_good = True
         for name, ids, count in (
             ("utterance", gold.utterance_ids, len(dialogue.utterances)),
-            ("image", gold.image_ids, len(dialogue.image_ids)),
+            ("image", gold.image_ids, images),
         ):
             outside = [identifier for identifier in ids if identifier >= count]
             if outside:
-                self.report(
-                    ProblemKind.GOLD_OUTSIDE,
-                    "solution",
-                    f"{name} ids {outside} are outside the dialogue, which has {count}",
-                )
+                message = f"{name} ids {outside} are outside the dialogue, which has {count}"
+                self.report(ProblemKind.GOLD_OUTSIDE, "solution", message)
             if len(set(ids)) != len(ids):
                 self.report(ProblemKind.GOLD_REPEATED, "solution", f"{name} ids repeat: {list(ids)}")
-        if any(problem.field == "solution" for problem in self.problems):
+            is_good = is_good and not outside and len(set(ids)) == len(ids)
+        if not is_good:
             return
-        self._gold_images(gold, dialogue)
-        rewards = (*f1_of_fragments(gold, gold, length_penalty=0.0), has_no_repeats(gold))
-        if rewards != (1.0, 1.0, True):
-            self.report(ProblemKind.GOLD_SELF_CHECK, "solution", f"earns {rewards} in f1 and format, not 1 each")
-
-    def _gold_images(self, gold: Fragment, dialogue: Dialogue) -> None:
-        held = set(gold.utterance_ids)
-        inside = {image for utterance in dialogue.utterances if utterance.id in held for image in utterance.image_ids}
-        given = set(gold.image_ids)
-        for ids, what in (
-            (sorted(given - inside), "are gold, their utterances are not"),
-            (sorted(inside - given), "are not gold, their utterances are"),
+        held, given = set(gold.utterance_ids), set(gold.image_ids)
+        shown = [one.image_ids for one in dialogue.utterances if one.image_ids and one.id in held]
+        inside = {image for image_ids in shown for image in image_ids}
+        for lone, what in (
+            (given - inside, "are gold, their utterances are not"),
+            (inside - given, "are not gold, their utterances are"),
         ):
-            if ids:
-                self.report(ProblemKind.GOLD_IMAGES, "solution", f"images {ids} {what}")
+            if lone:
+                self.report(ProblemKind.GOLD_IMAGES, "solution", f"images {sorted(lone)} {what}")

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from ffr_verl.errors import FFRError
+from ffr_verl.errors import FFRError, printable
+from ffr_verl.files import disk_errors
 
 __all__ = ["read_rows"]
 
@@ -18,7 +19,6 @@ _BLOCK = 2**20
 _LARGEST_ROW = 64 * 2**20
 _LONGEST_ESCAPE = 12
 _BLANK = " \t\n\r"
-_decoder = json.JSONDecoder()
 _GZIP = b"\x1f\x8b"
 _OTHER_FILES = {
     b"PK\x03\x04": "a zip file; unpack it first",
@@ -27,24 +27,39 @@ _OTHER_FILES = {
     b"\x28\xb5\x2f\xfd": "a zstd file; unpack it first (only gzip is read as it is)",
     b"PAR1": "a parquet file; give the rows as a JSON list or JSONL",
 }
-_MOST_BYTES = max(map(len, _OTHER_FILES))
+_NAMES = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+_START = 4096  # bytes that tell what kind of file it is
 _MEND = "; a file is a JSON list, or JSONL with one row a line"
 _CUT_OFF = "; the file seems cut off, copy it again"
 _RECODE = "; convert it, for example with iconv"
-_TOO_LARGE = "longer than {} MiB" + _MEND
 
 
-def _without_bom(data: bytes) -> bytes:
-    return data.removeprefix(codecs.BOM_UTF8)
+class _KeyTwiceError(ValueError):
+    """An object has a key twice: one of its values would be dropped."""
 
 
-def _is_cut_off(text: str, error: json.JSONDecodeError) -> bool:
-    """Whether what is wrong with the last piece of a file is that it ends too early."""
-    return "Unterminated" in error.msg or not text[error.pos :].strip(_BLANK)
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _KeyTwiceError(next(name for name in names if names.count(name) > 1))
+    return made
 
 
-def _message(error: json.JSONDecodeError) -> str:
-    return error.msg.removesuffix(" starting at")
+_decoder = json.JSONDecoder(object_pairs_hook=_object)
+
+
+def _fault(error: Exception, column: int | None = None) -> str:
+    """What is wrong with a value that cannot be decoded, and how to mend it; an error of another kind is raised."""
+    at = "" if column is None else f" at column {column}"
+    if isinstance(error, json.JSONDecodeError):
+        is_cut_off = "Unterminated" in error.msg or not error.doc[error.pos :].strip(_BLANK)
+        return f"not JSON ({error.msg.removesuffix(' starting at')}{at}){_CUT_OFF if is_cut_off else _MEND}"
+    if isinstance(error, _KeyTwiceError):
+        return f"the key {printable(str(error)[:80])!r} stands twice in an object; keep one of them"
+    if isinstance(error, RecursionError):
+        return f"not JSON (nested too deeply{at}){_MEND}"
+    return f"not JSON (a number of thousands of digits{at}){_MEND}"  # Python reads no more than 4,300
 
 
 class _ListText:
@@ -69,9 +84,8 @@ class _ListText:
         try:
             text = self._utf8.decode(block, final=self._is_at_end)
         except UnicodeDecodeError as error:
-            at = self._bytes - waiting + error.start
             mend = _CUT_OFF if error.reason == "unexpected end of data" else _RECODE
-            raise FFRError(f"{self._path}: not UTF-8 at byte {at}{mend}") from None
+            raise FFRError(f"{self._path}: not UTF-8 at byte {self._bytes - waiting + error.start}{mend}") from None
         self._bytes += len(block)
         self._line, self._column = self._place(self.at)
         self._buffer, self.at = self._buffer[self.at :] + text, 0
@@ -93,34 +107,30 @@ class _ListText:
             if not self._more():
                 return ""
 
-    def error(self, message: str, position: int | None = None, *, mend: str = _MEND) -> FFRError:
-        """What is wrong at a place of the buffer, by default the current one."""
-        line, column = self._place(self.at if position is None else position)
-        return FFRError(f"{self._path}: line {line}: not JSON ({message} at column {column + 1}){mend}")
+    def error(self, message: str) -> FFRError:
+        line, column = self._place(self.at)
+        return FFRError(f"{self._path}: line {line}: not JSON ({message} at column {column + 1}){_MEND}")
 
     def value(self) -> Any:
         """The JSON value that starts here; goes behind it."""
         while True:
             try:
                 found, end = _decoder.raw_decode(self._buffer, self.at)
-            except RecursionError:
-                raise self.error("nested too deeply") from None
-            except json.JSONDecodeError as error:
-                # Is the value broken, or does it go on in the next block?
-                is_far_from_the_end = (
-                    len(self._buffer) - error.pos > _BLOCK + _LONGEST_ESCAPE and "Unterminated" not in error.msg
-                )
-                if len(self._buffer) - self.at > _LARGEST_ROW:
-                    line, _ = self._place(self.at)
-                    size = _LARGEST_ROW // 2**20
-                    raise FFRError(f"{self._path}: the row at line {line}: {_TOO_LARGE.format(size)}") from None
-                if is_far_from_the_end or not self._more():
-                    mend = _CUT_OFF if _is_cut_off(self._buffer, error) else _MEND
-                    raise self.error(_message(error), error.pos, mend=mend) from None
-                continue
-            except ValueError:  # Python reads no number of more than 4,300 digits
-                raise self.error("a number of thousands of digits") from None
-            if end == len(self._buffer) and self._more():  # a number may go on
+            except (ValueError, RecursionError) as error:
+                place = self.at
+                if isinstance(error, json.JSONDecodeError):  # is the value broken, or does the next block hold more?
+                    place = error.pos
+                    if len(self._buffer) - self.at > _LARGEST_ROW:
+                        line, size = self._place(self.at)[0], _LARGEST_ROW // 2**20
+                        raise FFRError(
+                            f"{self._path}: the row at line {line}: longer than {size} MiB{_MEND}"
+                        ) from None
+                    is_near_the_end = len(self._buffer) - place <= _BLOCK + _LONGEST_ESCAPE
+                    if (is_near_the_end or "Unterminated" in error.msg) and self._more():
+                        continue
+                line, column = self._place(place)
+                raise FFRError(f"{self._path}: line {line}: {_fault(error, column + 1)}") from None
+            if end == len(self._buffer) and self._more():  # a number may have more digits
                 continue
             self.at = end
             return found
@@ -131,93 +141,77 @@ def _list_values(path: Path, file: BinaryIO) -> Iterator[Any]:
     cut_off = FFRError(f"{path}: the list is cut off, no closing ] at the end of the file; copy it again")
     text.next_character()
     text.at += 1
-    if text.next_character() == "]":
-        text.at += 1
-    else:
-        while True:
-            if not text.next_character():
-                raise cut_off
-            yield text.value()
-            separator = text.next_character()
-            if not separator:
-                raise cut_off
-            if separator not in ",]":
-                raise text.error("expecting ',' or ']'")
-            text.at += 1
-            if separator == "]":
-                break
+    separator = text.next_character()
+    while separator != "]":
+        if not text.next_character():
+            raise cut_off
+        yield text.value()
+        separator = text.next_character()
+        if not separator:
+            raise cut_off
+        if separator not in ",]":
+            raise text.error("expecting ',' or ']'")
+        text.at += separator == ","
+    text.at += 1
     if text.next_character():
         raise text.error("something follows the list")
 
 
 def _line_values(path: Path, file: BinaryIO) -> Iterator[Any]:
     for number, line in enumerate(iter(lambda: file.readline(_LARGEST_ROW), b""), start=1):
-        line = _without_bom(line) if number == 1 else line
+        line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
         if line.isspace() or not line:
             continue
         if len(line) == _LARGEST_ROW:
-            raise FFRError(f"{path}: line {number}: {_TOO_LARGE.format(_LARGEST_ROW // 2**20)}")
+            raise FFRError(f"{path}: line {number}: longer than {_LARGEST_ROW // 2**20} MiB{_MEND}")
         try:
-            yield json.loads(line.decode("utf-8"))
+            yield _decoder.decode(line.decode("utf-8"))
         except UnicodeDecodeError as error:
             raise FFRError(f"{path}: line {number}: not UTF-8 at byte {error.start} of it{_RECODE}") from None
-        except json.JSONDecodeError as error:
-            is_last = not line.endswith(b"\n")
-            mend = _CUT_OFF if is_last and _is_cut_off(error.doc, error) else _MEND
-            raise FFRError(
-                f"{path}: line {number}: not JSON ({_message(error)} at column {error.colno}){mend}"
-            ) from None
-        except RecursionError:
-            raise FFRError(f"{path}: line {number}: not JSON (nested too deeply){_MEND}") from None
-        except ValueError:  # Python reads no number of more than 4,300 digits
-            raise FFRError(f"{path}: line {number}: not JSON (a number of thousands of digits){_MEND}") from None
+        except (ValueError, RecursionError) as error:
+            fault = _fault(error, error.colno if isinstance(error, json.JSONDecodeError) else None)
+            fault = fault.replace(_CUT_OFF, _MEND) if line.endswith(b"\n") else fault
+            raise FFRError(f"{path}: line {number}: {fault}") from None
 
 
-def _name_of(value: Any) -> str:
-    """What JSON calls a value that is no object."""
-    names = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
-
-
-def _is_list(file: BinaryIO) -> bool:
-    """Whether the first character that is no white space is a bracket."""
-    while block := file.read(max(_BLOCK, len(codecs.BOM_UTF8))):
-        start = _without_bom(block).lstrip()
-        if start:
-            return start.startswith(b"[")
-    return False
+def _opened(path: Path) -> BinaryIO:
+    if path.is_dir() or not path.exists():
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise FFRError(f"{path}: {what}; give a JSON list or JSONL file")
+    if not path.is_file():
+        raise FFRError(f"{path}: a pipe or a device, which is not read; save the rows as a file first")
+    return path.open("rb")
 
 
 def read_rows(
     path: Path, *, on_position: Callable[[int], None] = lambda position: None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield `(row number from 0, row)` of a file of rows: a JSON list or JSONL, gzipped or not, seen from its content.
-
-    Args:
-        path: the file.
-        on_position: told after each row how many bytes of the file have been read.
+    """Yield `(row number from 0, row)` of a file of rows: a JSON list or JSONL, gzipped or not, seen from its content;
+    `on_position` is told after each row how many bytes of the file have been read.
 
     Raises:
         FFRError: for a missing file or one of another kind, another encoding than UTF-8, a broken gzip file, broken
-            JSON (with line and column) or a row that is no object. Rows before the fault have been yielded by then.
+            JSON (with line and column), a key that an object has twice, or a row that is no object. Rows before the
+            fault have been yielded by then.
     """
-    try:
-        with path.open("rb") as raw:
-            start = raw.read(_MOST_BYTES)
-            for magic, what in _OTHER_FILES.items():
-                if start.startswith(magic):
-                    raise FFRError(f"{path}: {what}")
-            is_packed = start.startswith(_GZIP)
-            raw.seek(0)
-            file = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if is_packed else raw
-            values = _list_values if _is_list(file) else _line_values
+    with disk_errors(path, "give a JSON list or JSONL file"), _opened(path) as raw:
+        is_packed = raw.read(len(_GZIP)) == _GZIP
+        raw.seek(0)
+        file = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if is_packed else raw
+        try:
+            start = file.read(_START)
+            what = next((what for magic, what in _OTHER_FILES.items() if start.startswith(magic)), None)
+            if what is None and b"\0" in start[:8]:
+                what = f"not UTF-8 but UTF-16 or another encoding with NUL bytes{_RECODE}"
+            if what is not None:
+                raise FFRError(f"{path}: {what}")
+            is_list = start.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
             file.seek(0)
-            for number, row in enumerate(values(path, file)):
+            for number, row in enumerate((_list_values if is_list else _line_values)(path, file)):
                 if not isinstance(row, dict):
-                    raise FFRError(f"{path}: row {number}: found {_name_of(row)}, expected an object{_MEND}")
+                    found = _NAMES.get(type(row), "a number")
+                    raise FFRError(f"{path}: row {number}: found {found}, expected an object{_MEND}")
                 yield number, row
                 on_position(raw.tell())
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise FFRError(f"{path}: broken gzip file ({error}); copy it again") from None
-    except OSError as error:
-        raise FFRError(f"{path}: {(error.strerror or str(error)).lower()}; give a JSON list or JSONL file") from None
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise FFRError(f"{path}: broken gzip file ({error}); copy it again") from None

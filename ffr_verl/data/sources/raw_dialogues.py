@@ -11,39 +11,40 @@ Gold turns name `utterance_idx`; gold images are those inside them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from ffr_verl.data.checks.problems import Problem, ProblemKind
+from ffr_verl.data.checks.problems import ProblemKind, clipped
+from ffr_verl.data.checks.unread_fields import unread_fields
 from ffr_verl.data.templates import TEMPLATES, PromptTemplate, detect_language
 from ffr_verl.dialogues import Dialogue, Utterance, reserved_token, unwritable
 from ffr_verl.fragments import Fragment, format_fragment
 
-__all__ = ["RawDialogueError", "dialogue_of_turns", "rows_of_raw_dialogue", "turns_of_dialogue"]
+__all__ = ["RawDialogueError", "RawReader", "dialogue_of_turns", "rows_of_raw_dialogue", "turns_of_dialogue"]
+
+_ROW = frozenset({"dialogue_id", "dialogue", "query_text", "gt_turns"})
+_ROW_OF_QUERIES = frozenset({"dialogue_id", "dialogue", "queries"})
+_TURN = frozenset({"utterance_idx", "speaker", "utterance"})
+_IMAGE = frozenset({"image_url", "caption"})
+_QUERY = frozenset({"query_text", "gt_turns"})
 
 
 class RawDialogueError(ValueError):
-    """Everything that is wrong with a raw dialogue.
-
-    Attributes:
-        problems: `(kind, field, message)` of each.
-        images: the paths of its images, as far as they could be read.
-    """
+    """Everything that is wrong with a raw dialogue: `problems`, a `(kind, field, message)` each; and the paths of its
+    `images`, as far as they could be read."""
 
     def __init__(self, problems: Sequence[tuple[ProblemKind, str, str]], images: Sequence[str] = ()) -> None:
-        super().__init__("; ".join(f"{field}: {message}" for _, field, message in problems))
+        super().__init__("; ".join(f"{field}: {clipped(message)}" for _, field, message in problems))
         self.problems, self.images = tuple(problems), tuple(images)
 
-    def of_row(self, row: int) -> list[Problem]:
-        """The problems with the row's number."""
-        return [Problem(row, kind, field, message) for kind, field, message in self.problems]
 
-
-class _Reader:
-    """Reads the fields of one raw dialogue and collects what is wrong with them."""
+class RawReader:
+    """Reads the fields of one raw dialogue, and collects what is wrong with them and what they say."""
 
     def __init__(self) -> None:
         self.problems: list[tuple[ProblemKind, str, str]] = []
+        self.said: list[str] = []
 
     def report(self, kind: ProblemKind, field: str, message: str) -> None:
         self.problems.append((kind, field, message))
@@ -57,41 +58,127 @@ class _Reader:
             self.report(ProblemKind.BAD_TEXT, field, fault)
         if found is not None:
             self.report(ProblemKind.BAD_TEXT, field, f"holds {found}, which has a meaning in the prompt")
+        self.said.append(value)
         return value.strip()
 
     def speaker(self, turn: Mapping[str, Any], field: str) -> str:
         value = turn.get("speaker", "")
-        name = self.text(str(value) if isinstance(value, int) else value, f"{field}.speaker")
-        if ": " in name or "\n" in name:
-            self.report(ProblemKind.BAD_TEXT, f"{field}.speaker", f"{name!r} holds ': ' or a line break")
+        name = self.text(str(value) if isinstance(value, int) else value, field)
+        if ": " in name or "：" in name or "\n" in name:
+            self.report(ProblemKind.BAD_TEXT, field, f"{name!r} holds ': ', '：' or a line break")
         return name
 
-    def content(self, turn: Mapping[str, Any], field: str) -> tuple[str, list[tuple[str, str]]]:
+    def content(self, value: Any, field: str) -> tuple[str, list[tuple[str, str]]]:
         """The words of a turn, and path and caption of each of its images."""
-        if "utterance" not in turn:
-            self.report(
-                ProblemKind.MISSING_FIELD, f"{field}.utterance", "missing; expected a text or a list of images"
-            )
-            return "", []
-        value = turn["utterance"]
         if not isinstance(value, list):
-            return self.text(value, f"{field}.utterance"), []
+            return self.text(value, field), []
         words: list[str] = []
         images: list[tuple[str, str]] = []
         for number, item in enumerate(value):
-            where = f"{field}.utterance[{number}]"
+            where = f"{field}[{number}]"
             if isinstance(item, str):
                 words.append(self.text(item, where))
             elif isinstance(item, Mapping) and isinstance(item.get("image_url"), str) and item["image_url"]:
                 caption = item.get("caption")
+                self.said.append(item["image_url"])
                 images.append((item["image_url"], "" if caption is None else self.text(caption, f"{where}.caption")))
             else:
-                self.report(
-                    ProblemKind.WRONG_TYPE,
-                    where,
-                    f'found {_short(item)}, expected a text or {{"image_url": path, "caption": text}}',
-                )
+                expected = 'expected a text or {"image_url": path, "caption": text}'
+                self.report(ProblemKind.WRONG_TYPE, where, f"found {_short(item)}, {expected}")
         return " ".join(filter(None, words)), images
+
+    def turns(self, dialogue_id: str, turns: Sequence[Any]) -> tuple[Dialogue, tuple[str, ...], dict[int, int]]:
+        """As `dialogue_of_turns`, without a query."""
+        utterances: list[Utterance] = []
+        paths: list[str] = []
+        ids: dict[int, int] = {}
+        last: int | None = None
+        for position, turn in enumerate(turns):
+            field = f"dialogue[{position}]"
+            if not isinstance(turn, Mapping):
+                self.report(ProblemKind.WRONG_TYPE, field, f"found {_short(turn)}, expected an object")
+                continue
+            number = turn.get("utterance_idx", position)
+            if not isinstance(number, int) or isinstance(number, bool) or (last is not None and number <= last):
+                expected = "expected a whole number" + ("" if last is None else f" above {last}")
+                where = f"{field}.utterance_idx"
+                self.report(ProblemKind.UTTERANCE_IDS, where, f"found {_short(number)}, {expected}")
+            else:
+                ids[number] = position
+                last = number
+            speaker = self.speaker(turn, f"{field}.speaker")
+            if "utterance" not in turn:
+                missing = "missing; expected a text or a list of images"
+                self.report(ProblemKind.MISSING_FIELD, f"{field}.utterance", missing)
+            text, images = self.content(turn.get("utterance", ""), f"{field}.utterance")
+            image_ids = tuple(range(len(paths), len(paths) + len(images)))
+            captions = tuple([caption for _, caption in images])
+            utterances.append(Utterance(position, speaker, text, image_ids, captions if any(captions) else ()))
+            paths += [path for path, _ in images]
+        return Dialogue(dialogue_id, tuple(utterances), ""), tuple(paths), ids
+
+    def queries(self, row: Mapping[str, Any], ids: Mapping[int, int]) -> list[tuple[str, list[int]]]:
+        """Text and gold positions of each query."""
+        if "queries" in row:
+            queries = row["queries"]
+            if not isinstance(queries, list) or not all(isinstance(item, Mapping) for item in queries):
+                self.report(ProblemKind.WRONG_TYPE, "queries", "expected a list of {query_text, gt_turns}")
+            elif not queries:
+                self.report(ProblemKind.MISSING_FIELD, "queries", "empty; expected at least one query")
+            else:
+                return [self.query(item, ids, f"queries[{number}].%s") for number, item in enumerate(queries)]
+            return []
+        missing = [name for name in ("query_text", "gt_turns") if name not in row]
+        for name in missing:
+            self.report(ProblemKind.MISSING_FIELD, name, "missing; expected a query and its gold turns, or queries")
+        if missing:
+            return []
+        texts, turns = row["query_text"], row["gt_turns"]
+        if not isinstance(texts, list):
+            return [self.query(row, ids, "%s")]
+        if not isinstance(turns, list) or len(turns) != len(texts):
+            self.report(ProblemKind.WRONG_TYPE, "gt_turns", f"expected {len(texts)} lists, one for each query_text")
+            return []
+        items = [{"query_text": text, "gt_turns": gold} for text, gold in zip(texts, turns, strict=True)]
+        return [self.query(item, ids, f"%s[{number}]") for number, item in enumerate(items)]
+
+    def query(self, item: Mapping[str, Any], ids: Mapping[int, int], where: str) -> tuple[str, list[int]]:
+        """Text and gold positions; `where` makes the name of a field."""
+        field = where % "query_text"
+        text = self.text(item.get("query_text"), field)
+        if not text and isinstance(item.get("query_text"), str):
+            self.report(ProblemKind.MISSING_FIELD, field, "empty; expected a query")
+        return text, self.gold(item.get("gt_turns"), ids, where % "gt_turns")
+
+    def gold(self, turns: Any, ids: Mapping[int, int], field: str) -> list[int]:
+        """The positions of gold turns, rising."""
+        if not isinstance(turns, list) or not all(type(turn) is int for turn in turns):
+            self.report(ProblemKind.WRONG_TYPE, field, f"found {_short(turns)}, expected a list of utterance_idx")
+            return []
+        outside = [turn for turn in turns if turn not in ids]
+        if outside:
+            self.report(ProblemKind.GOLD_OUTSIDE, field, f"{outside} are no utterance_idx of the dialogue")
+        if len(set(turns)) != len(turns):
+            self.report(ProblemKind.GOLD_REPEATED, field, f"turns repeat: {turns}")
+        return sorted({ids[turn] for turn in turns if turn in ids})
+
+    def unread(self, row: Mapping[str, Any]) -> None:
+        """Fields that look like content and are dropped."""
+        objects: list[tuple[str, Mapping[str, Any], frozenset[str]]] = [
+            ("", row, _ROW_OF_QUERIES if "queries" in row else _ROW)
+        ]
+        for position, turn in enumerate(row["dialogue"]):
+            if isinstance(turn, Mapping):
+                objects.append((f"dialogue[{position}].", turn, _TURN))
+                if isinstance(turn.get("utterance"), list):
+                    for number, item in enumerate(turn["utterance"]):
+                        objects.append((f"dialogue[{position}].utterance[{number}].", item, _IMAGE))
+        if isinstance(row.get("queries"), list):
+            objects += [(f"queries[{number}].", query, _QUERY) for number, query in enumerate(row["queries"])]
+        for where, value, read in objects:
+            if isinstance(value, Mapping) and not value.keys() <= read:
+                for name, message in unread_fields(value, read, self.said):
+                    self.report(ProblemKind.UNREAD_FIELD, where + name, message)
 
 
 def _short(value: Any) -> str:
@@ -102,13 +189,7 @@ def _short(value: Any) -> str:
 def dialogue_of_turns(
     dialogue_id: str, turns: Sequence[Mapping[str, Any]], query: str
 ) -> tuple[Dialogue, tuple[str, ...], dict[int, int]]:
-    """Build a dialogue from raw turns.
-
-    Args:
-        dialogue_id: kept as it is.
-        turns: `{"utterance_idx": …, "speaker": …, "utterance": text or list of images}`; `utterance_idx` counts up and
-            may be left out, then turns count from 0.
-        query: what is asked.
+    """Build a dialogue from raw turns, see the module; `utterance_idx` counts up and may be left out.
 
     Returns:
         The dialogue, whose utterance ids count from 0; the path of each image; and for each `utterance_idx` its id.
@@ -122,44 +203,12 @@ def dialogue_of_turns(
         >>> dialogue.utterances, paths, ids
         ((Utterance(id=0, speaker='Ann', text='', image_ids=(0,), captions=()),), ('cat.jpg',), {1: 0})
     """
-    reader = _Reader()
-    found = _read_turns(reader, dialogue_id, turns, reader.text(query, "query_text"))
+    reader = RawReader()
+    text = reader.text(query, "query_text")
+    dialogue, paths, ids = reader.turns(dialogue_id, turns)
     if reader.problems:
         raise RawDialogueError(reader.problems)
-    return found
-
-
-def _read_turns(
-    reader: _Reader, dialogue_id: str, turns: Sequence[Any], query: str
-) -> tuple[Dialogue, tuple[str, ...], dict[int, int]]:
-    """As `dialogue_of_turns`; problems are left in the reader."""
-    utterances: list[Utterance] = []
-    paths: list[str] = []
-    ids: dict[int, int] = {}
-    last: int | None = None
-    for position, turn in enumerate(turns):
-        field = f"dialogue[{position}]"
-        if not isinstance(turn, Mapping):
-            reader.report(ProblemKind.WRONG_TYPE, field, f"found {_short(turn)}, expected an object")
-            continue
-        number = turn.get("utterance_idx", position)
-        if not isinstance(number, int) or isinstance(number, bool) or (last is not None and number <= last):
-            before = "" if last is None else f" above {last}"
-            reader.report(
-                ProblemKind.UTTERANCE_IDS,
-                f"{field}.utterance_idx",
-                f"found {_short(number)}, expected a whole number{before}",
-            )
-        else:
-            ids[number] = position
-            last = number
-        speaker = reader.speaker(turn, field)
-        text, images = reader.content(turn, field)
-        image_ids = tuple(range(len(paths), len(paths) + len(images)))
-        captions = tuple([caption for _, caption in images])
-        utterances.append(Utterance(position, speaker, text, image_ids, captions if any(captions) else ()))
-        paths += [path for path, _ in images]
-    return Dialogue(dialogue_id, tuple(utterances), query), tuple(paths), ids
+    return replace(dialogue, query=text), paths, ids
 
 
 def turns_of_dialogue(dialogue: Dialogue, paths: Sequence[str]) -> list[dict[str, Any]]:
@@ -182,55 +231,15 @@ def turns_of_dialogue(dialogue: Dialogue, paths: Sequence[str]) -> list[dict[str
     return turns
 
 
-def _queries(row: Mapping[str, Any], reader: _Reader) -> list[tuple[Any, Any, str]]:
-    """Query, gold turns and the name of the field of the gold turns, for each query of the row."""
-    if "queries" in row:
-        queries = row["queries"]
-        if not isinstance(queries, list) or not all(isinstance(item, Mapping) for item in queries):
-            reader.report(ProblemKind.WRONG_TYPE, "queries", "expected a list of {query_text, gt_turns}")
-            return []
-        return [
-            (item.get("query_text"), item.get("gt_turns"), f"queries[{number}].gt_turns")
-            for number, item in enumerate(queries)
-        ]
-    missing = [name for name in ("query_text", "gt_turns") if name not in row]
-    for name in missing:
-        reader.report(ProblemKind.MISSING_FIELD, name, "missing; expected a query and its gold turns, or queries")
-    if missing:
-        return []
-    query, turns = row["query_text"], row["gt_turns"]
-    if not isinstance(query, list):
-        return [(query, turns, "gt_turns")]
-    if not isinstance(turns, list) or len(turns) != len(query):
-        reader.report(ProblemKind.WRONG_TYPE, "gt_turns", f"expected {len(query)} lists, one for each query_text")
-        return []
-    return [(one, gold, f"gt_turns[{number}]") for number, (one, gold) in enumerate(zip(query, turns, strict=True))]
-
-
-def _gold(turns: Any, ids: Mapping[int, int], dialogue: Dialogue, field: str, reader: _Reader) -> Fragment:
-    if not isinstance(turns, list) or not all(isinstance(turn, int) and not isinstance(turn, bool) for turn in turns):
-        reader.report(ProblemKind.WRONG_TYPE, field, f"found {_short(turns)}, expected a list of utterance_idx")
-        return Fragment((), ())
-    outside = [turn for turn in turns if turn not in ids]
-    if outside:
-        reader.report(ProblemKind.GOLD_OUTSIDE, field, f"{outside} are no utterance_idx of the dialogue")
-    if len(set(turns)) != len(turns):
-        reader.report(ProblemKind.GOLD_REPEATED, field, f"turns repeat: {turns}")
-    gold = sorted({ids[turn] for turn in turns if turn in ids})
-    held = set(gold)
-    images = [image for utterance in dialogue.utterances if utterance.id in held for image in utterance.image_ids]
-    return Fragment(tuple(gold), tuple(images))
-
-
 def rows_of_raw_dialogue(
     row: Mapping[str, Any], *, template: PromptTemplate | None = None, captions: bool = False
-) -> Iterable[dict[str, Any]]:
+) -> list[dict[str, Any]]:
     """The rows of the MLDR format that a raw dialogue gives, one for each query.
 
     Args:
         row: see the module.
         template: instructions; by default those of the language in which the dialogue is.
-        captions: write captions behind their images; the model could then answer without looking.
+        captions: write them behind their images; the model could then answer without looking.
 
     Raises:
         RawDialogueError: for everything that is wrong with the row.
@@ -240,37 +249,26 @@ def rows_of_raw_dialogue(
         >>> [(made["dialogue_id"], made["solution"]) for made in rows_of_raw_dialogue(row)]
         [(7, '<|utt_ids_start|>[0]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>')]
     """
-    reader = _Reader()
+    reader = RawReader()
     turns = row.get("dialogue")
     if not isinstance(turns, list) or not turns:
         other = " (rows with messages need --format mldr)" if "messages" in row else ""
         reader.report(ProblemKind.MISSING_FIELD, "dialogue", f"missing or empty; expected a list of turns{other}")
-        _queries(row, reader)
+        reader.queries(row, {})
         raise RawDialogueError(reader.problems)
-    dialogue, paths, ids = _read_turns(reader, str(row.get("dialogue_id", "")), turns, "")
+    dialogue, paths, ids = reader.turns(str(row.get("dialogue_id", "")), turns)
     if template is None:
         template = TEMPLATES[detect_language(" ".join([utterance.text for utterance in dialogue.utterances]))]
     made = []
-    for query, gold_turns, field in _queries(row, reader):
-        query_field = field.replace("gt_turns", "query_text")
-        text = reader.text(query, query_field)
-        if isinstance(query, str) and not text:
-            reader.report(ProblemKind.MISSING_FIELD, query_field, "empty; expected a query")
-        solution = format_fragment(_gold(gold_turns, ids, dialogue, field, reader))
-        asked = Dialogue(dialogue.dialogue_id, dialogue.utterances, text)
-        made.append(
-            {
-                "images": list(paths),
-                "dialogue_id": row.get("dialogue_id"),
-                "solution": solution,
-                "messages": [
-                    *template.messages(asked, captions=captions),
-                    {"role": "assistant", "content": solution},
-                ],
-            }
-        )
-    if not made and not reader.problems:
-        reader.report(ProblemKind.MISSING_FIELD, "queries", "empty; expected at least one query")
+    for query, gold in reader.queries(row, ids):
+        held = set(gold)
+        images = [image for one in dialogue.utterances if one.id in held for image in one.image_ids]
+        solution = format_fragment(Fragment(tuple(gold), tuple(images)))
+        messages = template.messages(replace(dialogue, query=query), captions=captions)
+        messages.append({"role": "assistant", "content": solution})
+        row_id = row.get("dialogue_id")
+        made.append({"images": list(paths), "dialogue_id": row_id, "solution": solution, "messages": messages})
+    reader.unread(row)
     if reader.problems:
         raise RawDialogueError(reader.problems, paths)
     return made

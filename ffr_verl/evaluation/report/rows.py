@@ -6,13 +6,12 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ffr_verl.dialogues import Dialogue, parse_dialogue
+from ffr_verl.dialogues import Dialogue, extra_info, parse_dialogue
 from ffr_verl.fragments import AnswerStyle, Fragment, parse_fragment, parse_gold, parse_leniently
 from ffr_verl.predictions import Prediction
 from ffr_verl.rewards.coherence import CoherenceMode
 from ffr_verl.rewards.config import RewardConfig
 from ffr_verl.rewards.diagnosis import diagnose
-from ffr_verl.rewards.extra_info import extra_info_of
 from ffr_verl.rewards.f1 import f1_reward
 from ffr_verl.rewards.ffr import compute_score
 
@@ -105,14 +104,18 @@ class ReportRows:
         gold = parse_gold(prediction.labels) or Fragment((), ())
         strict = parse_fragment(prediction.response, style=self._style)
         predicted = self._read(prediction.response)
-        info = _extra_info(prediction, dialogue)
+        known = dialogue or Dialogue(prediction.dialogue_id, (), "")
+        count = len(known.image_ids)  # an image without a path has no vector either
+        names = [*prediction.images, *[""] * count][:count]
+        info = extra_info(known, names, split=str(prediction.extra.get("split", "")))
         scores = compute_score("report", prediction.rewarded, prediction.labels, info, **self._rewards)
-        known = None if dialogue is None else info
         if dialogue is None:
             del scores["mcc"]  # the dialogue's size is not known
         if self._rewards.get("embeddings") is None:
             del scores["coherence"]
-        reason = diagnose(prediction.response, prediction.labels, extra_info=known, style=self._style).malformed
+        reason = diagnose(
+            prediction.response, prediction.labels, extra_info=info if dialogue else None, style=self._style
+        ).malformed
         fault = UNANSWERED if prediction.error else None if reason is None else reason.value
         self.rows.append(
             {
@@ -178,15 +181,6 @@ class ReportRows:
                 turn["images"] = shown
             turns.append(turn)
         return turns
-
-
-def _extra_info(prediction: Prediction, dialogue: Dialogue | None) -> dict[str, Any]:
-    """What `ffr-verl prepare` would have written for the row."""
-    dialogue = dialogue or Dialogue(prediction.dialogue_id, (), "")
-    count = len(dialogue.image_ids)
-    # compute_score wants a path for each image; one without a path has no vector either.
-    names = [*prediction.images, *[""] * count][:count]
-    return extra_info_of(dialogue, names, split=str(prediction.extra.get("split", "")))
 
 
 def _outside(predicted: Fragment, dialogue: Dialogue | None) -> Fragment:
