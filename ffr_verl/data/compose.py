@@ -144,8 +144,8 @@ def compose(
     settings: ComposeSettings,
     rng: random.Random,
 ) -> dict[str, Any]:
-    """A long raw dialogue of short ones, in the order of their blocks, and its queries; those for the `absent` one,
-    which is not in it, have an empty gold."""
+    """A long raw dialogue of short ones, in the order of their blocks, and its queries; one that asks for the `absent`
+    dialogue, which is not in it, has an empty gold."""
     layout = settings.layout
     kind: Literal["blocks", "interleaved"] = rng.choice(("blocks", "interleaved")) if layout == "mixed" else layout
     order = order_of_parts([len(part.turns) for part in parts], kind, rng, dispersion=settings.dispersion)

@@ -673,6 +673,7 @@ RAW: Row = {
         ("wrong_type", {"gt_turns": [True]}, r"'gt_turns': found \[True\]"),
         ("wrong_type", {"queries": {}}, r"'queries': expected a list of"),
         ("missing_field", {"queries": []}, r"'queries': empty"),
+        ("missing_field", {"query_text": [], "gt_turns": []}, r"'queries': empty"),
         ("wrong_type", {"queries": [{"gt_turns": [1]}]}, r"'queries\[0\]\.query_text': found None"),
         (
             "contradiction",

@@ -19,7 +19,7 @@ _WORDS = re.compile(
 )
 # Words of a name that speaks of something beside the dialogue.
 _BESIDE = re.compile("id|idx|index|hash|md5|sha|avatar|icon|type|kind|format|lang|language|source|license")
-_PICTURE_FILE = re.compile(r"data:image/|.*\.(?:jpe?g|png|gif|webp|bmp|tiff?|heic|avif)", re.IGNORECASE | re.DOTALL)
+_PICTURE_FILE = re.compile(r"data:image/.*|.*\.(?:jpe?g|png|gif|webp|bmp|tiff?|heic|avif)", re.IGNORECASE | re.DOTALL)
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -48,7 +48,7 @@ def unread_fields(value: Mapping[str, Any], read: frozenset[str], said: Sequence
             continue
         has_pictures, has_words = any(map(_PICTURES.fullmatch, words)), any(map(_WORDS.fullmatch, words))
         for text in filter(None, _texts(value[name])):
-            is_picture = has_pictures or _PICTURE_FILE.match(text) is not None
+            is_picture = has_pictures or _PICTURE_FILE.fullmatch(text) is not None
             is_said = text in said or (not is_picture and _is_inside(text, said))
             if (is_picture or has_words) and not is_said:
                 yield printable(clipped(name)), f"is not read: {clipped(text)!r}"

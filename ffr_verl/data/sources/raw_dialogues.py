@@ -45,6 +45,7 @@ class RawReader:
     def __init__(self) -> None:
         self.problems: list[tuple[ProblemKind, str, str]] = []
         self.said: list[str] = []
+        self.odd: list[tuple[str, Mapping[str, Any], frozenset[str]]] = []  # objects with other fields than these
 
     def report(self, kind: ProblemKind, field: str, message: str) -> None:
         self.problems.append((kind, field, message))
@@ -79,6 +80,8 @@ class RawReader:
             if isinstance(item, str):
                 words.append(self.text(item, where))
             elif isinstance(item, Mapping) and isinstance(item.get("image_url"), str) and item["image_url"]:
+                if not item.keys() <= _IMAGE:
+                    self.odd.append((f"{where}.", item, _IMAGE))
                 caption = item.get("caption")
                 self.said.append(item["image_url"])
                 images.append((item["image_url"], "" if caption is None else self.text(caption, f"{where}.caption")))
@@ -98,6 +101,8 @@ class RawReader:
             if not isinstance(turn, Mapping):
                 self.report(ProblemKind.WRONG_TYPE, field, f"found {_short(turn)}, expected an object")
                 continue
+            if not turn.keys() <= _TURN:
+                self.odd.append((f"{field}.", turn, _TURN))
             number = turn.get("utterance_idx", position)
             if not isinstance(number, int) or isinstance(number, bool) or (last is not None and number <= last):
                 expected = "expected a whole number" + ("" if last is None else f" above {last}")
@@ -119,32 +124,34 @@ class RawReader:
 
     def queries(self, row: Mapping[str, Any], ids: Mapping[int, int]) -> list[tuple[str, list[int]]]:
         """Text and gold positions of each query."""
-        if "queries" in row:
-            queries = row["queries"]
-            if not isinstance(queries, list) or not all(isinstance(item, Mapping) for item in queries):
-                self.report(ProblemKind.WRONG_TYPE, "queries", "expected a list of {query_text, gt_turns}")
-            elif not queries:
-                self.report(ProblemKind.MISSING_FIELD, "queries", "empty; expected at least one query")
-            else:
-                return [self.query(item, ids, f"queries[{number}].%s") for number, item in enumerate(queries)]
-            return []
-        missing = [name for name in ("query_text", "gt_turns") if name not in row]
+        missing = [] if "queries" in row else [name for name in ("query_text", "gt_turns") if name not in row]
         for name in missing:
             self.report(ProblemKind.MISSING_FIELD, name, "missing; expected a query and its gold turns, or queries")
         if missing:
             return []
-        texts, turns = row["query_text"], row["gt_turns"]
-        if not isinstance(texts, list):
-            return [self.query(row, ids, "%s")]
-        if not isinstance(turns, list) or len(turns) != len(texts):
-            self.report(ProblemKind.WRONG_TYPE, "gt_turns", f"expected {len(texts)} lists, one for each query_text")
-            return []
-        items = [{"query_text": text, "gt_turns": gold} for text, gold in zip(texts, turns, strict=True)]
-        return [self.query(item, ids, f"%s[{number}]") for number, item in enumerate(items)]
+        if "queries" in row:
+            items, place = row["queries"], "queries[{}].%s"
+            if not isinstance(items, list) or not all(isinstance(item, Mapping) for item in items):
+                self.report(ProblemKind.WRONG_TYPE, "queries", "expected a list of {query_text, gt_turns}")
+                return []
+        else:
+            texts, turns, place = row["query_text"], row["gt_turns"], "%s[{}]"
+            if not isinstance(texts, list):
+                return [self.query(row, ids, "%s")]
+            if not isinstance(turns, list) or len(turns) != len(texts):
+                message = f"expected {len(texts)} lists, one for each query_text"
+                self.report(ProblemKind.WRONG_TYPE, "gt_turns", message)
+                return []
+            items = [{"query_text": text, "gt_turns": gold} for text, gold in zip(texts, turns, strict=True)]
+        if not items:
+            self.report(ProblemKind.MISSING_FIELD, "queries", "empty; expected at least one query")
+        return [self.query(item, ids, place.format(number)) for number, item in enumerate(items)]
 
     def query(self, item: Mapping[str, Any], ids: Mapping[int, int], where: str) -> tuple[str, list[int]]:
         """Text and gold positions; `where` makes the name of a field."""
         field = where % "query_text"
+        if field != "query_text":  # that of a row
+            self.odd.append((where % "", item, _QUERY))
         text = self.text(item.get("query_text"), field)
         if not text and isinstance(item.get("query_text"), str):
             self.report(ProblemKind.MISSING_FIELD, field, "empty; expected a query")
@@ -163,22 +170,11 @@ class RawReader:
         return sorted({ids[turn] for turn in turns if turn in ids})
 
     def unread(self, row: Mapping[str, Any]) -> None:
-        """Fields that look like content and are dropped."""
-        objects: list[tuple[str, Mapping[str, Any], frozenset[str]]] = [
-            ("", row, _ROW_OF_QUERIES if "queries" in row else _ROW)
-        ]
-        for position, turn in enumerate(row["dialogue"]):
-            if isinstance(turn, Mapping):
-                objects.append((f"dialogue[{position}].", turn, _TURN))
-                if isinstance(turn.get("utterance"), list):
-                    for number, item in enumerate(turn["utterance"]):
-                        objects.append((f"dialogue[{position}].utterance[{number}].", item, _IMAGE))
-        if isinstance(row.get("queries"), list):
-            objects += [(f"queries[{number}].", query, _QUERY) for number, query in enumerate(row["queries"])]
-        for where, value, read in objects:
-            if isinstance(value, Mapping) and not value.keys() <= read:
-                for name, message in unread_fields(value, read, self.said):
-                    self.report(ProblemKind.UNREAD_FIELD, where + name, message)
+        """Fields that look like content and are dropped: of the row, and of what has been read of it."""
+        of_row = "", row, _ROW_OF_QUERIES if "queries" in row else _ROW
+        for where, value, read in [of_row, *self.odd]:
+            for name, message in unread_fields(value, read, self.said):
+                self.report(ProblemKind.UNREAD_FIELD, where + name, message)
 
 
 def _short(value: Any) -> str:
