@@ -276,16 +276,18 @@ def open_store(path: str | os.PathLike[str]) -> EmbeddingStore:
         FFRError: when the store cannot be opened.
     """
     name = os.path.expanduser(path)
-    with contextlib.suppress(OSError):
-        found = os.stat(os.path.join(name, _MANIFEST))
-        identity = (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
-        with _LOCK:
-            if identity not in _OPEN:
-                while len(_OPEN) >= _MOST_OPEN:
-                    del _OPEN[next(iter(_OPEN))]
-                _OPEN[identity] = EmbeddingStore.open(os.path.realpath(name))
-            return _OPEN[identity]
-    return EmbeddingStore.open(name)  # says what is wrong
+    try:
+        found = os.stat(f"{name}/{_MANIFEST}")
+    except OSError:
+        return EmbeddingStore.open(name)  # says what is wrong
+    identity = (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
+    with _LOCK:
+        store = _OPEN.get(identity)
+        if store is None:
+            while len(_OPEN) >= _MOST_OPEN:
+                del _OPEN[next(iter(_OPEN))]
+            store = _OPEN[identity] = EmbeddingStore.open(os.path.realpath(name))
+    return store
 
 
 def _checked_dtype(name: str, where: str) -> np.dtype[Any]:
