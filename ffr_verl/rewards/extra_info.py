@@ -59,11 +59,6 @@ class RowDialogue(NamedTuple):
 def extra_info_of(dialogue: Dialogue, images: Sequence[Any], *, split: str = "") -> dict[str, Any]:
     """The `extra_info` of a row that has none.
 
-    Args:
-        dialogue: of the row.
-        images: its images, as they stand in the row.
-        split: of the row, where known.
-
     Example:
         >>> from ffr_verl.dialogues import Utterance
         >>> extra_info_of(Dialogue("d", (Utterance(7, "a", "look", (3,)),), "q"), ["a.png"])["image_ids"]
