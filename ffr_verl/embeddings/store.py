@@ -171,6 +171,11 @@ def _content_hash(path: Path) -> str:
 class EmbeddingStore:
     """An open store; read-only, safe to use from threads, and cheap to send to another process (it is opened there).
 
+    Attributes:
+        path: of the folder.
+        manifest: see `StoreManifest`.
+        vectors: the whole matrix, shape `(vectors, dimension)`, memory-mapped and read-only.
+
     Example:
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp()) / "store"
@@ -184,8 +189,7 @@ class EmbeddingStore:
 
     def __init__(self, path: Path, manifest: StoreManifest, vectors: np.ndarray, maps: Mapping[str, Any]) -> None:
         """Use `EmbeddingStore.open`."""
-        self.path, self.manifest = path, manifest
-        self._vectors, self._maps = vectors, maps
+        self.path, self.manifest, self.vectors, self._maps = path, manifest, vectors, maps
         self.scorer: Any = None  # of `ffr_verl.rewards`: what it has computed lasts as long as the store is open
 
     @classmethod
@@ -202,7 +206,7 @@ class EmbeddingStore:
         """
         folder = Path(path).expanduser()
         manifest = StoreManifest.read(folder)
-        dtype = _checked_dtype(manifest.dtype, str(folder / _MANIFEST))
+        dtype = np.dtype(manifest.dtype).newbyteorder("<")
         sizes = {
             _VECTORS: manifest.vectors * manifest.dimension * dtype.itemsize,
             _OFFSETS: (manifest.keys + 1) * _INDEX.itemsize,
@@ -237,12 +241,12 @@ class EmbeddingStore:
 
     def __contains__(self, key: object) -> bool:
         """Whether `key` has a vector."""
-        return isinstance(key, str) and self._row_of.get(key, _NO_VECTOR) != _NO_VECTOR
+        return isinstance(key, str) and self.get(key) is not None
 
     def get(self, key: str) -> np.ndarray | None:
         """The vector of `key` as stored, shape `(dimension,)`, read-only and not copied; `None` when it has none."""
         row = self._row_of.get(key, _NO_VECTOR)
-        return None if row == _NO_VECTOR else self._vectors[row]
+        return None if row == _NO_VECTOR else self.vectors[row]
 
     def __getitem__(self, key: str) -> np.ndarray:
         """The vector of `key`.
@@ -254,14 +258,6 @@ class EmbeddingStore:
         if vector is None:
             raise KeyError(f"{key}: no vector in {self.path}")
         return vector
-
-    @property
-    def vectors(self) -> np.ndarray:
-        """The whole matrix, shape `(vectors, dimension)`, memory-mapped and read-only."""
-        return self._vectors
-
-    def __repr__(self) -> str:
-        return f"EmbeddingStore({str(self.path)!r}, {len(self)} keys, {self.manifest.model})"
 
 
 _OPEN: dict[tuple[int, ...], EmbeddingStore] = {}
@@ -276,22 +272,18 @@ def open_store(path: str | os.PathLike[str]) -> EmbeddingStore:
         FFRError: when the store cannot be opened.
     """
     name = os.path.expanduser(path)
-    with contextlib.suppress(OSError):
-        found = os.stat(os.path.join(name, _MANIFEST))
-        identity = (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
-        with _LOCK:
-            if identity not in _OPEN:
-                while len(_OPEN) >= _MOST_OPEN:
-                    del _OPEN[next(iter(_OPEN))]
-                _OPEN[identity] = EmbeddingStore.open(os.path.realpath(name))
-            return _OPEN[identity]
-    return EmbeddingStore.open(name)  # says what is wrong
-
-
-def _checked_dtype(name: str, where: str) -> np.dtype[Any]:
-    if name not in get_args(VectorDtype):
-        raise FFRError(f"{where}: dtype {name!r}, expected one of {', '.join(get_args(VectorDtype))}")
-    return np.dtype(name).newbyteorder("<")
+    try:
+        found = os.stat(f"{name}/{_MANIFEST}")
+    except OSError:
+        return EmbeddingStore.open(name)  # says what is wrong
+    identity = (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
+    with _LOCK:
+        store = _OPEN.get(identity)
+        if store is None:
+            while len(_OPEN) >= _MOST_OPEN:
+                del _OPEN[next(iter(_OPEN))]
+            store = _OPEN[identity] = EmbeddingStore.open(os.path.realpath(name))
+    return store
 
 
 def _map(file: Path, size: int) -> Any:
@@ -367,25 +359,27 @@ def write_arrays(
     normalized: bool = False,
     overwrite: bool = False,
 ) -> StoreManifest:
-    """Write a store whose keys share rows; `write_store` is simpler where each key has a vector of its own.
+    """Write a store whose keys share rows; otherwise as `write_store`.
 
     Args:
         path: folder to make.
         rows: blocks of shape `(any, dimension)`, in the order of the matrix.
         index: each key with its row, -1 for a key that is known to have no vector.
         dimension: of a vector.
-        model: name of the encoder, `revision` its revision.
+        model: see `write_store`, as for `revision`, `dtype` and `overwrite`.
         revision: see `model`.
-        dtype: of the stored numbers.
+        dtype: see `model`.
         normalized: whether the rows have length 1; recorded, not done here.
-        overwrite: replace a store that is there.
+        overwrite: see `model`.
 
     Raises:
         FFRError: for a block of another dimension, a key given twice, a row that does not exist, numbers that are not
             finite in `dtype`, a folder that is there, or a full disk. Nothing is left then.
     """
     folder = Path(path).expanduser()
-    stored = _checked_dtype(dtype, "dtype")
+    if dtype not in get_args(VectorDtype):
+        raise FFRError(f"dtype {dtype!r}, expected one of {', '.join(get_args(VectorDtype))}")
+    stored = np.dtype(dtype).newbyteorder("<")
     with disk_errors(folder), _folder_moved_into_place(folder, overwrite=overwrite) as temporary:
         count = 0
         with (temporary / _VECTORS).open("wb") as file:
@@ -484,7 +478,7 @@ def _blocks(
 ) -> Iterator[np.ndarray]:
     """The vectors, checked, 1,024 at a time; their keys are appended to `keys`."""
     block: list[np.ndarray] = []
-    dimension: int | None = None
+    dimension = 0
     for key, value in vectors:
         vector = np.asarray(value)
         if vector.ndim != 1 or vector.dtype.kind not in "fiu" or not np.isfinite(vector).all():
@@ -492,12 +486,12 @@ def _blocks(
                 f"{where}: key {key}: found {vector.dtype} of shape {vector.shape}, expected a 1-d array of finite "
                 "numbers"
             )
-        dimension = len(vector) if dimension is None else dimension
+        dimension = dimension or len(vector)
         if len(vector) != dimension or dimension == 0:
             raise FFRError(f"{where}: key {key}: dimension {len(vector)}, the first vector has {dimension}")
-        vector = vector.astype(np.float64 if normalize else np.float32, copy=False)
         if normalize:
-            vector = vector / (np.linalg.norm(vector) or 1.0)
+            vector = vector.astype(np.float64)
+            vector /= np.linalg.norm(vector) or 1.0
         keys.append(key)
         block.append(vector)
         if len(block) == 1024:

@@ -96,28 +96,30 @@ class _Dialogue(dict[Element, "np.ndarray | None"]):
         Raises:
             FFRError: for what is no vector of finite numbers, or not as long as the others.
         """
-        found = {}
+        found: dict[Pair, float] = {}
         measured: dict[Element, tuple[np.ndarray, float]] = {}
         for pair in pairs:
             for element in pair:
                 if element not in measured:
                     measured[element] = self._measured(element)
             (first, first_length), (second, second_length) = measured[pair[0]], measured[pair[1]]
-            if first.shape != second.shape:
-                raise self._unusable(pair[1], f"{len(second)} numbers, and {self.key(pair[0])} has {len(first)}")
             length = first_length * second_length
-            found[pair] = max(-1.0, min(1.0, float(first.dot(second)) / length)) if length > 0.0 else 0.0
+            try:
+                value = float(first.dot(second)) / length if length else 0.0
+            except ValueError:
+                raise self._unusable(pair[1], f"{len(second)} numbers where others are {len(first)}") from None
+            found[pair] = -1.0 if value < -1.0 else 1.0 if value > 1.0 else value
         return found
 
     def _measured(self, element: Element) -> tuple[np.ndarray, float]:
         """Vector of an element, of several images their mean, and its length."""
-        vector: np.ndarray
+        vector: Any
         try:
             if isinstance(element, tuple) and len(element) > 1:
                 vector = np.stack([self._measured((one,))[0] for one in element]).mean(axis=0, dtype=np.float64)
             else:
-                vector = np.asarray(self[element])
-            if vector.dtype.char == "f":  # as most stores have them; cosines are right to 1e-6
+                vector = self[element]
+            if type(vector) is np.ndarray and vector.dtype.char == "f":  # as most stores have them
                 square = float(vector.dot(vector))
                 if 1e-30 < square < 1e30:
                     return vector, math.sqrt(square)
