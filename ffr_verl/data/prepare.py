@@ -31,7 +31,7 @@ from ffr_verl.images import resolve_image
 
 __all__ = ["PrepareSummary", "prepare"]
 
-_COLLECT_AFTER = 20_000
+_COLLECT_AFTER = 100_000  # more than a row group holds
 _SKIP = "--skip-invalid writes the others"
 
 
