@@ -9,6 +9,8 @@ of appearance.
 from __future__ import annotations
 
 import hashlib
+import itertools
+import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -94,8 +96,7 @@ class Dialogue:
     @property
     def image_ids(self) -> tuple[int, ...]:
         """All image ids in the order of the dialogue."""
-        held = [utterance.image_ids for utterance in self.utterances if utterance.image_ids]
-        return tuple([image for image_ids in held for image in image_ids])
+        return tuple(itertools.chain.from_iterable(map(operator.attrgetter("image_ids"), self.utterances)))
 
     @property
     def tagged_query(self) -> str:
@@ -220,15 +221,13 @@ def parse_dialogue(messages: Sequence[Mapping[str, Any]], dialogue_id: str) -> D
     pieces = _UTTERANCE.split(content)
     if len(pieces) == 1:
         raise ValueError("no <|utt_id_start|>…<|utt_id_end|> in the user message")
-    utterances = []
-    new = tuple.__new__  # a third of the time of Utterance(...)
-    for identifier, body in zip(map(int, pieces[1::2]), pieces[2::2], strict=True):
-        if "<" not in body:  # as most are; without the call of a function each, prepare takes a tenth less time
-            speaker, separator, text = body.partition(": ")
-            if separator and "：" not in speaker and "\n" not in speaker:
-                utterances.append(new(Utterance, (identifier, speaker.strip(), text.strip(), (), ())))
-                continue
-        utterances.append(_utterance(identifier, body))
+    new = tuple.__new__  # most lines are plain: without calls for each of them, prepare takes a tenth less time
+    utterances = [
+        new(Utterance, (identifier, parts[0].strip(), parts[2].strip(), (), ()))
+        if "<" not in body and (parts := body.partition(": "))[1] and "：" not in parts[0] and "\n" not in parts[0]
+        else _utterance(identifier, body)
+        for identifier, body in zip(map(int, pieces[1::2]), pieces[2::2], strict=True)
+    ]
     return Dialogue(dialogue_id, tuple(utterances), query.group(1))
 
 

@@ -32,7 +32,7 @@ from ffr_verl.model_families import family_of_model
 
 __all__ = ["PrepareSummary", "prepare"]
 
-_COLLECT_AFTER = 20_000
+_COLLECT_AFTER = 100_000  # more than a row group holds
 _SKIP = "--skip-invalid writes the others"
 
 

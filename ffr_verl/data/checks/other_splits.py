@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import operator
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from ffr_verl.errors import FFRError
 
 __all__ = ["OtherSplits", "dialogue_fingerprint", "image_file", "moved_fingerprint"]
 
+_SPEAKER, _TEXT = operator.attrgetter("speaker"), operator.attrgetter("text")
 _folder = functools.lru_cache(maxsize=4096)(os.path.realpath)
 
 
@@ -36,8 +38,7 @@ def image_file(root: Path, name: str, *, follow: bool = True) -> str:
 
 def dialogue_fingerprint(dialogue: Dialogue, files: Sequence[str]) -> int:
     """Identifies who says what and shows which files (see `image_file`) in a dialogue; a signed number of 64 bits."""
-    said = [f"{utterance.speaker}\0{utterance.text}" for utterance in dialogue.utterances]
-    text = "\0".join([*said, "\0", *files])
+    text = "\0".join([*map(_SPEAKER, dialogue.utterances), *map(_TEXT, dialogue.utterances), "\0", *files])
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8)
     return int.from_bytes(digest.digest(), "little", signed=True)
 

@@ -102,6 +102,8 @@ class ProblemLog:
     def add(self, problems: Iterable[Problem]) -> bool:
         """Take the problems of one row; whether one of them is an error."""
         found = list(problems)
+        if not found:  # as in nearly all rows
+            return False
         self.rows.update({problem.kind for problem in found})
         for problem in found:
             first = self.first.setdefault(problem.kind, [])

@@ -37,8 +37,11 @@ _QUERY_START = "<|query_start|>"
 _UTTERANCE_START = "<|utt_id_start|>"
 _IMAGE_WITH_ID = f"<|img_id_end|>{IMAGE}"
 _ANGLES_OF_UTTERANCE, _ANGLES_OF_IMAGE = 2, 3
-# An utterance that is surely "speaker: text"; what a picture's file starts with in base64.
+# The start of an utterance that is surely "speaker: text": of the first one behind its first tag, of the next ones.
+_FIRST_LINE = re.compile(r"[0-9]{1,9}<\|utt_id_end\|> [^\n:：<]{0,64}: ")
+_NEXT_LINE = re.compile(rf"\n<\|utt_id_start\|>{_FIRST_LINE.pattern}")
 _GOOD_LINE = re.compile(r"<\|utt_id_end\|> [^\n:：<]{0,64}:(?: |(?=\n|\Z|<\|img_id_start))")
+# What a picture's file starts with.
 _BASE64 = re.compile("(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR)[A-Za-z0-9+/]{40}")
 
 
@@ -292,10 +295,7 @@ class _Check:
     def _lines(self, dialogue: Dialogue, user_text: str, rest: str) -> None:
         """Ids in the middle of a line, and lines whose speaker is not surely one."""
         count = len(dialogue.utterances)
-        names = {utterance.speaker for utterance in dialogue.utterances}
-        good = [name for name in names if len(name) <= 64 and ":" not in name and "：" not in name]
-        are_good = sum([user_text.count(f"<|utt_id_end|> {name}: ") for name in good]) == count
-        if are_good and rest.count(f"\n{_UTTERANCE_START}") == count - 1:  # true of nearly all rows, and quick to see
+        if _FIRST_LINE.match(rest) and 1 + len(_NEXT_LINE.findall(rest)) == count:  # true of nearly all rows
             return
         spans = list(zip(dialogue.utterances, utterance_spans(user_text), strict=True))
         if rest.count(f"\n{_UTTERANCE_START}") < count - 1:
