@@ -231,17 +231,29 @@ def parse_dialogue(messages: Sequence[Mapping[str, Any]], dialogue_id: str) -> D
     return Dialogue(dialogue_id, tuple(utterances), query.group(1))
 
 
-def content_text(content: Any) -> str:
-    """The text of a message, whether its content is a text or a list of parts, see `with_image_parts`.
+def content_text(content: Any, *, image: str = IMAGE) -> str:
+    """The text of a message's `content`: a text, a list of parts (see `with_image_parts`), or nothing.
+
+    Args:
+        content: of a message, whatever it is; a part that is no text, such as a thought, counts for nothing.
+        image: what stands for an image part.
 
     Example:
-        >>> content_text([{"type": "text", "text": "look: "}, {"type": "image"}, "!"])
+        >>> content_text([{"type": "text", "text": "look: "}, {"type": "image"}, "!", None])
         'look: <image>!'
     """
     if isinstance(content, str):
         return content
-    parts = [{"text": part} if isinstance(part, str) else part for part in content or ()]
-    return "".join([IMAGE if str(part.get("type")).startswith("image") else part.get("text") or "" for part in parts])
+    text = ""
+    for part in content if isinstance(content, Iterable) and not isinstance(content, Mapping) else (content,):
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if isinstance(part, str):
+            text += part
+        elif isinstance(kind, str) and kind.startswith("image"):
+            text += image
+        elif isinstance(part, Mapping) and kind in (None, "text", "input_text", "output_text"):
+            text += part["text"] if isinstance(part.get("text"), str) else ""
+    return text
 
 
 def dialogue_message(messages: Sequence[tuple[str, str]]) -> str | None:

@@ -11,7 +11,6 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from ffr_verl.data.config import DEFAULT_MAX_PIXELS
 from ffr_verl.data.parquet_files import recorded_root, row_of_file
 from ffr_verl.data.sources import source_of
 from ffr_verl.data.sources.json_rows import read_rows
@@ -23,6 +22,7 @@ from ffr_verl.files import disk_errors
 from ffr_verl.fragments import Fragment, parse_gold
 from ffr_verl.images import image_source, image_tokens, read_image_facts
 from ffr_verl.model_families import QWEN2_VL, ModelFamily
+from ffr_verl.settings import DEFAULT_MAX_PIXELS
 
 __all__ = ["render_row"]
 

@@ -14,10 +14,10 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ffr_verl.data.config import DataConfig
 from ffr_verl.errors import FFRError
 from ffr_verl.images import read_image_facts, resized, resolve_image
 from ffr_verl.model_families import QWEN2_VL, ModelFamily
+from ffr_verl.settings import DataConfig
 
 __all__ = [
     "IMAGES_ROOT_KEY",

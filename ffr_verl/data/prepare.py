@@ -15,7 +15,6 @@ from ffr_verl.data.checks.checked_row import CheckedRow, CheckSettings, check_li
 from ffr_verl.data.checks.other_splits import OtherSplits
 from ffr_verl.data.checks.problems import Problem, ProblemLog
 from ffr_verl.data.checks.validation import RowChecker
-from ffr_verl.data.config import DEFAULT_MAX_PIXELS
 from ffr_verl.data.parquet_writer import RejectedRows, SplitWriter
 from ffr_verl.data.sources import SOURCES, SourceFormat
 from ffr_verl.data.sources.json_rows import read_rows
@@ -29,6 +28,7 @@ from ffr_verl.errors import FFRError, printable
 from ffr_verl.files import check_output, disk_errors, whole_or_nothing
 from ffr_verl.images import resolve_image
 from ffr_verl.model_families import family_of_model
+from ffr_verl.settings import DEFAULT_MAX_PIXELS
 
 __all__ = ["PrepareSummary", "prepare"]
 

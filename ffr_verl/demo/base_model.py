@@ -12,11 +12,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ffr_verl.data.config import DEFAULT_MAX_PIXELS
 from ffr_verl.data.demo import demo_vocabulary
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import TAGS
 from ffr_verl.model_families import QWEN2_VL
+from ffr_verl.settings import DEFAULT_MAX_PIXELS
 
 __all__ = ["build_tokenizer", "write_base_model", "write_random_model"]
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ffr_verl.data.config import DataConfig
 from ffr_verl.data.parquet_files import check_columns, check_images, images_root, rows_of_files
 from ffr_verl.dialogues import parse_dialogue
 from ffr_verl.embeddings.store import image_key, split_dialogue_id, utterance_key
 from ffr_verl.errors import FFRError
 from ffr_verl.files import disk_errors
 from ffr_verl.images import resolve_image
+from ffr_verl.settings import DataConfig
 
 __all__ = ["EmbeddingPlan", "ItemKind", "make_plan"]
 

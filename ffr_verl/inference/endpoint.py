@@ -21,7 +21,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ffr_verl.data.config import DEFAULT_MAX_PIXELS
 from ffr_verl.dialogues import with_image_parts
 from ffr_verl.errors import FFRError, one_line
 from ffr_verl.images import image_source, packed_picture
@@ -29,6 +28,7 @@ from ffr_verl.inference.generate import Answer
 from ffr_verl.inference.journal import AnswerJournal
 from ffr_verl.model_families import QWEN2_VL, ModelFamily, family_named
 from ffr_verl.predictions import LEAST_LOGPROB, cut_off_before_text
+from ffr_verl.settings import DEFAULT_MAX_PIXELS
 
 __all__ = ["EndpointSettings", "ask_endpoint", "data_uri", "read_body", "request_body"]
 

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ffr_verl.data.config import DEFAULT_MAX_PIXELS
 from ffr_verl.dialogues import with_image_parts
 from ffr_verl.errors import FFRError
 from ffr_verl.images import image_source, model_picture
@@ -18,6 +17,7 @@ from ffr_verl.inference.journal import AnswerJournal
 from ffr_verl.inference.orphans import ends_with_us
 from ffr_verl.model_families import family_of_processor, folder_revision
 from ffr_verl.predictions import LEAST_LOGPROB, cut_off_before_text
+from ffr_verl.settings import DEFAULT_MAX_PIXELS
 
 __all__ = ["Answer", "Generator", "GeneratorSettings", "generate_answers"]
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ffr_verl.data.config import DataConfig
 from ffr_verl.data.parquet_files import images_root
 from ffr_verl.data.windows import WindowSettings, cut_row
 from ffr_verl.errors import FFRError
 from ffr_verl.samplers.difficulty_file import rows_of_files
+from ffr_verl.settings import DataConfig
 
 __all__ = ["IMAGES_ROOT_OPTION", "AskedRows", "images_root_of"]
 

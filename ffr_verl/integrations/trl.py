@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ffr_verl.data.config import DataConfig
 from ffr_verl.data.parquet_files import as_list, check_columns, check_images
 from ffr_verl.data.parquet_files import images_root as root_of_images
 from ffr_verl.dialogues import with_image_parts
 from ffr_verl.errors import FFRError
 from ffr_verl.images import image_source, packed_picture
+from ffr_verl.settings import DataConfig
 
 if TYPE_CHECKING:
     from datasets import Dataset

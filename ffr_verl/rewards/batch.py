@@ -20,7 +20,7 @@ from typing import Any
 from ffr_verl.dialogues import extra_info, parse_dialogue
 from ffr_verl.errors import FFRError
 from ffr_verl.rewards.config import RewardConfig
-from ffr_verl.rewards.extra_info import dialogue_ids
+from ffr_verl.rewards.extra_info import row_ids
 from ffr_verl.rewards.ffr import compute_score
 from ffr_verl.rewards.reading import Completion
 from ffr_verl.rewards.settings import SETTINGS, check_settings
@@ -132,7 +132,7 @@ class BatchReward:
         if reward.needs == "dialogue":
             sizes = ("n_utterances", "n_images")
             return lambda completion, gold, info: score(
-                completion, gold, **dict(zip(sizes, dialogue_ids(info), strict=True))
+                completion, gold, **dict(zip(sizes, row_ids(info), strict=True))
             ), True
         if reward.needs == "gold":
             return lambda completion, gold, info: score(completion, gold), False

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ffr_verl.fragments import AnswerStyle, Fragment, MalformedReason, parse_fragment, reason_of_malformed
-from ffr_verl.rewards.extra_info import dialogue_ids, is_outside
+from ffr_verl.rewards.extra_info import is_outside, row_ids
 from ffr_verl.rewards.format import has_no_repeats
 from ffr_verl.rewards.reading import completion_text, read_gold
 
@@ -73,4 +73,4 @@ def diagnose(
 
 def _is_outside(predicted: Fragment, info: Mapping[str, Any] | None) -> bool:
     is_known = info is not None and info.get("utterance_ids") is not None and info.get("images") is not None
-    return is_known and is_outside(predicted, *dialogue_ids(info))
+    return is_known and is_outside(predicted, *row_ids(info))

@@ -10,7 +10,7 @@ import numpy as np
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import Fragment
 
-__all__ = ["RowDialogue", "dialogue_ids", "is_outside"]
+__all__ = ["RowDialogue", "is_outside", "row_ids"]
 
 _MEND = "`ffr-verl prepare` writes them"
 
@@ -55,14 +55,14 @@ class RowDialogue(NamedTuple):
         return made
 
 
-def dialogue_ids(info: Any) -> tuple[Collection[int], Collection[int]]:
+def row_ids(info: Any) -> tuple[Collection[int], Collection[int]]:
     """The ids of the dialogue's utterances and of its images.
 
     Raises:
         FFRError: when they are missing or no whole numbers.
 
     Example:
-        >>> dialogue_ids({"utterance_ids": [20, 22], "images": ["a.png"]})
+        >>> row_ids({"utterance_ids": [20, 22], "images": ["a.png"]})
         (frozenset({20, 22}), range(0, 1))
     """
     if missing := _missing(info, ("utterance_ids", "images")):

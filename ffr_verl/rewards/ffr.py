@@ -12,7 +12,7 @@ from typing import Any
 from ffr_verl.fragments import Fragment, locate_ids
 from ffr_verl.rewards.coherence import open_scorer
 from ffr_verl.rewards.config import MCC_SHARES, F1Mode, RewardConfig
-from ffr_verl.rewards.extra_info import dialogue_ids, is_outside
+from ffr_verl.rewards.extra_info import is_outside, row_ids
 from ffr_verl.rewards.f1 import pooled_f1_of_fragments
 from ffr_verl.rewards.micro import LOWEST, MODALITIES, NEUTRAL, MicroCounts, id_values, micro_counts, micro_value
 from ffr_verl.rewards.reading import completion_text, read_answer, read_gold
@@ -112,7 +112,7 @@ def _micro_values(
     predicted: Fragment | None, gold: Fragment | None, extra_info: Any, settings: _Settings
 ) -> tuple[float, float]:
     """What utterances and images add to the micro metric; the least for an answer that is none or names other ids."""
-    if predicted is None or gold is None or is_outside(predicted, *dialogue_ids(extra_info)):
+    if predicted is None or gold is None or is_outside(predicted, *row_ids(extra_info)):
         return LOWEST, LOWEST
     utterances, images = _values_of_ids(extra_info, settings)
     return (
@@ -158,7 +158,7 @@ def id_credits(
     shares = (config.utterance_weight, config.image_weight)
     credits: list[tuple[int, int, float]] = []
     outside: list[int] = []  # of `credits`
-    known: tuple[Collection[int], Collection[int]] = dialogue_ids(extra_info)
+    known: tuple[Collection[int], Collection[int]] = row_ids(extra_info)
     for first, share, ids, right, values, offsets, in_dialogue in zip(
         (0, _FIRST_IMAGE),
         shares,

@@ -10,31 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from ffr_verl.dialogues import content_text
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import AnswerStyle, Fragment, parse_fragment, parse_gold
 
-__all__ = ["Completion", "completion_text", "content_text", "read_answer", "read_gold"]
+__all__ = ["Completion", "completion_text", "read_answer", "read_gold"]
 
 # A text; a conversation, whose last message is the answer; or nothing, as of a model that only called a tool.
 Completion = str | Sequence[Mapping[str, Any]] | None
-
-
-def content_text(content: Any) -> str:
-    """The text of a message's `content`: a text, a list of parts, or nothing.
-
-    Example:
-        >>> content_text([{"type": "text", "text": "a"}, {"type": "image", "text": None}, None])
-        'a'
-    """
-    if isinstance(content, str):
-        return content
-    parts = content if isinstance(content, (Sequence, np.ndarray)) else [content]
-    found = [
-        part.get("text") if part.get("type") in (None, "text", "output_text") else None
-        for part in parts
-        if isinstance(part, Mapping)
-    ]
-    return "".join([text for text in found if isinstance(text, str)])
 
 
 def completion_text(completion: Completion) -> str:
@@ -60,7 +43,7 @@ def completion_text(completion: Completion) -> str:
             + (f" of {type(last).__name__}" if last is not completion else "")
             + ", expected a text or a list of messages"
         )
-    return content_text(last.get("content")) if last.get("role") in (None, "assistant") else ""
+    return content_text(last.get("content"), image="") if last.get("role") in (None, "assistant") else ""
 
 
 def read_answer(completion: Completion, style: AnswerStyle) -> Fragment | None:

@@ -9,7 +9,7 @@ from ffr_verl.errors import FFRError
 from ffr_verl.fragments import Fragment
 from ffr_verl.rewards.coherence import coherence_reward, open_scorer
 from ffr_verl.rewards.exact_match import exact_match_reward
-from ffr_verl.rewards.extra_info import dialogue_ids
+from ffr_verl.rewards.extra_info import row_ids
 from ffr_verl.rewards.f1 import f1_of_fragments, f1_reward
 from ffr_verl.rewards.format import format_reward, has_no_repeats
 from ffr_verl.rewards.mcc import mcc_of_fragments, mcc_reward
@@ -82,7 +82,7 @@ def _exact_match(predicted: Fragment | None, gold: Fragment | None, info: Any, c
 def _mcc(predicted: Fragment | None, gold: Fragment | None, info: Any, config: RewardConfig) -> tuple[float]:
     if predicted is None or gold is None:
         return (0.0,)
-    utterances, images = dialogue_ids(info)
+    utterances, images = row_ids(info)
     return (mcc_of_fragments(predicted, gold, utterances=utterances, images=images),)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -140,7 +141,7 @@ class Order(Protocol):
         """Resume from a `state_dict`."""
 
 
-class StaticOrder:
+class StaticOrder(ABC):
     """An order that is known before training: `first` is that of the first epoch, `later` that of the others."""
 
     needs_difficulty: ClassVar[bool] = False
@@ -151,9 +152,9 @@ class StaticOrder:
         self._rows = self._first = self.first(rows, config).astype(np.int32)
         self.fingerprint = self._first.tobytes()
 
+    @abstractmethod
     def first(self, rows: RowDifficulty, config: CurriculumConfig) -> np.ndarray:
-        """Row numbers in the order of the first epoch."""
-        raise NotImplementedError
+        """Row numbers in the order of the first epoch; shape `(rows,)`, integers."""
 
     def later(self, epoch: int) -> np.ndarray:
         """Row numbers in the order of a later epoch."""

@@ -28,13 +28,13 @@ from rich.console import Console
 from ffr_verl.cli import main
 from ffr_verl.data.checks.problems import ProblemKind
 from ffr_verl.data.compose import ComposeSettings, build
-from ffr_verl.data.config import DataConfig
 from ffr_verl.data.inspection import render_row
 from ffr_verl.data.parquet_files import check_columns, check_images, images_root
 from ffr_verl.data.prepare import prepare
 from ffr_verl.data.sources import SOURCES
 from ffr_verl.data.windows import WindowSettings
 from ffr_verl.errors import FFRError
+from ffr_verl.settings import DataConfig
 
 Row = dict[str, Any]
 ANSWER = "<|utt_ids_start|>[{}]<|utt_ids_end|>;<|img_ids_start|>[{}]<|img_ids_end|>"

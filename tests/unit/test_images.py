@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ffr_verl.data.config import DataConfig
 from ffr_verl.data.demo import demo_rows
 from ffr_verl.data.parquet_files import as_list, check_columns, check_images, images_root
 from ffr_verl.data.prepare import prepare
 from ffr_verl.errors import FFRError
 from ffr_verl.images import read_image_facts, resolve_image
+from ffr_verl.settings import DataConfig
 
 
 @pytest.mark.parametrize(("name", "mode"), [("a.png", "RGB"), ("a.jpg", "RGB"), ("a.gif", "P"), ("a.webp", "RGBA")])

@@ -438,3 +438,10 @@ def test_columns_that_lack_a_dialogue_are_named(columns: Row, message: str) -> N
     with pytest.raises(FFRError) as told:
         batch.mcc([GOLD], [GOLD], **columns)
     assert any(part in str(told.value) for part in message.split("|row")) or message in str(told.value)
+
+
+def test_prompts_of_parts_are_read_whatever_else_is_in_them() -> None:
+    messages = mldr()["messages"]
+    parts = [None, {"type": "text", "text": messages[-2]["content"]}, {"type": "thinking", "text": "hm"}]
+    columns: Row = {"messages": [[*messages[:-2], {"role": "user", "content": parts}]], "dialogue_id": ["d"]}
+    assert batch.mcc([GOLD], [GOLD], **columns) == batch.mcc([GOLD], [GOLD], messages=[messages], dialogue_id=["d"])

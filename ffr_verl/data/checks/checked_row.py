@@ -7,12 +7,12 @@ from pathlib import Path
 
 from ffr_verl.data.checks.other_splits import OtherSplits
 from ffr_verl.data.checks.problems import Problem, ProblemKind
-from ffr_verl.data.config import DEFAULT_MAX_PIXELS
 from ffr_verl.data.tokens import PromptTokens
 from ffr_verl.data.windows import Window, WindowSettings, cut_messages, windows_of
 from ffr_verl.dialogues import Dialogue, parse_dialogue
 from ffr_verl.fragments import Fragment, format_fragment, parse_fragment
 from ffr_verl.model_families import QWEN2_VL, ModelFamily
+from ffr_verl.settings import DEFAULT_MAX_PIXELS
 
 __all__ = ["CheckSettings", "CheckedRow", "check_limits"]
 

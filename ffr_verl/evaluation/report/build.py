@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from ffr_verl.data.config import DataConfig
 from ffr_verl.data.parquet_files import check_columns
 from ffr_verl.data.parquet_files import images_root as recorded_images_root
 from ffr_verl.errors import FFRError
@@ -42,6 +41,7 @@ from ffr_verl.fragments import AnswerStyle
 from ffr_verl.predictions import Prediction, PredictionFormat, UnusableLines, read_predictions
 from ffr_verl.rewards.coherence import CoherenceMode
 from ffr_verl.rewards.ffr import open_scorer
+from ffr_verl.settings import DataConfig
 
 __all__ = ["ReportSettings", "ReportSummary", "write_report"]
 

@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 from verl.utils.dataset.multiturn_sft_dataset import MultiTurnSFTDataset
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
-from ffr_verl.data.config import DataConfig
 from ffr_verl.data.parquet_files import Kind, as_list, check_columns, check_images, images_root
 from ffr_verl.images import image_source, model_picture
 from ffr_verl.integrations.verl.training_rows import TrainingRows
@@ -21,6 +20,7 @@ from ffr_verl.model_families import QWEN2_VL, ModelFamily, family_of_processor
 from ffr_verl.rewards.ffr import MICRO_COUNTS
 from ffr_verl.samplers.micro_estimate import MicroEstimate
 from ffr_verl.samplers.sampler import ORDERS, CurriculumSampler, activate
+from ffr_verl.settings import DataConfig
 
 __all__ = ["FFRDataset", "FFRSFTDataset"]
 

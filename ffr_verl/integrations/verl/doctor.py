@@ -20,11 +20,11 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 
-from ffr_verl.data.config import DataConfig
 from ffr_verl.data.parquet_files import Kind, check_columns, check_images, images_root, read_schema
 from ffr_verl.errors import FFRError
 from ffr_verl.integrations.verl import SUPPORTED_VERL
 from ffr_verl.recipes import recipe_names, trainer_of
+from ffr_verl.settings import DataConfig
 
 __all__ = ["SUPPORTED", "Check", "run_checks"]
 

@@ -25,7 +25,6 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from ffr_verl.data.config import DataConfig
 from ffr_verl.data.parquet_files import Kind, as_list, check_columns, check_images, dialogues_of_rows, images_root
 from ffr_verl.embeddings.store import EmbeddingStore
 from ffr_verl.errors import FFRError
@@ -36,7 +35,7 @@ from ffr_verl.model_families import family_of_model, has_chat_template
 from ffr_verl.rewards import CoherenceScorer, RewardConfig
 from ffr_verl.samplers.difficulty_file import DifficultyFile, row_keys
 from ffr_verl.samplers.sampler import ORDERS, CurriculumSampler
-from ffr_verl.settings import SamplerConfig, refuse_unknown_keys
+from ffr_verl.settings import DataConfig, SamplerConfig, refuse_unknown_keys
 
 __all__ = ["CONFIG_NAMES", "Findings", "RecipeCallback", "check_run", "compose_run", "find_problems"]
 

@@ -27,7 +27,7 @@ from ffr_verl.metrics import confusion
 from ffr_verl.rewards.coherence import open_scorer
 from ffr_verl.rewards.config import RewardConfig
 from ffr_verl.rewards.diagnosis import diagnose
-from ffr_verl.rewards.extra_info import dialogue_ids
+from ffr_verl.rewards.extra_info import row_ids
 from ffr_verl.rewards.ffr import compute_score, id_credits
 
 __all__ = ["FFRRewardManager", "closing_tokens", "decode_answer"]
@@ -178,7 +178,7 @@ def _confusion(completion: str, solution: str, extra_info: Mapping[str, Any], st
     """Of utterances and of images, as `ffr-verl evaluate` counts them."""
     answer, gold = parse_leniently(completion, style=style), parse_gold(solution) or Fragment((), ())
     told = {name: value for name, value in extra_info.items() if value is not None}
-    utterances, images = dialogue_ids({"utterance_ids": (), "images": (), **told})
+    utterances, images = row_ids({"utterance_ids": (), "images": (), **told})
     return [
         list(confusion(guess, truth, universe=Ids(0, max(ids, default=-1) + 1).universe))
         for guess, truth, ids in (
