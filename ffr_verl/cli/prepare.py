@@ -20,10 +20,7 @@ def prepare(
     split: Annotated[str, typer.Option(help="Name of the split: writes NAME.rl.parquet and NAME.sft.parquet.")],
     source_format: Annotated[
         SourceFormat,
-        typer.Option(
-            "--format",
-            help=f"{'; '.join(f'{name}: {source.about}' for name, source in SOURCES.items())}.",
-        ),
+        typer.Option("--format", help=f"{'; '.join(f'{name}: {one.about}' for name, one in SOURCES.items())}."),
     ] = "mldr",
     skip_invalid: Annotated[
         bool, typer.Option("--skip-invalid", help="Write the good rows; the others go to NAME.rejected.jsonl.")
@@ -91,12 +88,13 @@ def prepare(
     from ffr_verl.data.windows import WindowSettings
 
     clean_up_when_terminated()
+    windows = None
     if window is None and (stride is not None or window_ids is not None):
         raise FFRError("--stride and --window-ids go with --window TURNS")
-    if window is not None and window_ids is None:
-        raise FFRError("--window needs --window-ids: global (ids of the whole dialogue) or published (docs/data.md)")
-    windows = None
-    if window is not None and window_ids is not None:
+    if window is not None:
+        if window_ids is None:
+            what = "global (ids of the whole dialogue) or published (docs/data.md)"
+            raise FFRError(f"--window needs --window-ids: {what}")
         windows = WindowSettings(window, stride or max(1, window // 2), window_ids)
     size = source.stat().st_size if source.is_file() else None
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
@@ -127,9 +125,9 @@ def prepare(
     for errors, title in ((True, "left out"), (False, "warnings")):
         if problems := summary.problems.table(errors=errors):
             console.print(f"{title}:\n{problems}", style="yellow", highlight=False, soft_wrap=True, markup=False)
-    table = Table(title=f"{split}: {summary.seconds:.1f} s")
-    for name in ("", "mean", "p95"):
-        table.add_column(name, justify="right" if name else "left")
+    table = Table("", title=f"{split}: {summary.seconds:.1f} s")
+    for name in ("mean", "p95"):
+        table.add_column(name, justify="right")
     for line in table_rows(summary.statistics):
         table.add_row(*line)
     if summary.rejected:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ffr_verl.data.checks.checked_row import CheckSettings
 from ffr_verl.data.checks.other_splits import OtherSplits
 from ffr_verl.data.checks.problems import Problem, ProblemLog
 from ffr_verl.data.checks.validation import RowChecker
@@ -28,8 +27,6 @@ from ffr_verl.files import check_output, disk_errors, whole_or_nothing
 from ffr_verl.images import resolve_image
 from ffr_verl.model_families import family_of_model
 from ffr_verl.settings import DEFAULT_MAX_PIXELS
-
-__all__ = ["PrepareSummary", "prepare"]
 
 _COLLECT_AFTER = 100_000  # more than a row group holds
 _SKIP = "--skip-invalid writes the others"
@@ -56,7 +53,6 @@ def prepare(
     output: Path,
     split: str,
     source_format: SourceFormat = "mldr",
-    data_source: str = "ffr/mldr",
     skip_invalid: bool = False,
     decode: bool = False,
     embed_images: bool = False,
@@ -75,10 +71,10 @@ def prepare(
 ) -> PrepareSummary:
     """Check every row of `source` and write `{split}.rl.parquet` and `{split}.sft.parquet` into `output`.
 
-    Memory does not grow with the source but for some 600 bytes a row, to tell repeated rows and for the files' footer.
+    Memory does not grow with the source but for some 500 bytes a row, to tell repeated rows and for the files' footer.
 
-    The options are those of the command, whose help says what they do; `data_source` is the value of verl's field of
-    that name, and `on_position` is told after each row how many bytes of the source have been read.
+    The options are those of the command, whose help says what they do; `on_position` is told after each row how many
+    bytes of the source have been read.
 
     Returns:
         What was written, and what was found.
@@ -110,7 +106,7 @@ def prepare(
             raise FFRError("--language and --template: give one of them")
         texts = PromptTemplate.read(template) if template else TEMPLATES[language] if language else None
         tokens = None if tokenizer is None else PromptTokens(tokenizer, model_family=model_family)
-        settings = CheckSettings(
+        checker = RowChecker(
             images_root=root,
             decode=decode,
             max_images=max_images,
@@ -122,14 +118,13 @@ def prepare(
             has_prompts=form.has_prompts,
             window=window,
         )
-        checker = RowChecker(settings)
         stack.enter_context(disk_errors(output))
         stack.enter_context(_seldom_collected())
         stack.enter_context(_made_folder(output))
         rl_path, sft_path, rejected_path = stack.enter_context(whole_or_nothing(paths, place=output))
         with contextlib.ExitStack() as files:
             image_bytes = (lambda name: resolve_image(root, name).read_bytes()) if embed_images else None
-            writer = SplitWriter(rl_path, sft_path, split, data_source, root, image_bytes)
+            writer = SplitWriter(rl_path, sft_path, split, root, image_bytes)
             files.callback(writer.close)
             rejected = files.enter_context(rejected_path.open("w", encoding="utf-8"))
             try:
@@ -164,7 +159,7 @@ def prepare(
     rejected_at = paths[2] if log.rejected else None
     seconds = time.monotonic() - started
     return PrepareSummary(
-        len(statistics), log.rejected, log, statistics.summary(), seconds, paths[0], paths[1], rejected_at
+        statistics.rows, log.rejected, log, statistics.summary(), seconds, paths[0], paths[1], rejected_at
     )
 
 
@@ -179,7 +174,7 @@ def _reported(path: Path, source: Path, split: str, log: ProblemLog, statistics:
         except BaseException as error:  # noqa: BLE001  # raised again when the report is in its place
             failure = error
         told = str(failure) if isinstance(failure, FFRError) else f"interrupted ({type(failure).__name__})"
-        rows = 0 if failure is not None else len(statistics)
+        rows = 0 if failure is not None else statistics.rows
         content = {
             "source": printable(str(source)),
             "split": split,

@@ -8,25 +8,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ffr_verl.data.sources.raw_dialogues import rows_of_raw_dialogue
 
-__all__ = ["SOURCES", "Source", "SourceFormat", "source_of"]
-
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A format of rows.
+    """A format of rows."""
 
-    Attributes:
-        about: what its rows are, for the help text.
-        field: that its rows have and those of no other format.
-        rows: makes rows of the MLDR format of one of its rows, given as keywords a `template` (or `None`) and whether
-            to write `captions`; raises `RawDialogueError` for what is wrong with the row.
-        has_prompts: whether its rows bring their prompts; a template and captions are then refused.
-    """
-
-    about: str
-    field: str
+    about: str  # what its rows are, for the help text
+    field: str  # that its rows have and those of no other format
+    # Makes rows of the MLDR format of one of its rows, given as keywords a `template` (or `None`) and whether to write
+    # `captions`; raises `RawDialogueError` for what is wrong with the row.
     rows: Callable[..., Iterable[Mapping[str, Any]]]
-    has_prompts: bool = False
+    has_prompts: bool = False  # its rows bring their prompts; a template and captions are then refused
 
 
 def _as_it_is(row: Mapping[str, Any], **_: Any) -> Iterable[Mapping[str, Any]]:
@@ -37,7 +29,6 @@ SOURCES: Mapping[str, Source] = {
     "mldr": Source("rows with prompts", "messages", _as_it_is, has_prompts=True),
     "dialogue": Source("raw dialogues with queries and gold turns", "dialogue", rows_of_raw_dialogue),
 }
-
 
 if TYPE_CHECKING:
     SourceFormat = str
