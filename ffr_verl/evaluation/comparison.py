@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,11 +24,9 @@ class Comparison:
     Attributes:
         matched: rows that both answered: `dialogue_id`, query and gold answer are the same. Of rows that are there
             several times the first is matched with the first, and so on.
-        only_first: rows of the first that the second lacks.
-        only_second: rows of the second that the first lacks.
-        first: `micro`, `macro` and `rewards` of the first on the matched rows.
-        second: of the second.
-        difference: the first less the second.
+        only_first: rows of the first that the second lacks; `only_second` the other way round.
+        first: the metrics of the first on the matched rows; `second` those of the second, `difference` what the first
+            has more.
         intervals: of the difference, `(low, high)` for each number, from resamples in which both models are asked the
             same rows; `None` when no resamples were asked for.
     """
@@ -42,7 +41,7 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in the file of `ffr-verl evaluate --compare --json`, under `comparison`."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return dataclasses.asdict(self)
 
     def to_rows(self) -> list[dict[str, Any]]:
         """Lines as of `EvaluationResult.to_rows`, with `comparison` as the break-down and `first`, `second` and
@@ -64,8 +63,7 @@ def compare(
     """Compare two models.
 
     Args:
-        first: counts of one model's answers, with keys.
-        second: of the other's.
+        first: counts of one model's answers; `second` those of the other's.
         bootstrap: how intervals are made; `on_rows` is told how many rows the resamples have seen.
 
     Raises:
@@ -106,8 +104,6 @@ def _metrics(counts: RowCounts) -> np.ndarray:
 def _numbered(counts: RowCounts) -> np.ndarray:
     """The keys, made different where one stands several times: with its how-manieth it is mixed in."""
     keys = counts.keys
-    if keys is None:
-        raise ValueError("counts without keys; count with with_keys=True")
     order = np.argsort(keys, kind="stable")
     ranked = keys[order]
     is_first = np.concatenate([[True], ranked[1:] != ranked[:-1]])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import numpy as np
 from ffr_verl.errors import FFRError
 from ffr_verl.evaluation.bootstrap import BootstrapSettings, resampled_metrics
 from ffr_verl.evaluation.breakdowns import BREAKDOWNS, part_names, parts_of
-from ffr_verl.evaluation.counts import FAULTS, RowCounter, RowCounts
+from ffr_verl.evaluation.counts import FAULTS, RowCounts, count_rows
 from ffr_verl.evaluation.row_statistics import (
     MALFORMED,
     MODALITIES,
@@ -99,16 +100,12 @@ class EvaluationResult(Metrics):
     malformed: Mapping[str, int]
     unanswered: Mapping[str, int]
     ids_outside: Mapping[str, int]
-    breakdowns: Mapping[str, tuple[Part, ...]]
+    breakdowns: Mapping[str, Sequence[Part]]
     intervals: Mapping[str, Any] | None
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in the file of `ffr-verl evaluate --json`: plain dicts, lists, numbers and texts."""
-        breakdowns = {
-            name: [{field: getattr(part, field) for field in Part.__dataclass_fields__} for part in parts]
-            for name, parts in self.breakdowns.items()
-        }
-        return {name: getattr(self, name) for name in self.__dataclass_fields__} | {"breakdowns": breakdowns}
+        return dataclasses.asdict(self)
 
     def to_rows(self) -> list[dict[str, Any]]:
         """A line for all rows and each part of a break-down, each average and each modality.
@@ -123,11 +120,7 @@ class EvaluationResult(Metrics):
         return lines
 
     def to_pandas(self) -> pandas.DataFrame:
-        """The lines of `to_rows` as a frame.
-
-        Raises:
-            FFRError: when pandas is not installed.
-        """
+        """The lines of `to_rows` as a frame; an `FFRError` when pandas is not installed."""
         try:
             import pandas
         except ImportError:
@@ -180,22 +173,13 @@ def evaluate_file(
     lenient: bool = False,
     bootstrap: BootstrapSettings | None = None,
     on_skipped: Callable[[int, str], None] = lambda line, reason: None,
-    on_position: Callable[[int], None] = lambda position: None,
 ) -> EvaluationResult:
-    """`evaluate` of a file, quicker than through `read_predictions`.
-
-    Args:
-        path: see `read_predictions`, for `row_format`, `lenient` and `on_skipped` too.
-        style: as of `evaluate`, like `reward_kwargs` and `bootstrap`.
-        on_position: told how many bytes of the file have been read.
-
-    Raises:
-        FFRError: as `read_predictions`.
-    """
+    """`evaluate` of a file, quicker than through `read_predictions`, which says what the path, `row_format`, `lenient`
+    and `on_skipped` are, and what errors there are."""
     path = Path(path)
     unusable = UnusableLines(path, lenient=lenient, on_skipped=on_skipped)
     reward = RewardConfig.from_kwargs(reward_kwargs or {})
-    counts = count_file(path, unusable, row_format=row_format, style=style, reward=reward, on_position=on_position)
+    counts = count_file(path, unusable, row_format=row_format, style=style, reward=reward)
     return result_of(counts, skipped=unusable.count, bootstrap=bootstrap)
 
 
@@ -204,12 +188,10 @@ def count_records(
     *,
     style: AnswerStyle = "plain",
     reward_kwargs: Mapping[str, Any] | None = None,
-    with_keys: bool = True,
 ) -> RowCounts:
-    """The counts of records, see `evaluate`; `compare` needs their keys."""
+    """The counts of records, see `evaluate`."""
     if isinstance(records, str | Path):
         raise TypeError("records, expected rows; a file is evaluated by evaluate_file")
-    counter = RowCounter(style=style, reward=RewardConfig.from_kwargs(reward_kwargs or {}), with_keys=with_keys)
 
     def rows() -> Iterator[Answered]:
         for number, record in enumerate(records):
@@ -222,10 +204,10 @@ def count_records(
     def refuse(number: int, reason: str) -> None:
         raise FFRError(f"record {number}: {reason}")
 
-    counter.add_all(rows(), refuse)
-    if not len(counter):
+    counts = count_rows(rows(), refuse, style=style, reward=RewardConfig.from_kwargs(reward_kwargs or {}))
+    if not len(counts):
         raise FFRError("no records to evaluate")
-    return counter.counts()
+    return counts
 
 
 def count_file(
@@ -238,12 +220,11 @@ def count_file(
     on_position: Callable[[int], None] = lambda position: None,
 ) -> RowCounts:
     """The counts of a file's rows, see `evaluate_file`."""
-    counter = RowCounter(style=style, reward=reward)
     rows = read_answered(path, unusable, row_format=row_format, on_position=on_position)
-    counter.add_all(rows, unusable.add)
-    if not len(counter):
+    counts = count_rows(rows, unusable.add, style=style, reward=reward)
+    if not len(counts):
         raise unusable.no_rows()
-    return counter.counts()
+    return counts
 
 
 def result_of(
@@ -286,7 +267,7 @@ def result_of(
     )
 
 
-def _sums(counts: RowCounts) -> tuple[np.ndarray, dict[str, tuple[Part, ...]]]:
+def _sums(counts: RowCounts) -> tuple[np.ndarray, dict[str, list[Part]]]:
     """The statistics summed over all rows, and the parts of the break-downs."""
     total = np.zeros(STATISTICS)
     sums = {name: np.zeros((len(part_names(name)), STATISTICS)) for name in BREAKDOWNS}
@@ -299,19 +280,17 @@ def _sums(counts: RowCounts) -> tuple[np.ndarray, dict[str, tuple[Part, ...]]]:
             is_in = parts_of(some, name) == np.arange(len(samples[name]))[:, None]
             sums[name] += is_in.astype(np.float64) @ statistics
             samples[name] += is_in.sum(axis=1)
-    found = {}
-    for name in BREAKDOWNS:
-        lines = zip(part_names(name), samples[name].tolist(), sums[name], strict=True)
-        found[name] = tuple(
-            [
-                Part(
-                    name=part,
-                    samples=rows,
-                    malformed=int(values[MALFORMED]),
-                    **nested(metrics_of_sums(values, rows).tolist()),
-                )
-                for part, rows, values in lines
-                if rows
-            ]
-        )
-    return total, found
+    parts = {
+        name: [
+            Part(
+                name=part,
+                samples=rows,
+                malformed=int(values[MALFORMED]),
+                **nested(metrics_of_sums(values, rows).tolist()),
+            )
+            for part, rows, values in zip(part_names(name), samples[name].tolist(), sums[name], strict=True)
+            if rows
+        ]
+        for name in BREAKDOWNS
+    }
+    return total, parts

@@ -10,9 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from ffr_verl.evaluation.comparison import Comparison
-from ffr_verl.evaluation.metrics import Scores
 from ffr_verl.evaluation.result import EvaluationResult
 from ffr_verl.evaluation.row_statistics import AVERAGES, MODALITIES, REWARDS
+from ffr_verl.metrics import Scores
 
 __all__ = ["comparison_tables", "counted", "result_tables"]
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ffr_verl.evaluation.comparison import Comparison
-from ffr_verl.evaluation.metrics import Scores
 from ffr_verl.evaluation.result import EvaluationResult
 from ffr_verl.fragments import MalformedReason
+from ffr_verl.metrics import Scores
 
 __all__ = [
     "FAULTS",
