@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from ffr_verl.evaluation.bootstrap import BootstrapSettings, resampled_metrics
 from ffr_verl.evaluation.counts import RowCounts
 from ffr_verl.evaluation.row_statistics import chunks, metric_rows, metrics_of_sums, nested, row_statistics
 
-__all__ = ["Comparison", "compare"]
+__all__ = ["Comparison", "compare", "require_ids"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,15 @@ def compare(
         difference=nested((ours - theirs).tolist()),
         intervals=intervals,
     )
+
+
+def require_ids(path: Path, counts: RowCounts) -> None:
+    """Refuse to find rows again in another file when they do not say their dialogue."""
+    if counts.without_id is not None:
+        raise FFRError(
+            f"{path}: line {counts.without_id}: no dialogue_id, by which --compare finds the row in the other file; "
+            "ms-swift keeps the column with --remove_unused_columns false"
+        )
 
 
 def _metrics(counts: RowCounts) -> np.ndarray:

@@ -1,8 +1,9 @@
-"""A result as tables for the terminal."""
+"""A result for the terminal: tables, and what they do not show."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -10,11 +11,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from ffr_verl.evaluation.comparison import Comparison
+from ffr_verl.evaluation.counts import FAULTS, RowCounts
 from ffr_verl.evaluation.result import EvaluationResult
 from ffr_verl.evaluation.row_statistics import AVERAGES, MODALITIES, REWARDS
+from ffr_verl.fragments import AnswerStyle, MalformedReason
 from ffr_verl.metrics import Scores
 
-__all__ = ["comparison_tables", "counted", "result_tables"]
+__all__ = ["comparison_tables", "not_shown", "repeated_rows", "result_tables"]
+
+_REASONS_SHOWN = 3
+_TEXT_OUTSIDE = FAULTS.index(MalformedReason.TEXT_OUTSIDE) + 1
 
 
 def result_tables(result: EvaluationResult, *, title: str) -> Iterator[Table]:
@@ -22,7 +28,7 @@ def result_tables(result: EvaluationResult, *, title: str) -> Iterator[Table]:
     intervals = result.intervals
     level = f", with {intervals['level']:.0%} intervals" if intervals else ""
     averages = {"micro": result.micro, "macro": result.macro}
-    yield _metrics_table(averages, intervals, title=escape(f"{title}: {counted(result.samples, 'answer')}{level}"))
+    yield _metrics_table(averages, intervals, title=escape(f"{title}: {_counted(result.samples, 'answer')}{level}"))
     yield _answers_table(result.to_dict(), intervals)
     settings = ", ".join(f"{name} {value}" for name, value in result.reward_settings.items() if name != "from")
     origin = result.reward_settings["from"]
@@ -36,7 +42,7 @@ def comparison_tables(comparison: Comparison, *, title: str) -> Iterator[Table]:
     """Differences of the metrics and of the rewards, and what they are differences of."""
     found = comparison.intervals
     level = f"its {found['level']:.0%} interval, " if found else ""
-    heading = f"{title}: difference on {counted(comparison.matched, 'row')}, below it {level}both values"
+    heading = f"{title}: difference on {_counted(comparison.matched, 'row')}, below it {level}both values"
     both = (comparison.first, comparison.second)
     yield _metrics_table(comparison.difference, found, title=escape(heading), of=both)
     yield _answers_table(comparison.difference, found, of=both)
@@ -157,11 +163,45 @@ def _cell(value: float, bounds: Any, *, of: Sequence[float] = ()) -> str:
     return "\n".join(lines)
 
 
-def counted(count: int, what: str) -> str:
-    """A number of things in words.
-
-    Example:
-        >>> counted(1, "row"), counted(2000, "row")
-        ('1 row', '2,000 rows')
-    """
+def _counted(count: int, what: str) -> str:
     return f"{count:,} {what}{'s' * (count != 1)}"
+
+
+def repeated_rows(counts: RowCounts) -> str:
+    """Says that rows come more than once; nothing where none does."""
+    if not counts.repeated:
+        return ""
+    are = "row is a repeat" if counts.repeated == 1 else "rows are repeats"
+    return (
+        f"{counts.repeated:,} of {len(counts):,} {are} of another (same dialogue, query and gold answer), as in a "
+        "file that was padded or appended to itself: they count again, and make the intervals too narrow"
+    )
+
+
+def not_shown(path: Path, skipped: int, counts: RowCounts, style: AnswerStyle) -> Iterator[str]:
+    """What the numbers of a file do not show."""
+    if skipped:
+        yield f"{path}: {_counted(skipped, 'line')} left out"
+    if repeats := repeated_rows(counts):
+        yield f"{path}: {repeats}"
+    if unanswered := int(counts.is_unanswered.sum()):
+        yield (
+            f"{path}: {unanswered:,} of {len(counts):,} rows have no answer, or no whole one (field error): 0 in "
+            "macro and rewards"
+        )
+        reasons = list(counts.errors.items())
+        for reason, count in reasons[:_REASONS_SHOWN]:
+            yield f"{path}:   {count:,}: {reason}"
+        if len(reasons) > _REASONS_SHOWN:
+            yield f"{path}:   and {len(reasons) - _REASONS_SHOWN:,} more reasons"
+    around = int((counts.column("fault") == _TEXT_OUTSIDE).sum())
+    if style == "plain" and around > len(counts) / 2:
+        yield (
+            f"{path}: {around:,} of {len(counts):,} answers have text around the ids; if that is "
+            "<think>…</think><answer>…</answer>, give --answer-style reasoning"
+        )
+    if unread := int((counts.column("turns") == 0).sum()):
+        yield (
+            f"{path}: in {unread:,} of {len(counts):,} prompts there is no utterance: ids outside the dialogue are "
+            "not counted there, and MCC takes 0 to 20 as all ids"
+        )

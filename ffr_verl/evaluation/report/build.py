@@ -17,8 +17,7 @@ import numpy as np
 from ffr_verl.data.parquet_files import check_columns
 from ffr_verl.data.parquet_files import images_root as recorded_images_root
 from ffr_verl.errors import FFRError
-from ffr_verl.evaluation.command import repeated_rows, require_ids
-from ffr_verl.evaluation.comparison import compare
+from ffr_verl.evaluation.comparison import compare, require_ids
 from ffr_verl.evaluation.counts import RowCounts
 from ffr_verl.evaluation.report.charts import histogram, line_charts
 from ffr_verl.evaluation.report.page import render_page
@@ -36,6 +35,7 @@ from ffr_verl.evaluation.report.summary import (
 from ffr_verl.evaluation.report.training import read_training
 from ffr_verl.evaluation.result import count_records, result_of
 from ffr_verl.evaluation.reward_settings import read_reward_kwargs
+from ffr_verl.evaluation.tables import repeated_rows
 from ffr_verl.files import check_output, whole_or_nothing
 from ffr_verl.fragments import AnswerStyle
 from ffr_verl.predictions import Prediction, PredictionFormat, UnusableLines, read_predictions
