@@ -20,24 +20,18 @@ __all__ = ["Comparison", "compare", "require_ids"]
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two models on the rows that both answered.
+    """Two models on the rows that both answered."""
 
-    Attributes:
-        matched: rows that both answered: `dialogue_id`, query and gold answer are the same. Of rows that are there
-            several times the first is matched with the first, and so on.
-        only_first: rows of the first that the second lacks; `only_second` the other way round.
-        first: the metrics of the first on the matched rows; `second` those of the second, `difference` what the first
-            has more.
-        intervals: of the difference, `(low, high)` for each number, from resamples in which both models are asked the
-            same rows; `None` when no resamples were asked for.
-    """
-
+    # Rows that both answered: `dialogue_id`, query and gold answer are the same. Of rows that are there several times
+    # the first is matched with the first, and so on.
     matched: int
-    only_first: int
+    only_first: int  # rows of the first that the second lacks
     only_second: int
-    first: Mapping[str, Any]
+    first: Mapping[str, Any]  # the metrics on the matched rows
     second: Mapping[str, Any]
-    difference: Mapping[str, Any]
+    difference: Mapping[str, Any]  # the first less the second
+    # Of the difference, `(low, high)` for each number, from resamples in which both models are asked the same rows;
+    # `None` when no resamples were asked for.
     intervals: Mapping[str, Any] | None
 
     def to_dict(self) -> dict[str, Any]:

@@ -19,10 +19,10 @@ from ffr_verl.fragments import (
     AnswerStyle,
     Fragment,
     MalformedReason,
-    malformed_reason,
     parse_fragment,
     parse_gold,
     parse_leniently,
+    reason_of_malformed,
 )
 from ffr_verl.metrics import confusion
 from ffr_verl.predictions import Answered, malformed_gold
@@ -94,27 +94,19 @@ def plain_masks(text: str) -> tuple[int, int] | None:
 
 @dataclass(frozen=True, slots=True)
 class RowCounts:
-    """The counts of rows.
+    """The counts of rows."""
 
-    Attributes:
-        values: shape `(rows, 20)`, int32; take columns by name with `column`.
-        keys: of the rows, int64; equal for equal dialogue, query and gold answer in this process.
-        errors: why rows have no answer, and how many; most frequent first. Of all rows, not of some (`of`).
-        reward: the settings of the rewards.
-        without_id: line of the first row that does not say its dialogue's id.
-    """
-
-    values: np.ndarray
-    keys: np.ndarray
+    values: np.ndarray  # shape `(rows, 20)`, int32; take columns by name with `column`
+    keys: np.ndarray  # int64; equal for equal dialogue, query and gold answer in this process
+    # Why rows have no answer, and how many; most frequent first. Of all rows, not of some (`of`).
     errors: Mapping[str, int] = field(default_factory=dict)
-    reward: RewardConfig = field(default_factory=RewardConfig)
-    without_id: int | None = None
+    reward: RewardConfig = field(default_factory=RewardConfig)  # the settings of the rewards
+    without_id: int | None = None  # line of the first row that does not say its dialogue's id
 
     def __len__(self) -> int:
         return len(self.values)
 
     def column(self, name: str) -> np.ndarray:
-        """A column, shape `(rows,)`."""
         return self.values[:, _PLACE[name]]
 
     @property
@@ -155,15 +147,8 @@ def count_rows(
     style: AnswerStyle = "plain",
     reward: RewardConfig | None = None,
 ) -> RowCounts:
-    """Count rows.
-
-    Args:
-        rows: see `Answered`.
-        on_malformed_gold: told the line of a row whose gold answer is malformed, which is not counted, and what is
-            wrong with it.
-        style: of the answers, see `parse_fragment`.
-        reward: the settings of the rewards.
-    """
+    """Count rows; `on_malformed_gold` is told the line of a row whose gold answer is malformed, which is not counted,
+    and what is wrong with it."""
     values, keys, is_plain = bytearray(), array("q"), style == "plain"
     errors: Counter[str] = Counter()
     without_id = None
@@ -226,7 +211,7 @@ def _row(response: str, gold: Fragment, ids: DialogueIds, style: AnswerStyle, *,
     images = _counts(lenient.image_ids, read.image_ids, gold.image_ids, ids.images, is_dialogue=is_dialogue)
     reason: MalformedReason | None
     if strict is None:
-        reason = malformed_reason(response, style=style)
+        reason = reason_of_malformed(response, style=style)
     elif not has_no_repeats(strict):
         reason = MalformedReason.REPEATED_ID
     else:

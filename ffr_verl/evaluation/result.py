@@ -45,25 +45,19 @@ __all__ = ["EvaluationResult", "Part", "count_file", "count_records", "evaluate"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
-    """Of some rows. docs/evaluation.md defines every number.
+    """Of some rows. docs/evaluation.md defines every number."""
 
-    Attributes:
-        micro: `utterance`, `image` and `joint`, each with `precision`, `recall`, `f1` and `mcc`, of counts summed over
-            the rows.
-        macro: the same, means over rows.
-        rewards: means of the rewards `f1`, `f1_utterances`, `f1_images`, `format` and `exact_match`, as verl's
-            validation reports them for the same `reward_settings`.
-        answers: what answers look like beside their golds: `malformed`, `outside` (name ids that the dialogue does
-            not have), `empty` and `gold_empty` are shares of the rows; `utterances`, `gold_utterances`, `images` and
-            `gold_images` mean numbers of ids.
-        macro_where_gold: macro f1 of `utterance` and of `image` over the rows whose gold has such ids.
-    """
-
+    # `utterance`, `image` and `joint`, each with `precision`, `recall`, `f1` and `mcc`: of counts summed over the
+    # rows, and means over the rows.
     micro: Mapping[str, Mapping[str, float]]
     macro: Mapping[str, Mapping[str, float]]
+    # Means of the rewards `f1`, `f1_utterances`, `f1_images`, `format` and `exact_match`, as verl's validation reports
+    # them for the same `reward_settings`.
     rewards: Mapping[str, float]
+    # `malformed`, `outside` (name ids that the dialogue does not have), `empty` and `gold_empty` are shares of the
+    # rows; `utterances`, `gold_utterances`, `images` and `gold_images` mean numbers of ids.
     answers: Mapping[str, float]
-    macro_where_gold: Mapping[str, float]
+    macro_where_gold: Mapping[str, float]  # macro f1 of `utterance` and of `image` where the gold has such ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,30 +71,19 @@ class Part(Metrics):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationResult(Metrics):
-    """How good answers are.
+    """How good answers are."""
 
-    Attributes:
-        samples: rows that were evaluated.
-        skipped: lines left out (`lenient`).
-        repeated: rows of a dialogue, query and gold answer that an earlier row is of; they count like any other.
-        reward_settings: `length_penalty`, `utterance_weight` and `image_weight` of the rewards, and where they are
-            `from`.
-        malformed: answers by their first fault, and `any`.
-        unanswered: rows with an `error`, by what it says, and `any`; 0 in `macro` and `rewards`.
-        ids_outside: predicted ids that the dialogue does not have, of each modality, and `answers` that have such.
-        breakdowns: of each break-down, the parts that have rows.
-        intervals: the metrics with `(low, high)` in place of each number, and what they were made with; `None` when no
-            resamples were asked for.
-    """
-
-    samples: int
-    skipped: int
-    repeated: int
+    samples: int  # rows that were evaluated
+    skipped: int  # lines left out (`lenient`)
+    repeated: int  # rows of a dialogue, query and gold answer that an earlier row is of; they count like any other
+    # `length_penalty`, `utterance_weight` and `image_weight` of the rewards, and where they are `from`.
     reward_settings: Mapping[str, Any]
-    malformed: Mapping[str, int]
-    unanswered: Mapping[str, int]
+    malformed: Mapping[str, int]  # answers by their first fault, and `any`
+    unanswered: Mapping[str, int]  # rows with an `error`, by what it says, and `any`; 0 in `macro` and `rewards`
+    # Predicted ids that the dialogue does not have, of each modality, and `answers` that have such.
     ids_outside: Mapping[str, int]
-    breakdowns: Mapping[str, Sequence[Part]]
+    breakdowns: Mapping[str, Sequence[Part]]  # of each break-down, the parts that have rows
+    # The metrics with `(low, high)` in place of each number, and what they were made with; `None` without resamples.
     intervals: Mapping[str, Any] | None
 
     def to_dict(self) -> dict[str, Any]:

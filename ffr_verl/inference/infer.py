@@ -34,37 +34,22 @@ _NUMBER = re.compile(r"\d+")
 
 @dataclass(frozen=True, slots=True)
 class InferSummary:
-    """What `infer` did.
+    """What `infer` did."""
 
-    Attributes:
-        rows: predictions in the output.
-        asked: rows that were asked, windows counted one by one; 0 when predictions were merged only.
-        resumed: of them answered by an earlier, interrupted run.
-        cut_off: answers that ended at the most tokens of an answer.
-        errors: why rows have no answer, and how many; most frequent first. Reasons that differ in numbers only are
-            one, told by the first of them.
-        malformed_windows: windows whose answer is not in the format, and counts as nothing or as what can be read.
-        windows: the file with the windows' answers, where there are windows.
-        seconds: wall time.
-    """
-
-    rows: int
-    asked: int = 0
-    resumed: int = 0
-    cut_off: int = 0
+    rows: int  # predictions in the output
+    asked: int = 0  # rows that were asked, windows counted one by one; 0 when predictions were merged only
+    resumed: int = 0  # of them answered by an earlier, interrupted run
+    cut_off: int = 0  # answers that ended at the most tokens of an answer
+    # Why rows have no answer, and how many; most frequent first. Reasons that differ in numbers only are one, told by
+    # the first of them.
     errors: tuple[tuple[str, int], ...] = ()
-    malformed_windows: int = 0
-    windows: Path | None = None
+    malformed_windows: int = 0  # windows whose answer is not in the format; it counts as what can be read of it
+    windows: Path | None = None  # the file with the windows' answers, where there are windows
     seconds: float = 0.0
 
 
 def windows_path(output: Path) -> Path:
-    """Where the windows' answers stand beside the merged ones.
-
-    Example:
-        >>> windows_path(Path("out/pred.jsonl")).as_posix()
-        'out/pred.windows.jsonl'
-    """
+    """Where the windows' answers stand beside the merged ones: `pred.windows.jsonl` beside `pred.jsonl`."""
     return output.with_name(f"{output.stem}.windows{output.suffix}")
 
 
@@ -92,7 +77,7 @@ def infer(
         window: cut dialogues that are longer, answer the windows and unite the answers; the windows' answers stand at
             `windows_path`.
         whole: RL files of the whole dialogues when `files` holds windows already; their answers are united likewise.
-        style: of the answers; windows' answers are united by it.
+        style: of the windows' answers.
         allow_errors: write the output although a server gave no answer to some rows for the moment.
         restart: forget what an interrupted run left.
         say: told what the user should know.
@@ -155,16 +140,9 @@ def infer(
 def merge_predictions(
     predictions: Path, whole: Sequence[Path], output: Path, *, style: AnswerStyle = "plain", force: bool = False
 ) -> InferSummary:
-    """Unite the answers to windows, by any tool, into answers to the whole dialogues.
+    """Unite the answers to windows, by any tool, into answers to the whole dialogues, see `merge_windows`.
 
-    Args:
-        predictions: of rows `ID_split_k`, see `merge_windows`.
-        whole: RL files of the whole dialogues.
-        output: JSONL, a row for each row of `whole`; replaced with `force` only.
-        style: of the answers.
-
-    Raises:
-        FFRError: see `merge_windows`; for an output that exists.
+    The output is JSONL, a row for each row of `whole`; replaced with `force` only, else an `FFRError`.
     """
     started = time.monotonic()
     check_output(output, force=force, example="pred.jsonl", inputs=(predictions, *whole))
@@ -199,7 +177,6 @@ class _Reasons:
         self._counts[kind] += 1
 
     def most_common(self) -> tuple[tuple[str, int], ...]:
-        """The first reason of each kind, and how many there are."""
         return tuple([(self._first[kind], count) for kind, count in self._counts.most_common()])
 
 

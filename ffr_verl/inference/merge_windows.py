@@ -24,35 +24,20 @@ __all__ = ["WindowAnswer", "merge_windows", "merged_prediction", "read_windows"]
 
 @dataclass(frozen=True, slots=True)
 class WindowAnswer:
-    """What of a prediction is needed to unite it with others.
+    """The part of a prediction that is needed to unite it with others."""
 
-    Attributes:
-        dialogue_id: `ID_split_k`, or that of a dialogue that was not cut.
-        query: what was asked.
-        response: the answer.
-        utterance_ids: that the window shows.
-        image_ids: that the window shows, as it calls them.
-        digest: of what is spoken in it.
-        logprobs: of the answer's tokens, where the prediction has any.
-        error: why there is no answer.
-    """
-
-    dialogue_id: str
+    dialogue_id: str  # `ID_split_k`, or that of a dialogue that was not cut
     query: str
     response: str
-    utterance_ids: tuple[int, ...]
-    image_ids: tuple[int, ...]
-    digest: str
-    logprobs: tuple[float, ...]
-    error: str | None
+    utterance_ids: tuple[int, ...]  # that the window shows
+    image_ids: tuple[int, ...]  # that the window shows, as it calls them
+    digest: str  # of what is spoken in it
+    logprobs: tuple[float, ...]  # of the answer's tokens, where the prediction has any
+    error: str | None  # why there is no answer
 
     @classmethod
     def of(cls, prediction: Prediction) -> WindowAnswer:
-        """Read a prediction.
-
-        Raises:
-            ValueError: when there is no dialogue in its messages.
-        """
+        """Read a prediction; a `ValueError` when there is no dialogue in its messages."""
         dialogue = parse_dialogue(prediction.messages, prediction.dialogue_id)
         return cls(
             prediction.dialogue_id,
@@ -135,14 +120,10 @@ def merge_windows(
     style: AnswerStyle = "plain",
     refuse_second_answers: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """An answer to each row of the files, out of predictions of rows `ID_split_k`.
+    """An answer to each row of RL files of whole dialogues, out of predictions of rows `ID_split_k`, called `name`.
 
-    Args:
-        predictions: in any order; rows of dialogues that were not cut are among them as they are.
-        files: RL files of the whole dialogues.
-        name: of the predictions, for messages.
-        style: of the answers.
-        refuse_second_answers: of a row that is there twice with different answers; otherwise the first one counts.
+    They may be in any order; rows of dialogues that were not cut are among them as they are. Of a row that is there
+    twice with different answers the first one counts, or is refused.
 
     Raises:
         FFRError: when a prediction cannot be read, or a row of the files has no answers or not to all of its windows.

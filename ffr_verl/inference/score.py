@@ -35,16 +35,9 @@ __all__ = ["ScoreSummary", "answers_of_predictions", "score"]
 
 @dataclass(frozen=True, slots=True)
 class ScoreSummary:
-    """What `score` did.
+    """What `score` did."""
 
-    Attributes:
-        table: a line for each row, see `difficulty_table`.
-        resumed_rows: answered by an earlier, interrupted run.
-        seconds: wall time.
-    """
-
-    table: pa.Table
-    resumed_rows: int
+    table: pa.Table  # a line for each row, see `difficulty_table`
     seconds: float
 
     def levels(self) -> list[tuple[str, int, float, float]]:
@@ -121,20 +114,19 @@ def score(
                 f"{without} of {table.num_rows} answers have no log-probabilities: their entropy is 10, as published: "
                 "above that of the others, so that among them only f1 tells; `ffr-verl infer --logprobs` writes them"
             )
-        return ScoreSummary(table, 0, time.monotonic() - started)
+        return ScoreSummary(table, time.monotonic() - started)
     assert settings is not None
     rows = AskedRows(files)
     count, digest = rows.survey(max_images=settings.max_images)
     check_images(names, settings.images_root, sample=False, option=IMAGES_ROOT_OPTION)
     work = {**settings.work(), "rows": digest} | ({} if style == "plain" else {"style": style})
     with AnswerJournal(journal_folder(output), work, rows=count, restart=restart) as journal:
-        resumed = journal.answered
-        if resumed:
-            say(f"resumed: {resumed} of {count} rows have their answer from an interrupted run")
+        if journal.answered:
+            say(f"resumed: {journal.answered} of {count} rows have their answer from an interrupted run")
         generate_answers(rows, journal, settings, record=functools.partial(_record, style=style), on_rows=on_rows)
         table = write((record for record in journal.records() if record is not None), settings.model)
         journal.remove()
-    return ScoreSummary(table, resumed, time.monotonic() - started)
+    return ScoreSummary(table, time.monotonic() - started)
 
 
 def _record(answer: Answer, row: Mapping[str, Any], *, style: AnswerStyle) -> dict[str, Any]:
@@ -158,13 +150,9 @@ def answers_of_predictions(
 ) -> Iterator[dict[str, Any]]:
     """The answers of a file of predictions to the rows of RL files, in the order of the rows.
 
-    Args:
-        path: see `read_predictions`. Rows may stand in any order, and there may be more than are asked for; those with
-            an `error` are no answers. They are told by dialogue, query and gold answer, and where there are several of
-            one, the first is for the first row of the data that is such, and so on.
-        files: the RL files.
-        row_format: of the predictions.
-        say: told what the user should know.
+    Predictions may stand in any order, and there may be more than are asked for; those with an `error` are no answers.
+    They are told by dialogue, query and gold answer, and where there are several of one, the first is for the first
+    row of the data that is such, and so on.
 
     Raises:
         FFRError: when a row of `files` has no answer, or a prediction cannot be read.

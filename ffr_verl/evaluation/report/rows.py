@@ -30,12 +30,7 @@ def reward_settings(
     coherence_mode: CoherenceMode | None = None,
     answer_style: AnswerStyle | None = None,
 ) -> dict[str, Any]:
-    """The `reward_kwargs` of `compute_score` for the report: those given or the defaults, and MCC shown beside them.
-
-    Example:
-        >>> reward_settings({"length_penalty": 0.5})
-        {'length_penalty': 0.5, 'answer_style': 'plain', 'weights': {'f1': 1.0, 'format': 0.3, 'mcc': 0.0}}
-    """
+    """The `reward_kwargs` of `compute_score` for the report: given ones or the defaults, and MCC shown beside them."""
     config = RewardConfig.from_kwargs(kwargs or {})
     embeddings = embeddings or config.embeddings
     found = {**(kwargs or {}), "answer_style": answer_style or config.answer_style}
@@ -55,22 +50,12 @@ def _ids(fragment: Fragment) -> dict[str, list[int]]:
 
 
 class ReportRows:
-    """Collects rows; a dialogue that several rows ask of is kept once.
-
-    Args:
-        rewards: see `reward_settings`.
-
-    Attributes:
-        f1: the F1 reward of an answer and its gold.
-        rows: of the page, in the order in which they were added.
-        dialogues: that the rows name by position.
-        image_names: paths as they stand in the rows, that the dialogues name by position.
-    """
+    """Collects rows, with the rewards of `reward_settings`; a dialogue that several rows ask of is kept once."""
 
     def __init__(self, rewards: Mapping[str, Any]) -> None:
         self._rewards, config = rewards, RewardConfig.from_kwargs(rewards)
         self._style: AnswerStyle = config.answer_style
-        self.f1 = functools.partial(
+        self.f1 = functools.partial(  # of an answer and its gold
             f1_reward,
             length_penalty=config.length_penalty,
             utterance_weight=config.utterance_weight,
@@ -79,23 +64,17 @@ class ReportRows:
         )
         self._at: dict[Any, int] = {}
         self._image_at: dict[str, int] = {}
-        self.rows: list[dict[str, Any]] = []
-        self.dialogues: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = []  # in the order in which they were added
+        self.dialogues: list[dict[str, Any]] = []  # that the rows name by position
 
     @property
     def image_names(self) -> list[str]:
+        """Paths as they stand in the rows, that the dialogues name by position."""
         return list(self._image_at)
 
     def add(self, prediction: Prediction, other: Prediction | None = None) -> None:
-        """Add a prediction.
-
-        Args:
-            prediction: whose dialogue is shown.
-            other: another model's to the same row.
-
-        Raises:
-            FFRError: for an embedding store that cannot be opened.
-        """
+        """Add a prediction, and another model's to the same row; an `FFRError` for an embedding store that cannot be
+        opened."""
         dialogue, problem = None, None
         try:
             dialogue = parse_dialogue(prediction.messages, prediction.dialogue_id)
