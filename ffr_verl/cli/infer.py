@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from ffr_verl.cli import options as shared
 from ffr_verl.cli.console import (
     AnswerStyle,
     WindowIds,
@@ -16,17 +17,6 @@ from ffr_verl.cli.console import (
     refuse_options,
     warn,
     wrote,
-)
-from ffr_verl.cli.options import (
-    GpuMemoryUtilization,
-    MaxImages,
-    MaxModelLen,
-    MaxNewTokens,
-    RecordedImagesRoot,
-    Restart,
-    TensorParallelSize,
-    TrustRemoteCode,
-    settings_of,
 )
 from ffr_verl.errors import FFRError
 
@@ -59,9 +49,9 @@ def infer(
         bool, typer.Option("--logprobs", help="Write the log-probabilities of the answers' tokens.")
     ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="The first so many rows only.")] = None,
-    max_new_tokens: MaxNewTokens = 1024,
-    max_images: MaxImages = 8,
-    images_root: RecordedImagesRoot = None,
+    max_new_tokens: shared.MaxNewTokens = 1024,
+    max_images: shared.MaxImages = 8,
+    images_root: shared.RecordedImagesRoot = None,
     window: Annotated[
         int | None,
         typer.Option(min=1, help="Cut dialogues that have more turns, answer the windows, unite the answers."),
@@ -89,10 +79,10 @@ def infer(
         typer.Option(help="Of windows' answers: plain, or reasoning for <think>…</think><answer>…</answer>."),
     ] = "plain",
     lora: Annotated[Path | None, typer.Option(help="Folder of a LoRA adapter for the model.")] = None,
-    max_model_len: MaxModelLen = 15_536,
-    tensor_parallel_size: TensorParallelSize = 1,
-    gpu_memory_utilization: GpuMemoryUtilization = 0.9,
-    trust_remote_code: TrustRemoteCode = False,
+    max_model_len: shared.MaxModelLen = 15_536,
+    tensor_parallel_size: shared.TensorParallelSize = 1,
+    gpu_memory_utilization: shared.GpuMemoryUtilization = 0.9,
+    trust_remote_code: shared.TrustRemoteCode = False,
     model_family: Annotated[
         str, typer.Option(help="Of the server's model: sizes to which large images are shrunk.")
     ] = "qwen2_vl",
@@ -110,7 +100,7 @@ def infer(
         typer.Option("--allow-errors", help="Write the output although the server gave no answer to some rows."),
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace predictions that are there.")] = False,
-    restart: Restart = False,
+    restart: shared.Restart = False,
 ) -> None:
     """Answer the rows of a data set with a model, greedily, and write the predictions.
 
@@ -156,10 +146,12 @@ def infer(
         settings: GeneratorSettings | EndpointSettings
         if endpoint is not None:
             refuse_options(context, of_engine, "is the server's business; it does not go with --endpoint")
-            settings = settings_of(EndpointSettings, options, url=endpoint, images_root=root, body=read_body(body))
+            settings = shared.settings_of(
+                EndpointSettings, options, url=endpoint, images_root=root, body=read_body(body)
+            )
         else:
             refuse_options(context, of_server, "goes with --endpoint URL")
-            settings = settings_of(GeneratorSettings, options, images_root=root, seed=seed or 0)
+            settings = shared.settings_of(GeneratorSettings, options, images_root=root, seed=seed or 0)
         with RowProgress("answering", console) as progress:
             summary = infer_rows(
                 data,

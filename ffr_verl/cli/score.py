@@ -8,18 +8,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from ffr_verl.cli import options as shared
 from ffr_verl.cli.console import AnswerStyle, PredictionFormat, clean_up_when_terminated, console, warn, wrote
-from ffr_verl.cli.options import (
-    GpuMemoryUtilization,
-    MaxImages,
-    MaxModelLen,
-    MaxNewTokens,
-    RecordedImagesRoot,
-    Restart,
-    TensorParallelSize,
-    TrustRemoteCode,
-    settings_of,
-)
 from ffr_verl.errors import FFRError
 
 
@@ -43,18 +33,18 @@ def score(
     samples: Annotated[
         int, typer.Option(min=0, help="Answers drawn at temperature 1 beside the greedy one, for a pass rate.")
     ] = 0,
-    images_root: RecordedImagesRoot = None,
-    max_new_tokens: MaxNewTokens = 1024,
-    max_model_len: MaxModelLen = 15_536,
-    max_images: MaxImages = 8,
-    tensor_parallel_size: TensorParallelSize = 1,
-    gpu_memory_utilization: GpuMemoryUtilization = 0.9,
-    trust_remote_code: TrustRemoteCode = False,
+    images_root: shared.RecordedImagesRoot = None,
+    max_new_tokens: shared.MaxNewTokens = 1024,
+    max_model_len: shared.MaxModelLen = 15_536,
+    max_images: shared.MaxImages = 8,
+    tensor_parallel_size: shared.TensorParallelSize = 1,
+    gpu_memory_utilization: shared.GpuMemoryUtilization = 0.9,
+    trust_remote_code: shared.TrustRemoteCode = False,
     chart: Annotated[
         Path | None, typer.Option(help="PNG to draw; beside the difficulty file, with its name, by default.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a difficulty file that is there.")] = False,
-    restart: Restart = False,
+    restart: shared.Restart = False,
 ) -> None:
     """Score how hard each training row is, by the SFT model's own greedy answer.
 
@@ -66,10 +56,10 @@ def score(
     Example: ffr-verl score --model models/sft --data data/train.rl.parquet --output data/difficulty.parquet
     """
     options = dict(locals())
-    from ffr_verl.inference.difficulty_chart import draw_difficulty
     from ffr_verl.inference.generate import GeneratorSettings
     from ffr_verl.inference.progress import RowProgress
     from ffr_verl.inference.rows import images_root_of
+    from ffr_verl.inference.score import draw_difficulty
     from ffr_verl.inference.score import score as score_rows
 
     clean_up_when_terminated()
@@ -77,7 +67,7 @@ def score(
         raise FFRError("--samples draws answers of --model; it does not go with --predictions")
     settings = None
     if model is not None:
-        settings = settings_of(GeneratorSettings, options, images_root=images_root_of(data, images_root))
+        settings = shared.settings_of(GeneratorSettings, options, images_root=images_root_of(data, images_root))
     with RowProgress("scoring", console) as progress:
         summary = score_rows(
             data,

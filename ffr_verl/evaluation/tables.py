@@ -50,15 +50,19 @@ def comparison_tables(comparison: Comparison, *, title: str) -> Iterator[Table]:
     yield _rewards_table(comparison.difference["rewards"], found, title="difference of mean rewards", of=rewards)
 
 
+def _table(title: str, left: Sequence[str], right: Sequence[str], *, no_wrap: bool = True, **options: Any) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, **options)
+    for names, side in ((left, "left"), (right, "right")):
+        for name in names:
+            table.add_column(name, justify=side, no_wrap=no_wrap)  # type: ignore[arg-type]
+    return table
+
+
 def _metrics_table(
     averages: Mapping[str, Any], intervals: Any, *, title: str, of: tuple[Mapping[str, Any], ...] = ()
 ) -> Table:
     # The differences fit into 80 characters.
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
-    table.add_column("", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    for name in Scores._fields:
-        table.add_column(name, justify="right", no_wrap=True)
+    table = _table(title, ("", ""), Scores._fields, pad_edge=False, show_edge=False, collapse_padding=True)
     for average in AVERAGES:
         for modality in MODALITIES:
             values = averages[average][modality]
@@ -74,9 +78,7 @@ def _metrics_table(
 def _rewards_table(
     rewards: Mapping[str, float], intervals: Any, *, title: str, of: tuple[Mapping[str, float], ...] = ()
 ) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
-    for name in REWARDS:
-        table.add_column(name, justify="right")
+    table = _table(title, (), REWARDS, no_wrap=False, pad_edge=False, show_edge=False, collapse_padding=True)
     bounds = intervals["rewards"] if intervals else {}
     table.add_row(*[_cell(rewards[name], bounds.get(name), of=[one[name] for one in of]) for name in REWARDS])
     return table
@@ -95,10 +97,8 @@ _ANSWERS_LINES = {
 
 def _answers_table(values: Mapping[str, Any], intervals: Any, *, of: tuple[Mapping[str, Any], ...] = ()) -> Table:
     """What answers name beside what is gold."""
-    table = Table(title="answers beside their golds", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("", no_wrap=True)
-    for column in ("difference" if of else "answers", "interval" if intervals else "", "both" if of else "golds"):
-        table.add_column(column, justify="right", no_wrap=True)
+    columns = "difference" if of else "answers", "interval" if intervals else "", "both" if of else "golds"
+    table = _table("answers beside their golds", ("",), columns, pad_edge=False, show_edge=False)
     sign = "+" if of else ""
     for title, (group, name) in _ANSWERS_LINES.items():
         low, high = intervals[group][name] if intervals else ("", "")
@@ -113,10 +113,8 @@ def _answers_table(values: Mapping[str, Any], intervals: Any, *, of: tuple[Mappi
 
 
 def _breakdowns_table(result: EvaluationResult) -> Table:
-    table = Table(title="where they fail", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("", no_wrap=True)
-    for column in ("answers", "micro\nf1", "macro\nf1", "utter-\nances", "images", "exact", "faults"):
-        table.add_column(column, justify="right", no_wrap=True)
+    columns = ("answers", "micro\nf1", "macro\nf1", "utter-\nances", "images", "exact", "faults")
+    table = _table("where they fail", ("",), columns, pad_edge=False)
     for name, parts in result.breakdowns.items():
         table.add_row(f"[bold]{name.replace('_', ' ')}[/bold]")
         for part in parts:
@@ -135,10 +133,7 @@ def _breakdowns_table(result: EvaluationResult) -> Table:
 
 
 def _faults_table(result: EvaluationResult) -> Table:
-    table = Table(title="faults of answers, the first of each", box=box.SIMPLE_HEAD)
-    table.add_column("fault")
-    table.add_column("answers", justify="right")
-    table.add_column("", justify="right")
+    table = _table("faults of answers, the first of each", ("fault",), ("answers", ""), no_wrap=False)
     for name, count in result.malformed.items():
         if count or name == "any":
             table.add_row(name, f"{count:,}", f"{count / result.samples:.1%}")

@@ -46,7 +46,10 @@ class AnswerJournal:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = (folder / "lock").open("ab")
-            self._lock_or_refuse()
+            try:  # a lock of this kind ends with the process and is not inherited by those that vLLM forks
+                fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                raise FFRError(f"{folder}: another run is writing it; wait for its end, or end it") from None
             if restart:
                 (folder / "answers.jsonl").unlink(missing_ok=True)
                 (folder / "work.json").unlink(missing_ok=True)
@@ -102,13 +105,6 @@ class AnswerJournal:
     def remove(self) -> None:
         """Forget the answers, once they stand where they belong."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _lock_or_refuse(self) -> None:
-        # A lock of this kind ends with the process and is not inherited by those that vLLM forks.
-        try:
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            raise FFRError(f"{self.folder}: another run is writing it; wait for its end, or end it") from None
 
     def _check_work(self, work: dict[str, Any]) -> None:
         record, answers = self.folder / "work.json", self.folder / "answers.jsonl"

@@ -1,4 +1,4 @@
-"""`ffr-verl score`: how hard each training row is for a model, by its own answers.
+"""`ffr-verl score`: how hard each training row is for a model, by its own answers; and a chart of it.
 
 A run that was killed is resumed where it stopped, see `ffr_verl.inference.journal`; the difficulty file appears whole
 at the end.
@@ -21,7 +21,7 @@ from ffr_verl.data.parquet_files import check_columns, check_images
 from ffr_verl.dialogues import parse_dialogue
 from ffr_verl.errors import FFRError
 from ffr_verl.evaluation.breakdowns import DISPERSION
-from ffr_verl.files import check_output
+from ffr_verl.files import check_output, whole_or_nothing
 from ffr_verl.fragments import AnswerStyle, Fragment, parse_gold, parse_leniently
 from ffr_verl.inference.generate import Answer, GeneratorSettings, generate_answers
 from ffr_verl.inference.journal import AnswerJournal, journal_folder
@@ -30,7 +30,11 @@ from ffr_verl.predictions import PredictionFormat, UnusableLines, read_predictio
 from ffr_verl.samplers.difficulty import LEVELS, difficulty_f1
 from ffr_verl.samplers.difficulty_file import difficulty_table, row_keys, rows_of_files, write_difficulty
 
-__all__ = ["ScoreSummary", "answers_of_predictions", "score"]
+__all__ = ["ScoreSummary", "answers_of_predictions", "draw_difficulty", "score"]
+
+# Told apart by lightness too, for print and for eyes that mix up red and green.
+_COLOURS = {"easy": "#9ecae1", "middle": "#6baed6", "confusing": "#2171b5", "hard": "#08306b"}
+_MOST_POINTS = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,3 +199,47 @@ def answers_of_predictions(
     for key in chosen:
         answers = found[key]
         yield answers.popleft() if len(answers) > 1 else answers[0]
+
+
+def draw_difficulty(table: pa.Table, path: Path) -> None:
+    """Write a chart of a table of `difficulty_table` as PNG; the file appears whole."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    levels = np.array(table.column("level").to_pylist())
+    f1, dispersion = table.column("f1").to_numpy(), table.column("dispersion").to_numpy()
+    figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    bars, points = figure.subplots(1, 2)
+    counts = [int((levels == level).sum()) for level in LEVELS]
+    drawn = bars.bar(LEVELS, counts, color=[_COLOURS[level] for level in LEVELS])
+    bars.bar_label(drawn, [f"{count:,}\n{count / max(1, len(levels)):.0%}" for count in counts])
+    bars.margins(y=0.18)
+    bars.set_title("rows by level")
+    source = np.random.default_rng(0)
+    chosen = np.flatnonzero(dispersion > 0)
+    if len(chosen) > _MOST_POINTS:
+        chosen = source.choice(chosen, _MOST_POINTS, replace=False)
+    # A little noise keeps the many equal values from hiding each other.
+    moved = source.uniform(-0.015, 0.015, (2, len(chosen)))
+    for level in LEVELS:
+        mine = levels[chosen] == level
+        points.scatter(
+            dispersion[chosen][mine] + moved[0][mine],
+            f1[chosen][mine] + moved[1][mine],
+            s=8,
+            alpha=0.5,
+            linewidths=0,
+            color=_COLOURS[level],
+            label=level,
+        )
+    points.set_title("f1 against dispersion (rows with a fragment)")
+    points.set_xlabel("dispersion: span of the gold utterances over their number")
+    points.set_ylabel("f1 of the greedy answer")
+    points.set_ylim(-0.05, 1.05)
+    points.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    for axes in (bars, points):
+        axes.spines[["top", "right"]].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_or_nothing([path]) as (temporary,):
+        figure.savefig(temporary, format="png")
