@@ -177,10 +177,6 @@ def joint_scores(utterances: Scores, images: Scores) -> Scores:
     """Utterances and images in one: precision and recall are harmonic means of the two, f1 and mcc arithmetic means.
 
     Source: published.
-
-    Example:
-        >>> joint_scores(Scores(1.0, 0.5, 0.6, 0.4), Scores(0.5, 0.0, 0.2, 0.0))
-        Scores(precision=0.6666666666666666, recall=0.0, f1=0.4, mcc=0.2)
     """
     return Scores(
         ratio(2 * utterances.precision * images.precision, utterances.precision + images.precision),
@@ -192,8 +188,6 @@ def joint_scores(utterances: Scores, images: Scores) -> Scores:
 
 def dispersion(utterance_ids: Sequence[int]) -> float:
     """Span of the gold utterances over their number: 1 for a dense fragment, more for a sparse one, 0 for none.
-
-    Source: ours.
 
     Example:
         >>> dispersion([3, 4, 5]), dispersion([3, 8]), dispersion([])

@@ -206,7 +206,12 @@ class Generator:
 
 
 def _looks_local(model: str) -> bool:
-    """Whether a model's name must be a folder: on the hub models are named OWNER/NAME."""
+    """Whether a model's name must be a folder: on the hub models are named OWNER/NAME.
+
+    Example:
+        >>> [_looks_local(name) for name in ("models/sft/step", "sft", "~/sft", "Qwen/Qwen2-VL-7B-Instruct")]
+        [True, True, True, False]
+    """
     owner, _, name = model.partition("/")
     return model.startswith((".", "/", "~")) or not name or "/" in name or Path(owner).is_dir()
 

@@ -45,23 +45,20 @@ class AskedRows:
     def survey(self, *, max_images: int) -> tuple[int, str]:
         """How many rows there are, and a digest of them, before anything is loaded or asked; an `FFRError` for a row
         with more than `max_images` images, or no rows."""
-        digest, count = hashlib.sha256(), 0
+        digest, count, names = hashlib.sha256(), 0, ", ".join(map(str, self.files))
         for row in itertools.chain.from_iterable(map(self.parts, self.whole(columns=_WITHOUT_IMAGES))):
             info = row["extra_info"]
             if len(info["images"]) > max_images:
                 raise FFRError(
-                    f"{self._names()}: row {info['index']} ({info['dialogue_id']}): {len(info['images'])} images, at "
+                    f"{names}: row {info['index']} ({info['dialogue_id']}): {len(info['images'])} images, at "
                     f"most {max_images}; raise --max-images, or cut long dialogues into windows"
                 )
             named = (info["dialogue_id"], row["reward_model"]["ground_truth"], row["prompt"], info["images"])
             digest.update(json.dumps(named).encode())
             count += 1
         if not count:
-            raise FFRError(f"{self._names()}: no rows")
+            raise FFRError(f"{names}: no rows")
         return count, digest.hexdigest()
-
-    def _names(self) -> str:
-        return ", ".join(map(str, self.files))
 
 
 def images_root_of(files: Sequence[Path], given: Path | None) -> Path:

@@ -37,7 +37,7 @@ from ffr_verl.evaluation.reward_settings import read_reward_kwargs
 from ffr_verl.evaluation.tables import repeated_rows
 from ffr_verl.files import check_output, whole_or_nothing
 from ffr_verl.fragments import AnswerStyle
-from ffr_verl.predictions import Prediction, PredictionFormat, UnusableLines, read_predictions
+from ffr_verl.predictions import Prediction, PredictionFormat, read_predictions
 from ffr_verl.rewards.coherence import CoherenceMode
 from ffr_verl.rewards.ffr import open_scorer
 from ffr_verl.settings import DataConfig
@@ -130,18 +130,21 @@ def write_report(
             open_scorer(store)
         except FFRError as error:
             raise FFRError(f"--embeddings {error}") from None
-    training = None if settings.training is None else read_training(settings.training, say=say)
+    training: dict[str, Any] | None = None
+    if settings.training is not None:
+        curves = read_training(settings.training, say=say)
+        training = {"charts": line_charts(curves.metrics), "files": [path.name for path in curves.files]}
     skipped: list[str] = []
     f1: list[float] = []
     rows = ReportRows(rewards)
 
     def read(path: Path, skipped: list[str]) -> Iterator[Prediction]:
-        unusable = UnusableLines(
+        return read_predictions(
             path,
+            row_format=settings.row_format,
             lenient=settings.lenient,
             on_skipped=lambda line, reason: skipped.append(f"line {line}: {reason}"),
         )
-        return read_predictions(path, row_format=settings.row_format, unusable=unusable)
 
     def counted(path: Path, predictions: Iterator[Prediction]) -> RowCounts:
         counts = count_records(predictions, style=rewards["answer_style"], reward_kwargs=rewards)
@@ -156,7 +159,11 @@ def write_report(
             yield prediction
 
     counts = counted(predictions, scored())
-    result, repeats = result_of(counts, skipped=len(skipped)), repeated_rows(counts)
+    result = result_of(counts, skipped=len(skipped))
+    bounds = result.intervals or {}
+    intervals = f"{100 * bounds['level']:g} % intervals of {bounds['resamples']:,} resamples"
+    if repeats := repeated_rows(counts):
+        intervals += f"; {repeats}"
     notices, traits, keys = _unanswered(counts), list(_TRAITS), counts.keys.tolist()
     if counts.errors:
         traits.append((UNANSWERED, "no answer"))
@@ -205,16 +212,11 @@ def write_report(
         figures=figures(result),
         metric_table=metric_table(result),
         comparison=comparison,
-        intervals=None
-        if result.intervals is None
-        else f"{100 * result.intervals['level']:g} % intervals of {result.intervals['resamples']:,} resamples"
-        + (repeats and f"; {repeats}"),
+        intervals=intervals,
         f1_bars=histogram(f1),
         overview_charts=overview_charts(result, coherence=coherence, settings=named),
         breakdown_charts=breakdown_charts(result),
-        training=None
-        if training is None
-        else {"charts": line_charts(training.metrics), "files": [path.name for path in training.files]},
+        training=training,
         traits=traits,
         notices=[*_notices(len(f1), rows, pictures, skipped), *notices],
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -92,9 +93,8 @@ class ReportRows:
             del scores["mcc"]  # the dialogue's size is not known
         if self._rewards.get("embeddings") is None:
             del scores["coherence"]
-        reason = diagnose(
-            prediction.response, prediction.labels, extra_info=info if dialogue else None, style=self._style
-        ).malformed
+        shown = info if dialogue else None
+        reason = diagnose(prediction.response, prediction.labels, extra_info=shown, style=self._style).malformed
         fault = UNANSWERED if prediction.error else None if reason is None else reason.value
         self.rows.append(
             {
@@ -129,34 +129,33 @@ class ReportRows:
         }
 
     def _dialogue(self, prediction: Prediction, dialogue: Dialogue | None, problem: str | None) -> int:
-        if dialogue is None:
-            content = prediction.prompt
-            key: Any = content
-            made: dict[str, Any] = {"problem": problem, "text": _clipped(content, _LONGEST_TEXT), "turns": []}
-        else:
-            key = dialogue.utterances, prediction.images
-            made = {}
+        key: Any = prediction.prompt if dialogue is None else (dialogue.utterances, prediction.images)
         if key not in self._at:
             self._at[key] = len(self.dialogues)
-            self.dialogues.append(made or {"turns": self._turns(dialogue, prediction.images)})
+            made: dict[str, Any] = {
+                "problem": problem,
+                "text": _clipped(prediction.prompt, _LONGEST_TEXT),
+                "turns": [],
+            }
+            if dialogue is not None:
+                made = {"turns": self._turns(dialogue, prediction.images)}
+            self.dialogues.append(made)
         return self._at[key]
 
-    def _turns(self, dialogue: Dialogue | None, images: Sequence[str]) -> list[dict[str, Any]]:
-        turns, position = [], 0
-        for utterance in dialogue.utterances if dialogue else ():
+    def _turns(self, dialogue: Dialogue, images: Sequence[str]) -> list[dict[str, Any]]:
+        turns, names = [], iter(images)
+        for utterance in dialogue.utterances:
             turn: dict[str, Any] = {
                 "id": utterance.id,
                 "speaker": utterance.speaker,
                 "text": _clipped(utterance.text, _LONGEST_TEXT),
             }
-            if utterance.image_ids:
-                shown = []
-                for number, identifier in enumerate(utterance.image_ids):
-                    name = (images[position] or None) if position < len(images) else None
-                    at = None if name is None else self._image_at.setdefault(name, len(self._image_at))
-                    caption = utterance.captions[number] if utterance.captions else ""
-                    shown.append({"id": identifier, "at": at, **({"caption": caption} if caption else {})})
-                    position += 1
+            shown = []
+            for identifier, caption in itertools.zip_longest(utterance.image_ids, utterance.captions):
+                name = next(names, None)  # empty where the row has bytes alone
+                at = self._image_at.setdefault(name, len(self._image_at)) if name else None
+                shown.append({"id": identifier, "at": at, **({"caption": caption} if caption else {})})
+            if shown:
                 turn["images"] = shown
             turns.append(turn)
         return turns
@@ -165,9 +164,7 @@ class ReportRows:
 def _outside(predicted: Fragment, dialogue: Dialogue | None) -> Fragment:
     if dialogue is None:
         return Fragment((), ())
-    utterances = {utterance.id for utterance in dialogue.utterances}
-    images = set(dialogue.image_ids)
-    return Fragment(
-        tuple(dict.fromkeys(one for one in predicted.utterance_ids if one not in utterances)),
-        tuple(dict.fromkeys(one for one in predicted.image_ids if one not in images)),
-    )
+    known = {utterance.id for utterance in dialogue.utterances}, set(dialogue.image_ids)
+    named = predicted.utterance_ids, predicted.image_ids
+    outside = ([one for one in ids if one not in there] for ids, there in zip(named, known, strict=True))
+    return Fragment(*[tuple(dict.fromkeys(ids)) for ids in outside])

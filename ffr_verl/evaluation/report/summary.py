@@ -1,4 +1,4 @@
-"""The head of the report: what `evaluate` found, as figures, tables and bars."""
+"""The head of the report: what `evaluate` found, with its intervals, as figures, tables and bars."""
 
 from __future__ import annotations
 
@@ -55,15 +55,13 @@ def _at(values: Any, *path: str) -> Any:
 
 
 def _interval(result: EvaluationResult, *path: str) -> str:
-    if result.intervals is None:
-        return ""
     low, high = _at(result.intervals, *path)
     return f"{low:.3f} – {high:.3f}"
 
 
 def figures(result: EvaluationResult) -> list[tuple[str, str, str]]:
     """The numbers at the head of the page: name, value and note of each."""
-    level = "" if result.intervals is None else f"{100 * result.intervals['level']:g} % interval\n"
+    level = f"{100 * _at(result.intervals, 'level'):g} % interval\n"
     faults, outside = result.malformed["any"], result.ids_outside["answers"]
     found = []
     for title, *path in (
@@ -106,8 +104,6 @@ def difference_table(comparison: Comparison) -> list[Line]:
 
     def cell(*path: str) -> Cell:
         value = _at(comparison.difference, *path)
-        if comparison.intervals is None:
-            return f"{value:+.3f}", "", False
         low, high = _at(comparison.intervals, *path)
         return f"{value:+.3f}", f"{low:+.3f} to {high:+.3f}", low > 0 or high < 0
 
