@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ffr_verl.cli.console import console, warn, wrote
+from ffr_verl.cli.console import console, say, warn, wrote
 from ffr_verl.cli.options import Compare, RewardedStyle, RewardKwargs, RowFormat
 from ffr_verl.errors import FFRError
 from ffr_verl.files import whole_or_nothing
@@ -114,12 +114,9 @@ def evaluate(
     if compare is not None:
         for table in comparison_tables(comparison, title=f"{predictions.name} less {compare.name}"):
             console.print(table)
-        console.print(
+        say(
             f"{comparison.matched:,} rows are in both files, {comparison.only_first:,} in {predictions.name} only, "
-            f"{comparison.only_second:,} in {compare.name} only",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
+            f"{comparison.only_second:,} in {compare.name} only"
         )
         for line in not_shown(compare, skipped_others, others, style):
             warn(line)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ffr_verl.cli.console import CoherenceMode, console, warn
+from ffr_verl.cli.console import CoherenceMode, console, say, warn
 from ffr_verl.cli.options import Compare, RewardedStyle, RewardKwargs, RowFormat, settings_of
 
 
@@ -67,17 +67,12 @@ def report(
             ),
         )
     if summary.skipped:
-        console.print(f"{summary.skipped:,} lines left out", style="yellow", highlight=False)
+        warn(f"{summary.skipped:,} lines left out")
     if summary.shown < summary.rows:
-        console.print(
-            f"{summary.shown:,} of {summary.rows:,} rows are shown, those of least F1 (--most-rows)", style="yellow"
-        )
+        warn(f"{summary.shown:,} of {summary.rows:,} rows are shown, those of least F1 (--most-rows)")
     for problem, count in summary.missing.most_common():
-        console.print(f"{count:,} images not shown: {problem}", style="yellow", highlight=False, markup=False)
-    console.print(
+        warn(f"{count:,} images not shown: {problem}")
+    say(
         f"wrote {output}: {summary.shown:,} rows, {summary.pictures:,} pictures, {summary.size / 1e6:.1f} MB, "
-        f"{summary.seconds:.1f} s",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
+        f"{summary.seconds:.1f} s"
     )

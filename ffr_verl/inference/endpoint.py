@@ -161,9 +161,9 @@ def request_body(row: Mapping[str, Any], settings: EndpointSettings) -> dict[str
         "messages": messages,
         "max_tokens": settings.max_new_tokens,
         "temperature": settings.temperature,
-        **({"top_p": settings.top_p} if settings.top_p != 1.0 else {}),
-        **({"seed": settings.seed} if settings.seed is not None else {}),
-        **({"logprobs": True} if settings.logprobs else {}),
+        "top_p": None if settings.top_p == 1.0 else settings.top_p,
+        "seed": settings.seed,
+        "logprobs": settings.logprobs or None,
         **settings.body,
     }
     return {name: value for name, value in body.items() if value is not None}
@@ -208,6 +208,7 @@ class _Asking:
     _settings: EndpointSettings
     _on_rows: Callable[[int, int], None]
     _allow_errors: bool
+    _is_first = True  # the request that shows whether address and key are right
     _gave_up = False
     _answered = _refused = _failed_in_succession = 0
     _last_failure: str | None = None
@@ -215,7 +216,8 @@ class _Asking:
     async def all(self, missing: Iterator[tuple[int, Mapping[str, Any]]]) -> str | None:
         self._on_rows(self._journal.answered, self._journal.rows)
         async with self._client() as client:
-            await self._work(client, itertools.islice(missing, 1), is_first=True)
+            await self._work(client, itertools.islice(missing, 1))
+            self._is_first = False
             tasks = [asyncio.ensure_future(self._work(client, missing)) for _ in range(self._settings.concurrency)]
             try:
                 await asyncio.gather(*tasks)
@@ -239,14 +241,12 @@ class _Asking:
                 f"{package}: {one_line(str(error))}; mend it, or go round it with NO_PROXY={host}"
             ) from None
 
-    async def _work(
-        self, client: Any, rows: Iterator[tuple[int, Mapping[str, Any]]], *, is_first: bool = False
-    ) -> None:
+    async def _work(self, client: Any, rows: Iterator[tuple[int, Mapping[str, Any]]]) -> None:
         for number, row in rows:  # all workers take from one iterator
             if self._gave_up:
                 return
             try:
-                await self._ask(client, number, row, is_first=is_first)
+                await self._ask(client, number, row)
                 self._failed_in_succession = 0
             except _NoAnswerNow as error:
                 self._last_failure = str(error)
@@ -261,9 +261,9 @@ class _Asking:
                     f"time{'s' * (error.tries > 1)} ({error}); {self._kept()}; run the same command again later"
                 ) from None
 
-    async def _ask(self, client: Any, number: int, row: Mapping[str, Any], *, is_first: bool) -> None:
+    async def _ask(self, client: Any, number: int, row: Mapping[str, Any]) -> None:
         try:
-            answer = await self._answer(client, row, is_first=is_first)
+            answer = await self._answer(client, row)
             self._answered += 1
         except (self._openai.OpenAIError, _Failed) as error:
             answer = Answer("", error=self._told(error))
@@ -276,7 +276,7 @@ class _Asking:
             )
         self._on_rows(self._journal.answered, self._journal.rows)
 
-    async def _answer(self, client: Any, row: Mapping[str, Any], *, is_first: bool) -> Answer:
+    async def _answer(self, client: Any, row: Mapping[str, Any]) -> Answer:
         try:
             body = await asyncio.to_thread(request_body, row, self._settings)
         except (ValueError, OSError) as error:
@@ -290,11 +290,9 @@ class _Asking:
                 is_echo = len(key) > _SHOWN_OF_KEY and key in answer.response
                 return replace(answer, response=answer.response.replace(key, "***")) if is_echo else answer
             except json.JSONDecodeError as error:
-                raise self._stopped(
-                    _Failed(f"what came back is not JSON: {error}", is_reply=False), is_first=is_first
-                ) from None
+                raise self._stopped(_Failed(f"what came back is not JSON: {error}", is_reply=False)) from None
             except (self._openai.OpenAIError, _Failed) as error:
-                if not self._is_for_the_moment(self._stopped(error, is_first=is_first)):
+                if not self._is_for_the_moment(self._stopped(error)):
                     raise
                 asked, told = _asked_wait(error), self._told(error)
                 wait = min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** (tries - 1)) if asked is None else asked
@@ -311,11 +309,11 @@ class _Asking:
         is_lost = isinstance(error, self._openai.APIConnectionError)
         return is_lost or status in _FOR_THE_MOMENT or (status or 0) >= 500
 
-    def _stopped(self, error: Exception, *, is_first: bool) -> Exception:
+    def _stopped(self, error: Exception) -> Exception:
         """The error again, when the run can go on after it, else an `FFRError` is raised."""
         status, settings, told = getattr(error, "status_code", None), self._settings, self._told(error)
         is_lost = isinstance(error, self._openai.APIConnectionError)
-        if is_first and is_lost and not isinstance(error, self._openai.APITimeoutError):
+        if self._is_first and is_lost and not isinstance(error, self._openai.APITimeoutError):
             raise self._stop(f"cannot be reached ({told}); is the address right?") from None
         if status == 401 or (status == 403 and not self._answered):
             mend = "give the name of the environment variable that has it: --api-key-env NAME"

@@ -15,7 +15,7 @@ __all__ = ["Bar", "LineChart", "Series", "histogram", "line_charts", "nice_ticks
 _ORDER = ("score", "reward", "critic/score/mean", *[key for reward in REWARDS.values() for key in reward.keys])
 _MOST_POINTS = 300
 _BAND = ("std", "min", "max")
-_TRAIN = re.compile(r"ffr/reward/([^/]+)/(mean|std|min|max)")
+_TRAIN = re.compile(r"ffr/reward/([^/]+)/mean")
 _VALIDATION = re.compile(r"val-[^/]+/(.+)/([^/]+)/(mean@\d+)")
 
 Point = tuple[float, float]
@@ -108,13 +108,12 @@ def line_charts(metrics: Mapping[str, Sequence[tuple[int, float]]]) -> list[Line
     """
     curves: dict[str, list[_Curve]] = {}
     for name, points in metrics.items():
-        if (train := _TRAIN.fullmatch(name)) and train.group(2) == "mean":
-            std, least, most = (dict(metrics.get(f"ffr/reward/{train.group(1)}/{name}", ())) for name in _BAND)
-            lower = [
-                (step, max(value - std[step], least.get(step, -math.inf))) for step, value in points if step in std
-            ]
-            upper = [(step, min(value + std[step], most.get(step, math.inf))) for step, value in points if step in std]
-            curves.setdefault(train.group(1), []).insert(0, _Curve("training answers", False, points, lower, upper))
+        if train := _TRAIN.fullmatch(name):
+            std, least, most = (dict(metrics.get(f"ffr/reward/{train[1]}/{kind}", ())) for kind in _BAND)
+            known = [(step, value, std[step]) for step, value in points if step in std]
+            lower = [(step, max(value - spread, least.get(step, -math.inf))) for step, value, spread in known]
+            upper = [(step, min(value + spread, most.get(step, math.inf))) for step, value, spread in known]
+            curves.setdefault(train[1], []).insert(0, _Curve("training answers", False, points, lower, upper))
         elif validation := _VALIDATION.fullmatch(name):
             source, component, kind = validation.groups()
             label = f"held-out ({source})" if kind == "mean@1" else f"held-out ({source}, {kind})"
