@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 import struct
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -98,10 +99,9 @@ class RowCounts:
 
     values: np.ndarray  # shape `(rows, 20)`, int32; take columns by name with `column`
     keys: np.ndarray  # int64; equal for equal dialogue, query and gold answer in this process
-    # Why rows have no answer, and how many; most frequent first. Of all rows, not of some (`of`).
-    errors: Mapping[str, int] = field(default_factory=dict)
-    reward: RewardConfig = field(default_factory=RewardConfig)  # the settings of the rewards
-    without_id: int | None = None  # line of the first row that does not say its dialogue's id
+    errors: Mapping[str, int]  # why rows have no answer, and how many; most frequent first
+    reward: RewardConfig  # the settings of the rewards
+    without_id: int | None  # line of the first row that does not say its dialogue's id
 
     def __len__(self) -> int:
         return len(self.values)
@@ -136,16 +136,16 @@ class RowCounts:
         return len(self.keys) - len(np.unique(self.keys))
 
     def of(self, rows: slice | np.ndarray) -> RowCounts:
-        """Some of the rows."""
-        return RowCounts(self.values[rows], self.keys[rows], reward=self.reward)
+        """Some of the rows; `errors` and `without_id` stay those of all."""
+        return dataclasses.replace(self, values=self.values[rows], keys=self.keys[rows])
 
 
 def count_rows(
     rows: Iterable[Answered],
     on_malformed_gold: Callable[[int, str], None],
     *,
-    style: AnswerStyle = "plain",
-    reward: RewardConfig | None = None,
+    style: AnswerStyle,
+    reward: RewardConfig,
 ) -> RowCounts:
     """Count rows; `on_malformed_gold` is told the line of a row whose gold answer is malformed, which is not counted,
     and what is wrong with it."""
@@ -173,8 +173,7 @@ def count_rows(
             dialogue_id = prompt[prompt.find("<|utt_id_start|>") :]
         keys.append(hash((dialogue_id, query, labels)))
     table = np.frombuffer(values, dtype=np.int32).reshape(-1, len(_COLUMNS))
-    found = dict(errors.most_common())
-    return RowCounts(table, np.frombuffer(keys, dtype=np.int64), found, reward or RewardConfig(), without_id)
+    return RowCounts(table, np.frombuffer(keys, dtype=np.int64), dict(errors.most_common()), reward, without_id)
 
 
 def _quick_row(answer: tuple[int, int], gold: tuple[int, int], ids: DialogueIds, is_exact: bool) -> bytes:

@@ -197,9 +197,9 @@ def count_file(
     path: Path,
     unusable: UnusableLines,
     *,
-    row_format: PredictionFormat = "ffr",
-    style: AnswerStyle = "plain",
-    reward: RewardConfig | None = None,
+    row_format: PredictionFormat,
+    style: AnswerStyle,
+    reward: RewardConfig,
     on_position: Callable[[int], None] = lambda position: None,
 ) -> RowCounts:
     """The counts of a file's rows, see `evaluate_file`."""

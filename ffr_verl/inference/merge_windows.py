@@ -50,13 +50,6 @@ class WindowAnswer:
             prediction.error,
         )
 
-    def prediction(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The prediction again, with all that its row says."""
-        record: dict[str, Any] = {"response": self.response, "logprobs": self.logprobs}
-        if self.error is not None:
-            record["error"] = self.error
-        return prediction_row(row, record, logprobs=bool(self.logprobs))
-
 
 def merged_prediction(
     row: Mapping[str, Any], answers: Sequence[WindowAnswer], *, style: AnswerStyle = "plain"
@@ -82,7 +75,9 @@ def merged_prediction(
     """
     identifier = str(row["extra_info"]["dialogue_id"])
     if len(answers) == 1 and answers[0].dialogue_id == identifier:
-        return answers[0].prediction(row)
+        [one] = answers
+        record = {"response": one.response, "logprobs": one.logprobs, **({"error": one.error} if one.error else {})}
+        return prediction_row(row, record, logprobs=bool(one.logprobs))
     dialogue = parse_dialogue(row["prompt"], identifier)
     parts = [_part(dialogue, answer, style) for answer in answers]
     numbers = sorted([window.number for window, _ in parts])
@@ -98,7 +93,7 @@ def merged_prediction(
     unread = [answer for answer in answers if parse_fragment(answer.response, style=style) is None]
     nothing = len(unread) == len(answers) and united == Fragment((), ())
     malformed = sum(answer.error is None for answer in unread)
-    record: dict[str, Any] = {"response": "" if nothing else format_fragment(united, style=style), "logprobs": []}
+    record = {"response": "" if nothing else format_fragment(united, style=style), "logprobs": []}
     errors = [answer.error for answer in answers if answer.error is not None]
     if errors:
         record["error"] = f"{len(errors)} of {len(answers)} windows have no answer: {errors[0]}"
