@@ -47,12 +47,7 @@ _OPEN_THINK, _CLOSE_THINK, _OPEN_ANSWER, _CLOSE_ANSWER = "<think>", "</think>", 
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
-    """Utterance and image ids in the order in which the answer names them, repeats kept.
-
-    Example:
-        >>> Fragment((1, 2), (0,))
-        Fragment(utterance_ids=(1, 2), image_ids=(0,))
-    """
+    """Utterance and image ids in the order in which the answer names them, repeats kept."""
 
     utterance_ids: tuple[int, ...]
     image_ids: tuple[int, ...]
@@ -115,9 +110,6 @@ def parse_fragment(text: str, *, style: AnswerStyle = "plain") -> Fragment | Non
         style: `plain`, or `reasoning` for `<think>…</think><answer>…</answer>`; `<think>` may stand in the prompt
             instead, and `<answer>` be left out.
 
-    Returns:
-        The ids as written, repeats kept, or `None`.
-
     Source: the paper's wire format; strictness is ours.
 
     Example:
@@ -127,10 +119,7 @@ def parse_fragment(text: str, *, style: AnswerStyle = "plain") -> Fragment | Non
         True
     """
     match = _match(text, style)
-    if match is None:
-        return None
-    utterances, images = match.groups()
-    return Fragment(_ids(utterances), _ids(images))
+    return None if match is None else Fragment(_ids(match[1]), _ids(match[2]))
 
 
 def _match(text: str, style: AnswerStyle) -> re.Match[str] | None:
@@ -172,18 +161,15 @@ def _lenient_ids(text: str, start: str, end: str) -> tuple[int, ...]:
         found = json.loads(text[first + len(start) : last])
     except (ValueError, RecursionError):
         return ()
-    if not isinstance(found, list):
-        return ()
-    return tuple([value for value in found if type(value) is int and 0 <= value < 10**_MOST_DIGITS])
+    values = found if isinstance(found, list) else ()
+    return tuple([value for value in values if type(value) is int and 0 <= value < 10**_MOST_DIGITS])
 
 
 def parse_leniently(text: str, *, style: AnswerStyle = "plain") -> Fragment:
     """Read what can be read of an answer: the first pair of tags of each kind anywhere in the text, its bracket as
     JSON; an empty list where that fails. For difficulty and evaluation, as published; rewards are strict.
 
-    Args:
-        text: what the model wrote. Never raises, whatever it is.
-        style: of the answer. With `reasoning`, and wherever there is a thought, only what stands behind it is read.
+    Never raises. With the style `reasoning`, and wherever there is a thought, only what stands behind it is read.
 
     Source: the published curriculum and evaluation. Values that are no ids of at most nine digits are left out (ours).
 
@@ -196,13 +182,7 @@ def parse_leniently(text: str, *, style: AnswerStyle = "plain") -> Fragment:
 
 
 def parse_gold(solution: str) -> Fragment | None:
-    """The gold fragment; data sets store the plain format, and one stored with the reasoning wrapper is read too.
-
-    Example:
-        >>> plain = "<|utt_ids_start|>[]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>"
-        >>> parse_gold(f"<think>x</think><answer>{plain}</answer>")
-        Fragment(utterance_ids=(), image_ids=())
-    """
+    """The gold fragment; data sets store the plain format, and one stored with the reasoning wrapper is read too."""
     return parse_fragment(solution) or parse_fragment(solution, style="reasoning")
 
 
@@ -217,12 +197,7 @@ def malformed_reason(text: str, *, style: AnswerStyle = "plain") -> MalformedRea
 
 
 def reason_of_malformed(text: str, *, style: AnswerStyle = "plain") -> MalformedReason:
-    """`malformed_reason` of a text that `parse_fragment` has refused; it is not parsed again.
-
-    Example:
-        >>> reason_of_malformed("no idea").value
-        'missing_tag'
-    """
+    """`malformed_reason` of a text that `parse_fragment` has refused; it is not parsed again."""
     inner: str | None = text.strip()
     if not inner:
         return MalformedReason.EMPTY

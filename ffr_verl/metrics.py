@@ -1,4 +1,5 @@
-"""The formulas, each once: counts of a comparison, precision, recall, F1, Matthews correlation, dispersion.
+"""The formulas, each once: counts of a comparison, precision, recall, F1, Matthews correlation, dispersion; the four
+metrics together, and of utterances and images in one.
 
 Every function of counts takes numbers or arrays of them; arrays stand for many rows or resamples at once.
 """
@@ -13,16 +14,19 @@ import numpy as np
 
 __all__ = [
     "Confusion",
+    "Scores",
     "confusion",
     "dispersion",
     "f1",
     "f_score",
+    "joint_scores",
     "list_f_score",
     "mcc",
-    "one_where",
     "precision",
     "ratio",
     "recall",
+    "row_scores",
+    "scores",
 ]
 
 # A number, or an array of numbers.
@@ -41,10 +45,7 @@ class Confusion(NamedTuple):
 def confusion(predicted: Iterable[int], gold: Iterable[int], *, universe: int | Collection[int]) -> Confusion:
     """Compare two sets of ids; those outside the universe count as false, not as neither.
 
-    Args:
-        predicted: ids; repeats do not count.
-        gold: ids.
-        universe: the ids that there are, or their number: then they are `0 … universe - 1`.
+    The universe is the ids that there are, or their number: then they are `0 … universe - 1`. Repeats do not count.
 
     Source: published.
 
@@ -61,12 +62,7 @@ def confusion(predicted: Iterable[int], gold: Iterable[int], *, universe: int | 
 
 
 def ratio(numerator: Numbers, denominator: Numbers) -> Numbers:
-    """The quotient; 0 where the denominator is 0.
-
-    Example:
-        >>> ratio(1, 4), ratio(1, 0)
-        (0.25, 0.0)
-    """
+    """The quotient; 0 where the denominator is 0."""
     if isinstance(denominator, (int, float)):
         return numerator / denominator if denominator else 0.0
     numerator, denominator = np.asarray(numerator, dtype=np.float64), np.asarray(denominator, dtype=np.float64)
@@ -74,7 +70,7 @@ def ratio(numerator: Numbers, denominator: Numbers) -> Numbers:
     return float(result) if result.ndim == 0 else result
 
 
-def one_where(is_empty: Any, value: Numbers) -> Numbers:
+def _one_where(is_empty: Any, value: Numbers) -> Numbers:
     """1 where there was nothing to find and nothing was named, else the value."""
     if isinstance(is_empty, (bool, np.bool_)):
         return 1.0 if is_empty else value
@@ -105,10 +101,6 @@ def f_score(hits: Numbers, predicted: Numbers, gold: Numbers, *, beta: float = 1
     """F-beta from the numbers of right, predicted and gold ids; 0 when there are none.
 
     With precision `hits / predicted` and recall `hits / gold` it is `(1 + beta²) hits / (beta² gold + predicted)`.
-
-    Example:
-        >>> f_score(1, 2, 2)
-        0.5
     """
     squared = beta * beta
     return ratio((1.0 + squared) * hits, squared * gold + predicted)
@@ -119,12 +111,7 @@ def list_f_score(
 ) -> Numbers:
     """The F1 reward of lists: `f_score`, 1 when both lists are empty, times `length_penalty ** |predicted - gold|`.
 
-    Args:
-        hits: different ids that are in both.
-        predicted: length of the predicted list, repeats counted.
-        gold: length of the gold list.
-        beta: above 1 recall counts more, below 1 precision.
-        length_penalty: factor for each id that the lists differ in length by.
+    `hits` are different ids, `predicted` and `gold` lengths, repeats counted. With `beta` above 1 recall counts more.
 
     Source: the published F1 reward.
 
@@ -133,7 +120,7 @@ def list_f_score(
         (0.76, 1.0)
     """
     penalty = length_penalty ** abs(predicted - gold)
-    return one_where(predicted + gold == 0, penalty * f_score(hits, predicted, gold, beta=beta))
+    return _one_where(predicted + gold == 0, penalty * f_score(hits, predicted, gold, beta=beta))
 
 
 def f1(counts: Confusion) -> Numbers:
@@ -147,12 +134,9 @@ def f1(counts: Confusion) -> Numbers:
 
 
 def mcc(counts: Confusion) -> Numbers:
-    """Matthews correlation coefficient; 0 when a factor of its denominator is 0.
+    """Matthews correlation coefficient, in [-1, 1]; 0 when a factor of its denominator is 0, and for guessing.
 
     `(tp tn - fp fn) / sqrt((tp + fp)(tp + fn)(tn + fp)(tn + fn))`
-
-    Returns:
-        A value in [-1, 1]; 0 is what guessing gives.
 
     Example:
         >>> round(mcc(Confusion(tp=2, fp=1, fn=2, tn=5)), 4)
@@ -166,10 +150,44 @@ def mcc(counts: Confusion) -> Numbers:
     return ratio(tp * tn - fp * fn, root((tp + fp) * (tp + fn)) * root((tn + fp) * (tn + fn)))
 
 
+class Scores(NamedTuple):
+    """The four metrics; precision, recall and f1 in [0, 1], mcc in [-1, 1]."""
+
+    precision: Numbers
+    recall: Numbers
+    f1: Numbers
+    mcc: Numbers
+
+
+def scores(counts: Confusion) -> Scores:
+    """All four metrics."""
+    return Scores(precision(counts), recall(counts), f1(counts), mcc(counts))
+
+
+def row_scores(counts: Confusion) -> Scores:
+    """The four metrics of one row: `scores`, and 1 where nothing was predicted and nothing is gold.
+
+    Source: ours; the same convention as the F1 and MCC rewards.
+    """
+    is_empty = counts.tp + counts.fp + counts.fn == 0
+    return Scores(*[_one_where(is_empty, value) for value in scores(counts)])
+
+
+def joint_scores(utterances: Scores, images: Scores) -> Scores:
+    """Utterances and images in one: precision and recall are harmonic means of the two, f1 and mcc arithmetic means.
+
+    Source: published.
+    """
+    return Scores(
+        ratio(2 * utterances.precision * images.precision, utterances.precision + images.precision),
+        ratio(2 * utterances.recall * images.recall, utterances.recall + images.recall),
+        (utterances.f1 + images.f1) / 2,
+        (utterances.mcc + images.mcc) / 2,
+    )
+
+
 def dispersion(utterance_ids: Sequence[int]) -> float:
     """Span of the gold utterances over their number: 1 for a dense fragment, more for a sparse one, 0 for none.
-
-    Source: ours.
 
     Example:
         >>> dispersion([3, 4, 5]), dispersion([3, 8]), dispersion([])

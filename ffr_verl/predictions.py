@@ -55,34 +55,21 @@ LEAST_LOGPROB = -9999.0
 _BLOCK = 2**16
 _NEEDED = ("response", "labels", "messages")
 _OF_VERL = ("input", "output", "gts")
-_NO_USER = "field messages: no message of role 'user' with a text"
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """An answer and what it answers.
+    """An answer and what it answers."""
 
-    Attributes:
-        line: of the file, from 1.
-        response: what the model wrote.
-        labels: the gold answer, well-formed.
-        messages: `{"role": …, "content": text}`; one of the user's holds dialogue and query, see `prompt`.
-        images: paths, one for each `<image>`; empty where the row has bytes alone.
-        dialogue_id: of the dialogue; several rows may ask of one; empty where the row does not say it.
-        logprobs: natural logarithms of the chosen tokens' probabilities; empty without any.
-        error: why there is no answer, or no whole one; `None` where there is one.
-        extra: the row's further fields.
-    """
-
-    line: int
-    response: str
-    labels: str
-    messages: tuple[Mapping[str, Any], ...]
-    images: tuple[str, ...]
-    dialogue_id: str
-    logprobs: tuple[float, ...]
-    error: str | None
-    extra: Mapping[str, Any]
+    line: int  # of the file, from 1
+    response: str  # what the model wrote
+    labels: str  # the gold answer, well-formed
+    messages: tuple[Mapping[str, Any], ...]  # `{"role": …, "content": text}`; one of the user's holds the dialogue
+    images: tuple[str, ...]  # paths, one for each `<image>`; empty where the row has bytes alone
+    dialogue_id: str  # several rows may ask of one; empty where the row does not say it
+    logprobs: tuple[float, ...]  # natural logarithms of the chosen tokens' probabilities; empty without any
+    error: str | None  # why there is no answer, or no whole one
+    extra: Mapping[str, Any]  # the row's further fields
 
     @property
     def rewarded(self) -> str:
@@ -96,12 +83,7 @@ class Prediction:
 
 
 def cut_off_before_text(text: str, *, is_cut_off: bool) -> str | None:
-    """Why an answer that met its most tokens before it said anything is none; `None` for every other.
-
-    Example:
-        >>> cut_off_before_text("[1]", is_cut_off=True) is cut_off_before_text("", is_cut_off=False) is None
-        True
-    """
+    """Why an answer that met its most tokens before it said anything is none; `None` for every other."""
     if text.strip() or not is_cut_off:
         return None
     return "cut off before the first token of an answer: give it more room (--max-new-tokens)"
@@ -121,11 +103,7 @@ def row_key_without_id(dialogue: Dialogue, solution: str) -> int:
 class UnusableLines:
     """What becomes of lines that cannot be used: the first one is an error, or all are counted and left out.
 
-    Args:
-        path: of the file, for the message.
-        lenient: count them.
-        on_skipped: told the number of each line left out, from 1, and what is wrong with it.
-        mend: what else the message says.
+    `on_skipped` is told the number of each line left out, from 1, and what is wrong with it; `mend` ends the error.
     """
 
     def __init__(
@@ -140,11 +118,7 @@ class UnusableLines:
         self._path, self._lenient, self._on_skipped, self._mend = path, lenient, on_skipped, mend
 
     def add(self, line: int, reason: str) -> None:
-        """Leave a line out.
-
-        Raises:
-            FFRError: when not lenient.
-        """
+        """Leave a line out, or raise an `FFRError` when not lenient."""
         if not self._lenient:
             raise FFRError(f"{self._path}: line {line}: {reason}{self._mend}")
         self.count += 1
@@ -202,15 +176,9 @@ def _kind(name: str) -> str:
 
 
 def prediction_of(number: int, row: Mapping[str, Any], *, needed: Sequence[str] = _NEEDED) -> Prediction:
-    """A row as a prediction.
+    """A row, see the module, as a prediction; a `ValueError` that names the field when it is none.
 
-    Args:
-        number: of its line, from 1.
-        row: see the module.
-        needed: fields that must be there; gold answers that are needed must be well-formed.
-
-    Raises:
-        ValueError: when it is none; the message names the field.
+    Fields that are `needed` must be there, and needed gold answers well-formed.
     """
     _refuse_missing(row, needed)
     error = row.get("error")
@@ -226,7 +194,7 @@ def prediction_of(number: int, row: Mapping[str, Any], *, needed: Sequence[str] 
     if "labels" in needed and parse_gold(one.labels) is None:
         raise ValueError(malformed_gold(one.labels))
     if not _prompt(one):
-        raise ValueError(_NO_USER)
+        raise ValueError("field messages: no message of role 'user' with a text")
     images = [image if isinstance(image, str) else image.path or "" for image in one.images or ()]
     tokens = [token.logprob for token in (one.logprobs and one.logprobs.content) or ()]
     known = [value for value in tokens if value is not None and value == value]
@@ -280,7 +248,7 @@ def _refuse_missing(row: Mapping[str, Any], names: Sequence[str]) -> None:
 
 
 def malformed_gold(gold: str) -> str:
-    """What is said of a gold answer that cannot be read."""
+    """The fault of a row whose gold answer cannot be read."""
     return f"field labels: malformed gold answer {gold[:100]!r}, expected the wire format (docs/data.md)"
 
 
@@ -301,8 +269,7 @@ def read_predictions(
     Args:
         path: the file.
         row_format: `ffr`, as ms-swift and the published tools write too; `verl` as `read_verl_dump`.
-        lenient: leave out lines that cannot be used.
-        on_skipped: told the number of each line left out, from 1, and what is wrong with it.
+        lenient: leave out lines that cannot be used; `on_skipped` is told the number of each, from 1, and why.
         unusable: told of such lines instead.
         needed: fields that rows must have, of rows that verl did not write.
 
@@ -339,11 +306,9 @@ def read_verl_dump(
 
     verl writes `STEP.jsonl` into `trainer.validation_data_dir` and `trainer.rollout_data_dir`. A row has `input` (the
     prompt), `output`, `gts` (the gold answer), `score`, `step` and what the reward function returned. It names no
-    dialogue and no images: `dialogue_id` is empty, and `messages` is one of the user's, the whole prompt.
-
-    Raises:
-        FFRError: as `read_predictions`; also for a row whose prompt has no utterance: verl drops special tokens there,
-            so the file is of no use where the model's tokenizer holds the answer tags as such.
+    dialogue and no images: `dialogue_id` is empty, and `messages` is one of the user's, the whole prompt. A prompt
+    without an utterance is an error: verl drops special tokens there, so the file is of no use where the model's
+    tokenizer holds the answer tags as such.
     """
     return read_predictions(path, row_format="verl", lenient=lenient, on_skipped=on_skipped)
 
@@ -354,7 +319,7 @@ Answered = tuple[int, str, str, str, str, str | None]
 
 
 def answered(one: Prediction) -> Answered:
-    """What the metrics need of a prediction."""
+    """The part of a prediction that the metrics need."""
     return one.line, one.response, one.labels, one.prompt, one.dialogue_id, one.error
 
 
@@ -366,17 +331,7 @@ def read_answered(
     on_position: Callable[[int], None] = lambda position: None,
 ) -> Iterator[Answered]:
     """What the metrics need of each prediction, several times as quickly as `read_predictions`; gold answers are not
-    looked at.
-
-    Args:
-        path: the file.
-        unusable: told of lines that cannot be used.
-        row_format: see `read_predictions`.
-        on_position: told how many bytes of the file have been read.
-
-    Raises:
-        FFRError: for a file that cannot be read.
-    """
+    looked at. `on_position` is told how many bytes of the file have been read."""
     for number, line in _lines(path, unusable, on_position):
         if row_format == "ffr":
             try:
@@ -486,17 +441,8 @@ def _lines_of(
 
 
 def prediction_row(row: Mapping[str, Any], record: Mapping[str, Any], *, logprobs: bool) -> dict[str, Any]:
-    """A row of an RL file and the answer to it.
-
-    Args:
-        row: of an RL file.
-        record: `response`, `logprobs` and, where there is none, the `error`, as an `AnswerJournal` has it.
-        logprobs: whether to keep log-probabilities.
-
-    Returns:
-        `response`, `labels` (the gold answer), `logprobs` where asked for, `messages` (the prompt and the response),
-        `images` (paths as in the row; also those of images that the file holds itself), `dialogue_id`, `split` where
-        the row says it and, where there is no answer, `error`.
+    """A row of a file of predictions, see the module: a row of an RL file, and a `record` of `response`, `logprobs`
+    and, where there is none, the `error`, as an `AnswerJournal` has it.
 
     Example:
         >>> row = {"prompt": [{"role": "user", "content": "Find it."}], "images": [{"path": "a.png", "bytes": b""}],
@@ -520,5 +466,5 @@ def prediction_row(row: Mapping[str, Any], record: Mapping[str, Any], *, logprob
 
 
 def write_prediction(file: IO[str], row: Mapping[str, Any]) -> None:
-    """Write a row as a line."""
+    """Write a row of `prediction_row` as a line."""
     file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")

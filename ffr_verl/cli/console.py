@@ -22,14 +22,19 @@ Layout = Literal["blocks", "interleaved", "mixed"]
 CoherenceMode = Literal["continuous", "published", "gold_anchored"]
 
 
+def say(text: str, *, style: str | None = None) -> None:
+    """A line as it stands."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
 def warn(text: str) -> None:
     """A line that the user should not miss."""
-    console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    say(text, style="yellow")
 
 
 def wrote(path: object) -> None:
     """Say that a file is there."""
-    console.print(printable(f"wrote {path}"), markup=False, highlight=False, soft_wrap=True)
+    say(printable(f"wrote {path}"))
 
 
 def _end(number: int, _frame: object) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
+from ffr_verl.cli import options as shared
 from ffr_verl.cli.console import (
     AnswerStyle,
     WindowIds,
@@ -48,11 +49,9 @@ def infer(
         bool, typer.Option("--logprobs", help="Write the log-probabilities of the answers' tokens.")
     ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="The first so many rows only.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 1024,
-    max_images: Annotated[int, typer.Option(min=0, help="Most images of a prompt.")] = 8,
-    images_root: Annotated[
-        Path | None, typer.Option(help="Folder of the images; by default the one recorded in the files.")
-    ] = None,
+    max_new_tokens: shared.MaxNewTokens = 1024,
+    max_images: shared.MaxImages = 8,
+    images_root: shared.RecordedImagesRoot = None,
     window: Annotated[
         int | None,
         typer.Option(min=1, help="Cut dialogues that have more turns, answer the windows, unite the answers."),
@@ -80,12 +79,10 @@ def infer(
         typer.Option(help="Of windows' answers: plain, or reasoning for <think>…</think><answer>…</answer>."),
     ] = "plain",
     lora: Annotated[Path | None, typer.Option(help="Folder of a LoRA adapter for the model.")] = None,
-    max_model_len: Annotated[int, typer.Option(min=2, help="Most tokens of prompt and answer.")] = 15_536,
-    tensor_parallel_size: Annotated[int, typer.Option(min=1, help="GPUs that share the model.")] = 1,
-    gpu_memory_utilization: Annotated[float, typer.Option(min=0.1, max=1.0, help="Share of a GPU's memory.")] = 0.9,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that the model's repository brings.")
-    ] = False,
+    max_model_len: shared.MaxModelLen = 15_536,
+    tensor_parallel_size: shared.TensorParallelSize = 1,
+    gpu_memory_utilization: shared.GpuMemoryUtilization = 0.9,
+    trust_remote_code: shared.TrustRemoteCode = False,
     model_family: Annotated[
         str, typer.Option(help="Of the server's model: sizes to which large images are shrunk.")
     ] = "qwen2_vl",
@@ -103,7 +100,7 @@ def infer(
         typer.Option("--allow-errors", help="Write the output although the server gave no answer to some rows."),
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace predictions that are there.")] = False,
-    restart: Annotated[bool, typer.Option("--restart", help="Forget what an interrupted run left.")] = False,
+    restart: shared.Restart = False,
 ) -> None:
     """Answer the rows of a data set with a model, greedily, and write the predictions.
 
@@ -119,6 +116,7 @@ def infer(
 
     Example: ffr-verl infer --data windows.rl.parquet --merge whole.rl.parquet --model models/grpo --output pred.jsonl
     """
+    options = dict(locals())
     from ffr_verl.data.windows import WindowSettings
     from ffr_verl.inference.endpoint import EndpointSettings, read_body
     from ffr_verl.inference.generate import GeneratorSettings
@@ -144,40 +142,16 @@ def infer(
             raise FFRError("give --data NAME.rl.parquet of `ffr-verl prepare`")
         if model is None:
             raise FFRError("give --model: a model folder or hub name, or with --endpoint a name that the server knows")
-        common: dict[str, Any] = {
-            "model": model,
-            "images_root": images_root_of(data, images_root),
-            "max_new_tokens": max_new_tokens,
-            "max_images": max_images,
-            "temperature": temperature,
-            "top_p": top_p,
-            "logprobs": logprobs,
-        }
+        root = images_root_of(data, images_root)
         settings: GeneratorSettings | EndpointSettings
         if endpoint is not None:
             refuse_options(context, of_engine, "is the server's business; it does not go with --endpoint")
-            settings = EndpointSettings(
-                **common,
-                url=endpoint,
-                api_key_env=api_key_env,
-                model_family=model_family,
-                seed=seed,
-                concurrency=concurrency,
-                timeout=timeout,
-                retries=retries,
-                body=read_body(body),
+            settings = shared.settings_of(
+                EndpointSettings, options, url=endpoint, images_root=root, body=read_body(body)
             )
         else:
             refuse_options(context, of_server, "goes with --endpoint URL")
-            settings = GeneratorSettings(
-                **common,
-                seed=seed or 0,
-                lora=lora,
-                max_model_len=max_model_len,
-                tensor_parallel_size=tensor_parallel_size,
-                gpu_memory_utilization=gpu_memory_utilization,
-                trust_remote_code=trust_remote_code,
-            )
+            settings = shared.settings_of(GeneratorSettings, options, images_root=root, seed=seed or 0)
         with RowProgress("answering", console) as progress:
             summary = infer_rows(
                 data,
@@ -210,11 +184,9 @@ def infer(
         table.add_row(name, f"{value:,}")
     console.print(table)
     for reason, count in summary.errors[:_MOST_REASONS]:
-        console.print(
-            f"{count:,} without an answer: {reason}", style="yellow", markup=False, highlight=False, soft_wrap=True
-        )
+        warn(f"{count:,} without an answer: {reason}")
     if len(summary.errors) > _MOST_REASONS:
-        console.print(f"and {len(summary.errors) - _MOST_REASONS:,} more reasons", style="yellow", highlight=False)
+        warn(f"and {len(summary.errors) - _MOST_REASONS:,} more reasons")
     for path in (summary.windows, output):
         if path is not None:
             wrote(path)

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ffr_verl.cli.console import AnswerStyle, CoherenceMode, PredictionFormat, console, warn
+from ffr_verl.cli.console import CoherenceMode, console, say, warn
+from ffr_verl.cli.options import Compare, RewardedStyle, RewardKwargs, RowFormat, settings_of
 
 
 def report(
@@ -21,24 +22,13 @@ def report(
         Path | None, typer.Option(help="NAME.rl.parquet of `ffr-verl prepare`, for the images root recorded there.")
     ] = None,
     embeddings: Annotated[Path | None, typer.Option(help="An embedding store, for the coherence reward.")] = None,
-    reward_kwargs: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Recipe, .hydra/config.yaml or YAML with the run's settings of rewards."),
-    ] = None,
+    reward_kwargs: RewardKwargs = None,
     coherence_mode: Annotated[
         CoherenceMode | None, typer.Option(help="See docs/rewards.md. With --embeddings.")
     ] = None,
-    answer_style: Annotated[
-        AnswerStyle | None,
-        typer.Option(help="plain, or reasoning for <think>…</think><answer>…</answer>; as the rewards by default."),
-    ] = None,
-    row_format: Annotated[
-        PredictionFormat,
-        typer.Option("--format", help="ffr: as ffr-verl infer writes; verl: a file of trainer.validation_data_dir."),
-    ] = "ffr",
-    compare: Annotated[
-        Path | None, typer.Option(help="Predictions of another model for the same rows: show the difference.")
-    ] = None,
+    answer_style: RewardedStyle = None,
+    row_format: RowFormat = "ffr",
+    compare: Compare = None,
     training: Annotated[
         Path | None, typer.Option(help="Folder with a verl run's metrics (JSONL or event files), for its curves.")
     ] = None,
@@ -58,32 +48,18 @@ def report(
 
     Example: ffr-verl report pred.jsonl --output report.html --images-root data
     """
+    options = dict(locals())
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from ffr_verl.evaluation.report import ReportSettings, write_report
 
-    settings = ReportSettings(
-        images_root=images_root,
-        data=data,
-        embeddings=embeddings,
-        reward_kwargs=reward_kwargs,
-        coherence_mode=coherence_mode,
-        answer_style=answer_style,
-        row_format=row_format,
-        compare=compare,
-        training=training,
-        lenient=lenient,
-        most_rows=most_rows,
-        thumbnail_size=thumbnail_size,
-        title=title,
-    )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task("evaluating", total=None)
         summary = write_report(
             predictions,
             output,
-            settings,
+            settings_of(ReportSettings, options),
             force=force,
             say=warn,
             on_progress=lambda phase, done, total: progress.update(
@@ -91,17 +67,12 @@ def report(
             ),
         )
     if summary.skipped:
-        console.print(f"{summary.skipped:,} lines left out", style="yellow", highlight=False)
+        warn(f"{summary.skipped:,} lines left out")
     if summary.shown < summary.rows:
-        console.print(
-            f"{summary.shown:,} of {summary.rows:,} rows are shown, those of least F1 (--most-rows)", style="yellow"
-        )
+        warn(f"{summary.shown:,} of {summary.rows:,} rows are shown, those of least F1 (--most-rows)")
     for problem, count in summary.missing.most_common():
-        console.print(f"{count:,} images not shown: {problem}", style="yellow", highlight=False, markup=False)
-    console.print(
+        warn(f"{count:,} images not shown: {problem}")
+    say(
         f"wrote {output}: {summary.shown:,} rows, {summary.pictures:,} pictures, {summary.size / 1e6:.1f} MB, "
-        f"{summary.seconds:.1f} s",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
+        f"{summary.seconds:.1f} s"
     )

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from ffr_verl.cli import options as shared
 from ffr_verl.cli.console import AnswerStyle, PredictionFormat, clean_up_when_terminated, console, warn, wrote
 from ffr_verl.errors import FFRError
 
@@ -32,22 +33,18 @@ def score(
     samples: Annotated[
         int, typer.Option(min=0, help="Answers drawn at temperature 1 beside the greedy one, for a pass rate.")
     ] = 0,
-    images_root: Annotated[
-        Path | None, typer.Option(help="Folder of the images; by default the one recorded in the files.")
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 1024,
-    max_model_len: Annotated[int, typer.Option(min=2, help="Most tokens of prompt and answer.")] = 15_536,
-    max_images: Annotated[int, typer.Option(min=0, help="Most images of a prompt.")] = 8,
-    tensor_parallel_size: Annotated[int, typer.Option(min=1, help="GPUs that share the model.")] = 1,
-    gpu_memory_utilization: Annotated[float, typer.Option(min=0.1, max=1.0, help="Share of a GPU's memory.")] = 0.9,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that the model's repository brings.")
-    ] = False,
+    images_root: shared.RecordedImagesRoot = None,
+    max_new_tokens: shared.MaxNewTokens = 1024,
+    max_model_len: shared.MaxModelLen = 15_536,
+    max_images: shared.MaxImages = 8,
+    tensor_parallel_size: shared.TensorParallelSize = 1,
+    gpu_memory_utilization: shared.GpuMemoryUtilization = 0.9,
+    trust_remote_code: shared.TrustRemoteCode = False,
     chart: Annotated[
         Path | None, typer.Option(help="PNG to draw; beside the difficulty file, with its name, by default.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a difficulty file that is there.")] = False,
-    restart: Annotated[bool, typer.Option("--restart", help="Forget what an interrupted run left.")] = False,
+    restart: shared.Restart = False,
 ) -> None:
     """Score how hard each training row is, by the SFT model's own greedy answer.
 
@@ -58,10 +55,11 @@ def score(
 
     Example: ffr-verl score --model models/sft --data data/train.rl.parquet --output data/difficulty.parquet
     """
-    from ffr_verl.inference.difficulty_chart import draw_difficulty
+    options = dict(locals())
     from ffr_verl.inference.generate import GeneratorSettings
     from ffr_verl.inference.progress import RowProgress
     from ffr_verl.inference.rows import images_root_of
+    from ffr_verl.inference.score import draw_difficulty
     from ffr_verl.inference.score import score as score_rows
 
     clean_up_when_terminated()
@@ -69,17 +67,7 @@ def score(
         raise FFRError("--samples draws answers of --model; it does not go with --predictions")
     settings = None
     if model is not None:
-        settings = GeneratorSettings(
-            model=model,
-            images_root=images_root_of(data, images_root),
-            max_new_tokens=max_new_tokens,
-            max_model_len=max_model_len,
-            max_images=max_images,
-            samples=samples,
-            tensor_parallel_size=tensor_parallel_size,
-            gpu_memory_utilization=gpu_memory_utilization,
-            trust_remote_code=trust_remote_code,
-        )
+        settings = shared.settings_of(GeneratorSettings, options, images_root=images_root_of(data, images_root))
     with RowProgress("scoring", console) as progress:
         summary = score_rows(
             data,

@@ -19,17 +19,11 @@ _AT_A_TIME = 128
 
 @dataclass(frozen=True, slots=True)
 class BootstrapSettings:
-    """How intervals are made.
+    """How intervals are made."""
 
-    Attributes:
-        resamples: how often the rows are drawn again; 0 for no intervals.
-        seed: of the drawing; equal seeds give equal intervals.
-        level: share of the resamples inside an interval.
-    """
-
-    resamples: int = 1000
-    seed: int = 0
-    level: float = 0.95
+    resamples: int = 1000  # how often the rows are drawn again; 0 for no intervals
+    seed: int = 0  # equal seeds give equal intervals
+    level: float = 0.95  # share of the resamples inside an interval
 
     def __post_init__(self) -> None:
         if self.resamples < 0 or self.seed < 0 or not 0.0 < self.level < 1.0:
@@ -47,15 +41,10 @@ class BootstrapSettings:
 def resampled_metrics(
     tables: Sequence[RowCounts], settings: BootstrapSettings, *, on_rows: Callable[[int], None] = lambda rows: None
 ) -> list[np.ndarray]:
-    """The metrics of resamples: rows drawn with replacement, as many as there are.
+    """The metrics of resamples, rows drawn with replacement, as many as there are: for each table, shape
+    `(resamples, len(METRICS))`.
 
-    Args:
-        tables: the counts of the same rows, in the same order, under one or several models; they are drawn together.
-        settings: number of resamples and seed.
-        on_rows: told how many rows are done.
-
-    Returns:
-        For each table, shape `(resamples, len(METRICS))`.
+    The tables count the same rows, in the same order, under one or several models; they are drawn together.
     """
     rows, resamples = len(tables[0]), settings.resamples
     generator = np.random.default_rng(settings.seed)
@@ -80,11 +69,6 @@ def resampled_metrics(
 
 
 def interval(values: np.ndarray, *, level: float) -> np.ndarray:
-    """The middle `level` of resampled values; shape `(resamples, metrics)` becomes `(metrics, 2)`.
-
-    Example:
-        >>> interval(np.arange(101.0)[:, None], level=0.9).round(6).tolist()
-        [[5.0, 95.0]]
-    """
+    """The middle `level` of resampled values; shape `(resamples, metrics)` becomes `(metrics, 2)`."""
     outside = 50 * (1 - level)
     return np.percentile(values, [outside, 100 - outside], axis=0).T

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,36 +15,28 @@ from ffr_verl.evaluation.bootstrap import BootstrapSettings, resampled_metrics
 from ffr_verl.evaluation.counts import RowCounts
 from ffr_verl.evaluation.row_statistics import chunks, metric_rows, metrics_of_sums, nested, row_statistics
 
-__all__ = ["Comparison", "compare"]
+__all__ = ["Comparison", "compare", "require_ids"]
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two models on the rows that both answered.
+    """Two models on the rows that both answered."""
 
-    Attributes:
-        matched: rows that both answered: `dialogue_id`, query and gold answer are the same. Of rows that are there
-            several times the first is matched with the first, and so on.
-        only_first: rows of the first that the second lacks.
-        only_second: rows of the second that the first lacks.
-        first: `micro`, `macro` and `rewards` of the first on the matched rows.
-        second: of the second.
-        difference: the first less the second.
-        intervals: of the difference, `(low, high)` for each number, from resamples in which both models are asked the
-            same rows; `None` when no resamples were asked for.
-    """
-
+    # Rows that both answered: `dialogue_id`, query and gold answer are the same. Of rows that are there several times
+    # the first is matched with the first, and so on.
     matched: int
-    only_first: int
+    only_first: int  # rows of the first that the second lacks
     only_second: int
-    first: Mapping[str, Any]
+    first: Mapping[str, Any]  # the metrics on the matched rows
     second: Mapping[str, Any]
-    difference: Mapping[str, Any]
+    difference: Mapping[str, Any]  # the first less the second
+    # Of the difference, `(low, high)` for each number, from resamples in which both models are asked the same rows;
+    # `None` when no resamples were asked for.
     intervals: Mapping[str, Any] | None
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in the file of `ffr-verl evaluate --compare --json`, under `comparison`."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return dataclasses.asdict(self)
 
     def to_rows(self) -> list[dict[str, Any]]:
         """Lines as of `EvaluationResult.to_rows`, with `comparison` as the break-down and `first`, `second` and
@@ -64,8 +58,7 @@ def compare(
     """Compare two models.
 
     Args:
-        first: counts of one model's answers, with keys.
-        second: of the other's.
+        first: counts of one model's answers; `second` those of the other's.
         bootstrap: how intervals are made; `on_rows` is told how many rows the resamples have seen.
 
     Raises:
@@ -98,6 +91,15 @@ def compare(
     )
 
 
+def require_ids(path: Path, counts: RowCounts) -> None:
+    """Refuse to find rows again in another file when they do not say their dialogue."""
+    if counts.without_id is not None:
+        raise FFRError(
+            f"{path}: line {counts.without_id}: no dialogue_id, by which --compare finds the row in the other file; "
+            "ms-swift keeps the column with --remove_unused_columns false"
+        )
+
+
 def _metrics(counts: RowCounts) -> np.ndarray:
     total = sum([row_statistics(counts.of(chunk)).sum(axis=0) for chunk in chunks(len(counts))])
     return metrics_of_sums(np.asarray(total), len(counts))
@@ -106,8 +108,6 @@ def _metrics(counts: RowCounts) -> np.ndarray:
 def _numbered(counts: RowCounts) -> np.ndarray:
     """The keys, made different where one stands several times: with its how-manieth it is mixed in."""
     keys = counts.keys
-    if keys is None:
-        raise ValueError("counts without keys; count with with_keys=True")
     order = np.argsort(keys, kind="stable")
     ranked = keys[order]
     is_first = np.concatenate([[True], ranked[1:] != ranked[:-1]])

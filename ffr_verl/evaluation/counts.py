@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 import struct
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from ffr_verl.dialogues import DialogueIds, Ids, dialogue_ids
 from ffr_verl.errors import one_line
-from ffr_verl.evaluation.metrics import confusion
 from ffr_verl.fragments import (
     TAGS,
     AnswerStyle,
     Fragment,
     MalformedReason,
-    malformed_reason,
     parse_fragment,
     parse_gold,
     parse_leniently,
+    reason_of_malformed,
 )
+from ffr_verl.metrics import confusion
 from ffr_verl.predictions import Answered, malformed_gold
 from ffr_verl.rewards.ffr import RewardConfig
 from ffr_verl.rewards.format import has_no_repeats
 
-__all__ = ["FAULTS", "RowCounter", "RowCounts", "plain_masks"]
+__all__ = ["FAULTS", "RowCounts", "count_rows", "plain_masks"]
 
 # The number of a fault is its place here plus one; 0 is none.
 FAULTS = tuple(MalformedReason)
@@ -50,8 +51,7 @@ _COLUMNS = (
     "turns",
     "gold_span",
 )
-_ROW = struct.Struct(f"{len(_COLUMNS)}i")
-_pack = _ROW.pack
+_pack = struct.Struct(f"{len(_COLUMNS)}i").pack
 _PLACE = {name: place for place, name in enumerate(_COLUMNS)}
 _DEFAULT_UNIVERSE = Ids(0, 0).universe
 _MOST_ERRORS = 1000
@@ -95,27 +95,18 @@ def plain_masks(text: str) -> tuple[int, int] | None:
 
 @dataclass(frozen=True, slots=True)
 class RowCounts:
-    """The counts of rows.
+    """The counts of rows."""
 
-    Attributes:
-        values: shape `(rows, 20)`, int32; take columns by name with `column`.
-        keys: of the rows, equal for equal dialogue, query and gold answer in this process; `None` when not asked for.
-        errors: why rows have no answer, and how many; most frequent first. Of all rows, not of some (`of`).
-        reward: the settings of the rewards.
-        without_id: line of the first row that does not say its dialogue's id.
-    """
-
-    values: np.ndarray
-    keys: np.ndarray | None = None
-    errors: Mapping[str, int] = field(default_factory=dict)
-    reward: RewardConfig = field(default_factory=RewardConfig)
-    without_id: int | None = None
+    values: np.ndarray  # shape `(rows, 20)`, int32; take columns by name with `column`
+    keys: np.ndarray  # int64; equal for equal dialogue, query and gold answer in this process
+    errors: Mapping[str, int]  # why rows have no answer, and how many; most frequent first
+    reward: RewardConfig  # the settings of the rewards
+    without_id: int | None  # line of the first row that does not say its dialogue's id
 
     def __len__(self) -> int:
         return len(self.values)
 
     def column(self, name: str) -> np.ndarray:
-        """A column, shape `(rows,)`."""
         return self.values[:, _PLACE[name]]
 
     @property
@@ -142,73 +133,47 @@ class RowCounts:
     @property
     def repeated(self) -> int:
         """How many rows are of a dialogue, query and gold answer that an earlier row is of."""
-        return 0 if self.keys is None else len(self.keys) - len(np.unique(self.keys))
+        return len(self.keys) - len(np.unique(self.keys))
 
     def of(self, rows: slice | np.ndarray) -> RowCounts:
-        """Some of the rows."""
-        return RowCounts(self.values[rows], None if self.keys is None else self.keys[rows], reward=self.reward)
+        """Some of the rows; `errors` and `without_id` stay those of all."""
+        return dataclasses.replace(self, values=self.values[rows], keys=self.keys[rows])
 
 
-class RowCounter:
-    """Counts row after row.
-
-    Args:
-        style: of the answers, see `parse_fragment`.
-        reward: the settings of the rewards.
-        with_keys: also make the keys of the rows.
-    """
-
-    def __init__(
-        self, *, style: AnswerStyle = "plain", reward: RewardConfig | None = None, with_keys: bool = True
-    ) -> None:
-        self._values, self._keys, self._with_keys = bytearray(), array("q"), with_keys
-        self._style, self._reward = style, reward or RewardConfig()
-        self._errors: Counter[str] = Counter()
-        self._without_id: int | None = None
-
-    def add_all(self, rows: Iterable[Answered], on_malformed_gold: Callable[[int, str], None]) -> None:
-        """Count rows.
-
-        Args:
-            rows: see `Answered`.
-            on_malformed_gold: told the line of a row whose gold answer is malformed, which is not counted, and what is
-                wrong with it.
-        """
-        values, keys, is_plain = self._values, self._keys, self._style == "plain"
-        for line, response, labels, prompt, dialogue_id, error in rows:
-            gold = plain_masks(labels)
-            answer = gold if response == labels else plain_masks(response)
-            ids = dialogue_ids(prompt)
-            if gold is not None and answer is not None and is_plain and not error and ids.is_counting:
-                values += _quick_row(answer, gold, ids, response == labels)
-            else:
-                fragment = parse_gold(labels)
-                if fragment is None:
-                    on_malformed_gold(line, malformed_gold(labels))
-                    continue
-                values += _row(response, fragment, ids, self._style, is_unanswered=bool(error))
-                if error:
-                    self._note(error)
-            if self._with_keys:
-                query = prompt[prompt.find("<|query_start|>") : prompt.find("<|query_end|>")]
-                if not dialogue_id:  # what is spoken stands for it
-                    self._without_id = line if self._without_id is None else self._without_id
-                    dialogue_id = prompt[prompt.find("<|utt_id_start|>") :]
-                keys.append(hash((dialogue_id, query, labels)))
-
-    def _note(self, error: str) -> None:
-        """Count a reason; not all of a file in which each row has another one are kept."""
-        error = one_line(error)
-        self._errors[error if error in self._errors or len(self._errors) < _MOST_ERRORS else "other reasons"] += 1
-
-    def __len__(self) -> int:
-        return len(self._values) // _ROW.size
-
-    def counts(self) -> RowCounts:
-        """Of the rows so far; no row can be added while they are in use."""
-        values = np.frombuffer(self._values, dtype=np.int32).reshape(-1, len(_COLUMNS))
-        keys = np.frombuffer(self._keys, dtype=np.int64) if self._with_keys else None
-        return RowCounts(values, keys, dict(self._errors.most_common()), self._reward, self._without_id)
+def count_rows(
+    rows: Iterable[Answered],
+    on_malformed_gold: Callable[[int, str], None],
+    *,
+    style: AnswerStyle,
+    reward: RewardConfig,
+) -> RowCounts:
+    """Count rows; `on_malformed_gold` is told the line of a row whose gold answer is malformed, which is not counted,
+    and what is wrong with it."""
+    values, keys, is_plain = bytearray(), array("q"), style == "plain"
+    errors: Counter[str] = Counter()
+    without_id = None
+    for line, response, labels, prompt, dialogue_id, error in rows:
+        gold = plain_masks(labels)
+        answer = gold if response == labels else plain_masks(response)
+        ids = dialogue_ids(prompt)
+        if gold is not None and answer is not None and is_plain and not error and ids.is_counting:
+            values += _quick_row(answer, gold, ids, response == labels)
+        else:
+            fragment = parse_gold(labels)
+            if fragment is None:
+                on_malformed_gold(line, malformed_gold(labels))
+                continue
+            values += _row(response, fragment, ids, style, is_unanswered=bool(error))
+            if error:  # not all of a file in which each row has another one are kept
+                error = one_line(error)
+                errors[error if error in errors or len(errors) < _MOST_ERRORS else "other reasons"] += 1
+        query = prompt[prompt.find("<|query_start|>") : prompt.find("<|query_end|>")]
+        if not dialogue_id:  # what is spoken stands for it
+            without_id = line if without_id is None else without_id
+            dialogue_id = prompt[prompt.find("<|utt_id_start|>") :]
+        keys.append(hash((dialogue_id, query, labels)))
+    table = np.frombuffer(values, dtype=np.int32).reshape(-1, len(_COLUMNS))
+    return RowCounts(table, np.frombuffer(keys, dtype=np.int64), dict(errors.most_common()), reward, without_id)
 
 
 def _quick_row(answer: tuple[int, int], gold: tuple[int, int], ids: DialogueIds, is_exact: bool) -> bytes:
@@ -245,7 +210,7 @@ def _row(response: str, gold: Fragment, ids: DialogueIds, style: AnswerStyle, *,
     images = _counts(lenient.image_ids, read.image_ids, gold.image_ids, ids.images, is_dialogue=is_dialogue)
     reason: MalformedReason | None
     if strict is None:
-        reason = malformed_reason(response, style=style)
+        reason = reason_of_malformed(response, style=style)
     elif not has_no_repeats(strict):
         reason = MalformedReason.REPEATED_ID
     else:

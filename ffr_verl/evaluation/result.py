@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import numpy as np
 from ffr_verl.errors import FFRError
 from ffr_verl.evaluation.bootstrap import BootstrapSettings, resampled_metrics
 from ffr_verl.evaluation.breakdowns import BREAKDOWNS, part_names, parts_of
-from ffr_verl.evaluation.counts import FAULTS, RowCounter, RowCounts
+from ffr_verl.evaluation.counts import FAULTS, RowCounts, count_rows
 from ffr_verl.evaluation.row_statistics import (
     MALFORMED,
     MODALITIES,
@@ -44,25 +45,19 @@ __all__ = ["EvaluationResult", "Part", "count_file", "count_records", "evaluate"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
-    """Of some rows. docs/evaluation.md defines every number.
+    """Of some rows. docs/evaluation.md defines every number."""
 
-    Attributes:
-        micro: `utterance`, `image` and `joint`, each with `precision`, `recall`, `f1` and `mcc`, of counts summed over
-            the rows.
-        macro: the same, means over rows.
-        rewards: means of the rewards `f1`, `f1_utterances`, `f1_images`, `format` and `exact_match`, as verl's
-            validation reports them for the same `reward_settings`.
-        answers: what answers look like beside their golds: `malformed`, `outside` (name ids that the dialogue does
-            not have), `empty` and `gold_empty` are shares of the rows; `utterances`, `gold_utterances`, `images` and
-            `gold_images` mean numbers of ids.
-        macro_where_gold: macro f1 of `utterance` and of `image` over the rows whose gold has such ids.
-    """
-
+    # `utterance`, `image` and `joint`, each with `precision`, `recall`, `f1` and `mcc`: of counts summed over the
+    # rows, and means over the rows.
     micro: Mapping[str, Mapping[str, float]]
     macro: Mapping[str, Mapping[str, float]]
+    # Means of the rewards `f1`, `f1_utterances`, `f1_images`, `format` and `exact_match`, as verl's validation reports
+    # them for the same `reward_settings`.
     rewards: Mapping[str, float]
+    # `malformed`, `outside` (name ids that the dialogue does not have), `empty` and `gold_empty` are shares of the
+    # rows; `utterances`, `gold_utterances`, `images` and `gold_images` mean numbers of ids.
     answers: Mapping[str, float]
-    macro_where_gold: Mapping[str, float]
+    macro_where_gold: Mapping[str, float]  # macro f1 of `utterance` and of `image` where the gold has such ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,39 +71,24 @@ class Part(Metrics):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationResult(Metrics):
-    """How good answers are.
+    """How good answers are."""
 
-    Attributes:
-        samples: rows that were evaluated.
-        skipped: lines left out (`lenient`).
-        repeated: rows of a dialogue, query and gold answer that an earlier row is of; they count like any other.
-        reward_settings: `length_penalty`, `utterance_weight` and `image_weight` of the rewards, and where they are
-            `from`.
-        malformed: answers by their first fault, and `any`.
-        unanswered: rows with an `error`, by what it says, and `any`; 0 in `macro` and `rewards`.
-        ids_outside: predicted ids that the dialogue does not have, of each modality, and `answers` that have such.
-        breakdowns: of each break-down, the parts that have rows.
-        intervals: the metrics with `(low, high)` in place of each number, and what they were made with; `None` when no
-            resamples were asked for.
-    """
-
-    samples: int
-    skipped: int
-    repeated: int
+    samples: int  # rows that were evaluated
+    skipped: int  # lines left out (`lenient`)
+    repeated: int  # rows of a dialogue, query and gold answer that an earlier row is of; they count like any other
+    # `length_penalty`, `utterance_weight` and `image_weight` of the rewards, and where they are `from`.
     reward_settings: Mapping[str, Any]
-    malformed: Mapping[str, int]
-    unanswered: Mapping[str, int]
+    malformed: Mapping[str, int]  # answers by their first fault, and `any`
+    unanswered: Mapping[str, int]  # rows with an `error`, by what it says, and `any`; 0 in `macro` and `rewards`
+    # Predicted ids that the dialogue does not have, of each modality, and `answers` that have such.
     ids_outside: Mapping[str, int]
-    breakdowns: Mapping[str, tuple[Part, ...]]
+    breakdowns: Mapping[str, Sequence[Part]]  # of each break-down, the parts that have rows
+    # The metrics with `(low, high)` in place of each number, and what they were made with; `None` without resamples.
     intervals: Mapping[str, Any] | None
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in the file of `ffr-verl evaluate --json`: plain dicts, lists, numbers and texts."""
-        breakdowns = {
-            name: [{field: getattr(part, field) for field in Part.__dataclass_fields__} for part in parts]
-            for name, parts in self.breakdowns.items()
-        }
-        return {name: getattr(self, name) for name in self.__dataclass_fields__} | {"breakdowns": breakdowns}
+        return dataclasses.asdict(self)
 
     def to_rows(self) -> list[dict[str, Any]]:
         """A line for all rows and each part of a break-down, each average and each modality.
@@ -123,11 +103,7 @@ class EvaluationResult(Metrics):
         return lines
 
     def to_pandas(self) -> pandas.DataFrame:
-        """The lines of `to_rows` as a frame.
-
-        Raises:
-            FFRError: when pandas is not installed.
-        """
+        """The lines of `to_rows` as a frame; an `FFRError` when pandas is not installed."""
         try:
             import pandas
         except ImportError:
@@ -180,22 +156,13 @@ def evaluate_file(
     lenient: bool = False,
     bootstrap: BootstrapSettings | None = None,
     on_skipped: Callable[[int, str], None] = lambda line, reason: None,
-    on_position: Callable[[int], None] = lambda position: None,
 ) -> EvaluationResult:
-    """`evaluate` of a file, quicker than through `read_predictions`.
-
-    Args:
-        path: see `read_predictions`, for `row_format`, `lenient` and `on_skipped` too.
-        style: as of `evaluate`, like `reward_kwargs` and `bootstrap`.
-        on_position: told how many bytes of the file have been read.
-
-    Raises:
-        FFRError: as `read_predictions`.
-    """
+    """`evaluate` of a file, quicker than through `read_predictions`, which says what the path, `row_format`, `lenient`
+    and `on_skipped` are, and what errors there are."""
     path = Path(path)
     unusable = UnusableLines(path, lenient=lenient, on_skipped=on_skipped)
     reward = RewardConfig.from_kwargs(reward_kwargs or {})
-    counts = count_file(path, unusable, row_format=row_format, style=style, reward=reward, on_position=on_position)
+    counts = count_file(path, unusable, row_format=row_format, style=style, reward=reward)
     return result_of(counts, skipped=unusable.count, bootstrap=bootstrap)
 
 
@@ -204,12 +171,10 @@ def count_records(
     *,
     style: AnswerStyle = "plain",
     reward_kwargs: Mapping[str, Any] | None = None,
-    with_keys: bool = True,
 ) -> RowCounts:
-    """The counts of records, see `evaluate`; `compare` needs their keys."""
+    """The counts of records, see `evaluate`."""
     if isinstance(records, str | Path):
         raise TypeError("records, expected rows; a file is evaluated by evaluate_file")
-    counter = RowCounter(style=style, reward=RewardConfig.from_kwargs(reward_kwargs or {}), with_keys=with_keys)
 
     def rows() -> Iterator[Answered]:
         for number, record in enumerate(records):
@@ -222,28 +187,27 @@ def count_records(
     def refuse(number: int, reason: str) -> None:
         raise FFRError(f"record {number}: {reason}")
 
-    counter.add_all(rows(), refuse)
-    if not len(counter):
+    counts = count_rows(rows(), refuse, style=style, reward=RewardConfig.from_kwargs(reward_kwargs or {}))
+    if not len(counts):
         raise FFRError("no records to evaluate")
-    return counter.counts()
+    return counts
 
 
 def count_file(
     path: Path,
     unusable: UnusableLines,
     *,
-    row_format: PredictionFormat = "ffr",
-    style: AnswerStyle = "plain",
-    reward: RewardConfig | None = None,
+    row_format: PredictionFormat,
+    style: AnswerStyle,
+    reward: RewardConfig,
     on_position: Callable[[int], None] = lambda position: None,
 ) -> RowCounts:
     """The counts of a file's rows, see `evaluate_file`."""
-    counter = RowCounter(style=style, reward=reward)
     rows = read_answered(path, unusable, row_format=row_format, on_position=on_position)
-    counter.add_all(rows, unusable.add)
-    if not len(counter):
+    counts = count_rows(rows, unusable.add, style=style, reward=reward)
+    if not len(counts):
         raise unusable.no_rows()
-    return counter.counts()
+    return counts
 
 
 def result_of(
@@ -286,7 +250,7 @@ def result_of(
     )
 
 
-def _sums(counts: RowCounts) -> tuple[np.ndarray, dict[str, tuple[Part, ...]]]:
+def _sums(counts: RowCounts) -> tuple[np.ndarray, dict[str, list[Part]]]:
     """The statistics summed over all rows, and the parts of the break-downs."""
     total = np.zeros(STATISTICS)
     sums = {name: np.zeros((len(part_names(name)), STATISTICS)) for name in BREAKDOWNS}
@@ -299,19 +263,17 @@ def _sums(counts: RowCounts) -> tuple[np.ndarray, dict[str, tuple[Part, ...]]]:
             is_in = parts_of(some, name) == np.arange(len(samples[name]))[:, None]
             sums[name] += is_in.astype(np.float64) @ statistics
             samples[name] += is_in.sum(axis=1)
-    found = {}
-    for name in BREAKDOWNS:
-        lines = zip(part_names(name), samples[name].tolist(), sums[name], strict=True)
-        found[name] = tuple(
-            [
-                Part(
-                    name=part,
-                    samples=rows,
-                    malformed=int(values[MALFORMED]),
-                    **nested(metrics_of_sums(values, rows).tolist()),
-                )
-                for part, rows, values in lines
-                if rows
-            ]
-        )
-    return total, found
+    parts = {
+        name: [
+            Part(
+                name=part,
+                samples=rows,
+                malformed=int(values[MALFORMED]),
+                **nested(metrics_of_sums(values, rows).tolist()),
+            )
+            for part, rows, values in zip(part_names(name), samples[name].tolist(), sums[name], strict=True)
+            if rows
+        ]
+        for name in BREAKDOWNS
+    }
+    return total, parts

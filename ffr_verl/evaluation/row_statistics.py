@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from ffr_verl.evaluation.counts import RowCounts
-from ffr_verl.evaluation.metrics import Confusion, Scores, joint_scores, row_scores, scores
-from ffr_verl.metrics import list_f_score
+from ffr_verl.metrics import Confusion, Scores, joint_scores, list_f_score, row_scores, scores
 from ffr_verl.rewards.table import keys_of
 
 __all__ = [

@@ -1,8 +1,9 @@
-"""A result as tables for the terminal."""
+"""A result for the terminal: tables, and what they do not show."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -10,11 +11,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from ffr_verl.evaluation.comparison import Comparison
-from ffr_verl.evaluation.metrics import Scores
+from ffr_verl.evaluation.counts import FAULTS, RowCounts
 from ffr_verl.evaluation.result import EvaluationResult
 from ffr_verl.evaluation.row_statistics import AVERAGES, MODALITIES, REWARDS
+from ffr_verl.fragments import AnswerStyle, MalformedReason
+from ffr_verl.metrics import Scores
 
-__all__ = ["comparison_tables", "counted", "result_tables"]
+__all__ = ["comparison_tables", "not_shown", "repeated_rows", "result_tables"]
+
+_REASONS_SHOWN = 3
+_TEXT_OUTSIDE = FAULTS.index(MalformedReason.TEXT_OUTSIDE) + 1
 
 
 def result_tables(result: EvaluationResult, *, title: str) -> Iterator[Table]:
@@ -22,7 +28,7 @@ def result_tables(result: EvaluationResult, *, title: str) -> Iterator[Table]:
     intervals = result.intervals
     level = f", with {intervals['level']:.0%} intervals" if intervals else ""
     averages = {"micro": result.micro, "macro": result.macro}
-    yield _metrics_table(averages, intervals, title=escape(f"{title}: {counted(result.samples, 'answer')}{level}"))
+    yield _metrics_table(averages, intervals, title=escape(f"{title}: {_counted(result.samples, 'answer')}{level}"))
     yield _answers_table(result.to_dict(), intervals)
     settings = ", ".join(f"{name} {value}" for name, value in result.reward_settings.items() if name != "from")
     origin = result.reward_settings["from"]
@@ -36,7 +42,7 @@ def comparison_tables(comparison: Comparison, *, title: str) -> Iterator[Table]:
     """Differences of the metrics and of the rewards, and what they are differences of."""
     found = comparison.intervals
     level = f"its {found['level']:.0%} interval, " if found else ""
-    heading = f"{title}: difference on {counted(comparison.matched, 'row')}, below it {level}both values"
+    heading = f"{title}: difference on {_counted(comparison.matched, 'row')}, below it {level}both values"
     both = (comparison.first, comparison.second)
     yield _metrics_table(comparison.difference, found, title=escape(heading), of=both)
     yield _answers_table(comparison.difference, found, of=both)
@@ -44,15 +50,19 @@ def comparison_tables(comparison: Comparison, *, title: str) -> Iterator[Table]:
     yield _rewards_table(comparison.difference["rewards"], found, title="difference of mean rewards", of=rewards)
 
 
+def _table(title: str, left: Sequence[str], right: Sequence[str], *, no_wrap: bool = True, **options: Any) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, **options)
+    for names, side in ((left, "left"), (right, "right")):
+        for name in names:
+            table.add_column(name, justify=side, no_wrap=no_wrap)  # type: ignore[arg-type]
+    return table
+
+
 def _metrics_table(
     averages: Mapping[str, Any], intervals: Any, *, title: str, of: tuple[Mapping[str, Any], ...] = ()
 ) -> Table:
     # The differences fit into 80 characters.
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
-    table.add_column("", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    for name in Scores._fields:
-        table.add_column(name, justify="right", no_wrap=True)
+    table = _table(title, ("", ""), Scores._fields, pad_edge=False, show_edge=False, collapse_padding=True)
     for average in AVERAGES:
         for modality in MODALITIES:
             values = averages[average][modality]
@@ -68,9 +78,7 @@ def _metrics_table(
 def _rewards_table(
     rewards: Mapping[str, float], intervals: Any, *, title: str, of: tuple[Mapping[str, float], ...] = ()
 ) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
-    for name in REWARDS:
-        table.add_column(name, justify="right")
+    table = _table(title, (), REWARDS, no_wrap=False, pad_edge=False, show_edge=False, collapse_padding=True)
     bounds = intervals["rewards"] if intervals else {}
     table.add_row(*[_cell(rewards[name], bounds.get(name), of=[one[name] for one in of]) for name in REWARDS])
     return table
@@ -89,10 +97,8 @@ _ANSWERS_LINES = {
 
 def _answers_table(values: Mapping[str, Any], intervals: Any, *, of: tuple[Mapping[str, Any], ...] = ()) -> Table:
     """What answers name beside what is gold."""
-    table = Table(title="answers beside their golds", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("", no_wrap=True)
-    for column in ("difference" if of else "answers", "interval" if intervals else "", "both" if of else "golds"):
-        table.add_column(column, justify="right", no_wrap=True)
+    columns = "difference" if of else "answers", "interval" if intervals else "", "both" if of else "golds"
+    table = _table("answers beside their golds", ("",), columns, pad_edge=False, show_edge=False)
     sign = "+" if of else ""
     for title, (group, name) in _ANSWERS_LINES.items():
         low, high = intervals[group][name] if intervals else ("", "")
@@ -107,10 +113,8 @@ def _answers_table(values: Mapping[str, Any], intervals: Any, *, of: tuple[Mappi
 
 
 def _breakdowns_table(result: EvaluationResult) -> Table:
-    table = Table(title="where they fail", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("", no_wrap=True)
-    for column in ("answers", "micro\nf1", "macro\nf1", "utter-\nances", "images", "exact", "faults"):
-        table.add_column(column, justify="right", no_wrap=True)
+    columns = ("answers", "micro\nf1", "macro\nf1", "utter-\nances", "images", "exact", "faults")
+    table = _table("where they fail", ("",), columns, pad_edge=False)
     for name, parts in result.breakdowns.items():
         table.add_row(f"[bold]{name.replace('_', ' ')}[/bold]")
         for part in parts:
@@ -129,10 +133,7 @@ def _breakdowns_table(result: EvaluationResult) -> Table:
 
 
 def _faults_table(result: EvaluationResult) -> Table:
-    table = Table(title="faults of answers, the first of each", box=box.SIMPLE_HEAD)
-    table.add_column("fault")
-    table.add_column("answers", justify="right")
-    table.add_column("", justify="right")
+    table = _table("faults of answers, the first of each", ("fault",), ("answers", ""), no_wrap=False)
     for name, count in result.malformed.items():
         if count or name == "any":
             table.add_row(name, f"{count:,}", f"{count / result.samples:.1%}")
@@ -157,11 +158,45 @@ def _cell(value: float, bounds: Any, *, of: Sequence[float] = ()) -> str:
     return "\n".join(lines)
 
 
-def counted(count: int, what: str) -> str:
-    """A number of things in words.
-
-    Example:
-        >>> counted(1, "row"), counted(2000, "row")
-        ('1 row', '2,000 rows')
-    """
+def _counted(count: int, what: str) -> str:
     return f"{count:,} {what}{'s' * (count != 1)}"
+
+
+def repeated_rows(counts: RowCounts) -> str:
+    """Says that rows come more than once; nothing where none does."""
+    if not counts.repeated:
+        return ""
+    are = "row is a repeat" if counts.repeated == 1 else "rows are repeats"
+    return (
+        f"{counts.repeated:,} of {len(counts):,} {are} of another (same dialogue, query and gold answer), as in a "
+        "file that was padded or appended to itself: they count again, and make the intervals too narrow"
+    )
+
+
+def not_shown(path: Path, skipped: int, counts: RowCounts, style: AnswerStyle) -> Iterator[str]:
+    """What the numbers of a file do not show."""
+    if skipped:
+        yield f"{path}: {_counted(skipped, 'line')} left out"
+    if repeats := repeated_rows(counts):
+        yield f"{path}: {repeats}"
+    if unanswered := int(counts.is_unanswered.sum()):
+        yield (
+            f"{path}: {unanswered:,} of {len(counts):,} rows have no answer, or no whole one (field error): 0 in "
+            "macro and rewards"
+        )
+        reasons = list(counts.errors.items())
+        for reason, count in reasons[:_REASONS_SHOWN]:
+            yield f"{path}:   {count:,}: {reason}"
+        if len(reasons) > _REASONS_SHOWN:
+            yield f"{path}:   and {len(reasons) - _REASONS_SHOWN:,} more reasons"
+    around = int((counts.column("fault") == _TEXT_OUTSIDE).sum())
+    if style == "plain" and around > len(counts) / 2:
+        yield (
+            f"{path}: {around:,} of {len(counts):,} answers have text around the ids; if that is "
+            "<think>…</think><answer>…</answer>, give --answer-style reasoning"
+        )
+    if unread := int((counts.column("turns") == 0).sum()):
+        yield (
+            f"{path}: in {unread:,} of {len(counts):,} prompts there is no utterance: ids outside the dialogue are "
+            "not counted there, and MCC takes 0 to 20 as all ids"
+        )

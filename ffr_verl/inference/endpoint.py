@@ -44,44 +44,29 @@ _NO_KEY = "none"
 
 @dataclass(frozen=True, slots=True)
 class EndpointSettings:
-    """A server, and how it is asked.
-
-    Attributes:
-        url: its base address, such as `https://api.openai.com/v1`.
-        model: a name that the server knows.
-        images_root: resolved folder that image paths are relative to.
-        api_key_env: environment variable with the key; `None` where the server wants none.
-        max_new_tokens: most tokens of an answer.
-        max_images: most images of a prompt, which are shrunk to `max_pixels` before they are sent.
-        model_family: of the model, which says to which sizes, see `ffr_verl.model_families`.
-        temperature: 0 for greedy answers; `top_p` is sent when it is not 1, `seed` when given.
-        logprobs: whether to ask for log-probabilities.
-        concurrency: most requests in flight.
-        timeout: seconds that a request may take, and most seconds that are waited when the server asks to wait.
-        retries: of a request that fails for the moment (429, 5xx, timeouts, lost connections).
-        body: further fields of each request; `None` takes a field out.
+    """A server, and how it is asked; `ffr-verl infer --help` describes the options of these names.
 
     Raises:
         FFRError: for an address that is none or carries credentials, an environment variable that is not set, or a
             model family that is not known.
     """
 
-    url: str
+    url: str  # the base address, such as `https://api.openai.com/v1`
     model: str
-    images_root: Path
-    api_key_env: str | None = None
+    images_root: Path  # resolved folder that image paths are relative to
+    api_key_env: str | None = None  # `None` where the server wants no key
     max_new_tokens: int = 1024
     max_images: int = 8
-    max_pixels: int = DEFAULT_MAX_PIXELS
+    max_pixels: int = DEFAULT_MAX_PIXELS  # to which images are shrunk before they are sent, as the family has it
     model_family: str = QWEN2_VL.name
     temperature: float = 0.0
-    top_p: float = 1.0
+    top_p: float = 1.0  # sent when it is not 1; `seed` when given
     seed: int | None = None
     logprobs: bool = False
     concurrency: int = 8
-    timeout: float = 300.0
+    timeout: float = 300.0  # seconds that a request may take, and most seconds that the server may ask to wait
     retries: int = 6
-    body: Mapping[str, Any] = field(default_factory=dict)
+    body: Mapping[str, Any] = field(default_factory=dict)  # further fields of each request; `None` takes a field out
 
     def __post_init__(self) -> None:
         parts = urllib.parse.urlsplit(self.url)
@@ -100,7 +85,6 @@ class EndpointSettings:
         family_named(self.model_family)
 
     def key(self) -> str:
-        """The key, out of the environment."""
         if self.api_key_env is None:
             return _NO_KEY
         key = os.environ.get(self.api_key_env, "").strip()
@@ -117,16 +101,12 @@ class EndpointSettings:
 
 
 class _Failed(Exception):
-    """What came back is no answer; the message says why.
-
-    Attributes:
-        status_code: of an error that stands in a reply with status 200.
-        is_reply: whether it is a reply of a server for chat completions at all.
-    """
+    """The reply is no answer; the message says why."""
 
     def __init__(self, message: str, *, status_code: int | None = None, is_reply: bool = True) -> None:
         super().__init__(message)
-        self.status_code, self.is_reply = status_code, is_reply
+        self.status_code = status_code  # of an error that stands in a reply with status 200
+        self.is_reply = is_reply  # whether it is a reply of a server for chat completions at all
 
 
 class _NoAnswerNow(Exception):
@@ -138,12 +118,7 @@ class _NoAnswerNow(Exception):
 
 
 def read_body(text: str | None) -> dict[str, Any]:
-    """The JSON object of `--body`; an `FFRError` when it is none.
-
-    Example:
-        >>> read_body('{"max_tokens": null, "max_completion_tokens": 512}')
-        {'max_tokens': None, 'max_completion_tokens': 512}
-    """
+    """The JSON object of `--body`; an `FFRError` when it is none."""
     try:
         body = json.loads(text or "{}")
     except ValueError:
@@ -154,11 +129,7 @@ def read_body(text: str | None) -> dict[str, Any]:
 
 
 def data_uri(image: Path | bytes, *, max_pixels: int, family: ModelFamily = QWEN2_VL) -> str:
-    """A picture as a `data:` address, see `packed_picture`.
-
-    Raises:
-        ValueError: as `packed_picture`.
-    """
+    """A picture as a `data:` address; errors as of `packed_picture`."""
     kind, packed = packed_picture(image, max_pixels=max_pixels, family=family)
     content = packed or (image if isinstance(image, bytes) else image.read_bytes())
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
@@ -174,12 +145,8 @@ def request_body(row: Mapping[str, Any], settings: EndpointSettings) -> dict[str
 'n': 1}
     """
     family = family_named(settings.model_family)
-    pictures = iter(
-        [
-            data_uri(image_source(image, settings.images_root), max_pixels=settings.max_pixels, family=family)
-            for image in row["images"] or ()
-        ]
-    )
+    sources = [image_source(image, settings.images_root) for image in row["images"] or ()]
+    pictures = iter([data_uri(source, max_pixels=settings.max_pixels, family=family) for source in sources])
     messages = []
     for message in with_image_parts(row["prompt"]):
         parts: list[dict[str, Any]] = [
@@ -194,9 +161,9 @@ def request_body(row: Mapping[str, Any], settings: EndpointSettings) -> dict[str
         "messages": messages,
         "max_tokens": settings.max_new_tokens,
         "temperature": settings.temperature,
-        **({"top_p": settings.top_p} if settings.top_p != 1.0 else {}),
-        **({"seed": settings.seed} if settings.seed is not None else {}),
-        **({"logprobs": True} if settings.logprobs else {}),
+        "top_p": None if settings.top_p == 1.0 else settings.top_p,
+        "seed": settings.seed,
+        "logprobs": settings.logprobs or None,
         **settings.body,
     }
     return {name: value for name, value in body.items() if value is not None}
@@ -213,20 +180,14 @@ def ask_endpoint(
     """Ask the server for the rows that have no answer yet, and keep each answer in the journal when it comes.
 
     A row that the server refuses (its content, its length) is kept with the reason. The first request goes alone, so
-    that a wrong address or key costs one.
-
-    Args:
-        rows: of RL files, as many as the journal has.
-        allow_errors: when the server has answered nothing for a while, return with the answers that there are, if
-            there are any, instead of raising.
-        on_rows: told how many rows of how many have their answer.
+    that a wrong address or key costs one. `on_rows` is told how many rows of how many have their answer.
 
     Returns:
         Why the last of the rows that are left without an answer has none; `None` when none is left.
 
     Raises:
         FFRError: when the package openai is missing, the server cannot be reached, refuses the key or every row, or
-            has answered nothing for a while, see `allow_errors`.
+            has answered nothing for a while; with `allow_errors` the answers that there are then suffice.
     """
     if journal.answered == journal.rows:
         return None
@@ -247,6 +208,7 @@ class _Asking:
     _settings: EndpointSettings
     _on_rows: Callable[[int, int], None]
     _allow_errors: bool
+    _is_first = True  # the request that shows whether address and key are right
     _gave_up = False
     _answered = _refused = _failed_in_succession = 0
     _last_failure: str | None = None
@@ -254,7 +216,8 @@ class _Asking:
     async def all(self, missing: Iterator[tuple[int, Mapping[str, Any]]]) -> str | None:
         self._on_rows(self._journal.answered, self._journal.rows)
         async with self._client() as client:
-            await self._work(client, itertools.islice(missing, 1), is_first=True)
+            await self._work(client, itertools.islice(missing, 1))
+            self._is_first = False
             tasks = [asyncio.ensure_future(self._work(client, missing)) for _ in range(self._settings.concurrency)]
             try:
                 await asyncio.gather(*tasks)
@@ -278,14 +241,12 @@ class _Asking:
                 f"{package}: {one_line(str(error))}; mend it, or go round it with NO_PROXY={host}"
             ) from None
 
-    async def _work(
-        self, client: Any, rows: Iterator[tuple[int, Mapping[str, Any]]], *, is_first: bool = False
-    ) -> None:
+    async def _work(self, client: Any, rows: Iterator[tuple[int, Mapping[str, Any]]]) -> None:
         for number, row in rows:  # all workers take from one iterator
             if self._gave_up:
                 return
             try:
-                await self._ask(client, number, row, is_first=is_first)
+                await self._ask(client, number, row)
                 self._failed_in_succession = 0
             except _NoAnswerNow as error:
                 self._last_failure = str(error)
@@ -300,9 +261,9 @@ class _Asking:
                     f"time{'s' * (error.tries > 1)} ({error}); {self._kept()}; run the same command again later"
                 ) from None
 
-    async def _ask(self, client: Any, number: int, row: Mapping[str, Any], *, is_first: bool) -> None:
+    async def _ask(self, client: Any, number: int, row: Mapping[str, Any]) -> None:
         try:
-            answer = await self._answer(client, row, is_first=is_first)
+            answer = await self._answer(client, row)
             self._answered += 1
         except (self._openai.OpenAIError, _Failed) as error:
             answer = Answer("", error=self._told(error))
@@ -315,7 +276,7 @@ class _Asking:
             )
         self._on_rows(self._journal.answered, self._journal.rows)
 
-    async def _answer(self, client: Any, row: Mapping[str, Any], *, is_first: bool) -> Answer:
+    async def _answer(self, client: Any, row: Mapping[str, Any]) -> Answer:
         try:
             body = await asyncio.to_thread(request_body, row, self._settings)
         except (ValueError, OSError) as error:
@@ -329,11 +290,9 @@ class _Asking:
                 is_echo = len(key) > _SHOWN_OF_KEY and key in answer.response
                 return replace(answer, response=answer.response.replace(key, "***")) if is_echo else answer
             except json.JSONDecodeError as error:
-                raise self._stopped(
-                    _Failed(f"what came back is not JSON: {error}", is_reply=False), is_first=is_first
-                ) from None
+                raise self._stopped(_Failed(f"what came back is not JSON: {error}", is_reply=False)) from None
             except (self._openai.OpenAIError, _Failed) as error:
-                if not self._is_for_the_moment(self._stopped(error, is_first=is_first)):
+                if not self._is_for_the_moment(self._stopped(error)):
                     raise
                 asked, told = _asked_wait(error), self._told(error)
                 wait = min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** (tries - 1)) if asked is None else asked
@@ -350,15 +309,11 @@ class _Asking:
         is_lost = isinstance(error, self._openai.APIConnectionError)
         return is_lost or status in _FOR_THE_MOMENT or (status or 0) >= 500
 
-    def _stopped(self, error: Exception, *, is_first: bool) -> Exception:
-        """The error again, when the run can go on after it.
-
-        Raises:
-            FFRError: when it cannot.
-        """
+    def _stopped(self, error: Exception) -> Exception:
+        """The error again, when the run can go on after it, else an `FFRError` is raised."""
         status, settings, told = getattr(error, "status_code", None), self._settings, self._told(error)
         is_lost = isinstance(error, self._openai.APIConnectionError)
-        if is_first and is_lost and not isinstance(error, self._openai.APITimeoutError):
+        if self._is_first and is_lost and not isinstance(error, self._openai.APITimeoutError):
             raise self._stop(f"cannot be reached ({told}); is the address right?") from None
         if status == 401 or (status == 403 and not self._answered):
             mend = "give the name of the environment variable that has it: --api-key-env NAME"
@@ -433,11 +388,7 @@ def _error_in(completion: Any) -> _Failed | None:
 
 
 def _answer_of(completion: Any) -> Answer:
-    """The answer in a completion, whatever the server made of the format.
-
-    Raises:
-        _Failed: when there is none.
-    """
+    """The answer in a completion, whatever the server made of the format; `_Failed` when there is none."""
     choices = getattr(completion, "choices", None)
     if (failure := _error_in(completion)) is not None:
         raise failure

@@ -29,34 +29,18 @@ _FREE = ("images_root", "tensor_parallel_size", "gpu_memory_utilization", "trust
 
 @dataclass(frozen=True, slots=True)
 class GeneratorSettings:
-    """How answers are made.
-
-    Attributes:
-        model: a Hugging Face folder or hub name.
-        images_root: resolved folder that image paths are relative to.
-        max_new_tokens: most tokens of an answer; `max_model_len` of prompt and answer.
-        max_images: most images of a prompt, which are shrunk to `max_pixels`.
-        samples: answers drawn at temperature 1 beside the greedy one, for a pass rate; 0 for none.
-        tensor_parallel_size: GPUs that share the model.
-        gpu_memory_utilization: share of a GPU's memory that vLLM takes.
-        seed: of drawn answers; a row's answer does not depend on the rows beside it.
-        trust_remote_code: run code that the model's repository brings.
-        temperature: 0 for greedy answers.
-        top_p: share of the probability that tokens are drawn from.
-        logprobs: whether answers come with log-probabilities.
-        lora: folder of a LoRA adapter for the model.
-    """
+    """How answers are made; `ffr-verl infer --help` describes the options of these names."""
 
     model: str
-    images_root: Path
+    images_root: Path  # resolved folder that image paths are relative to
     max_new_tokens: int = 1024
     max_model_len: int = 15_536
     max_images: int = 8
-    max_pixels: int = DEFAULT_MAX_PIXELS
-    samples: int = 0
+    max_pixels: int = DEFAULT_MAX_PIXELS  # to which images are shrunk
+    samples: int = 0  # answers drawn at temperature 1 beside the greedy one, for a pass rate
     tensor_parallel_size: int = 1
     gpu_memory_utilization: float = 0.9
-    seed: int = 0
+    seed: int = 0  # of drawn answers; a row's answer does not depend on the rows beside it
     trust_remote_code: bool = False
     temperature: float = 0.0
     top_p: float = 1.0
@@ -75,21 +59,13 @@ class GeneratorSettings:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The answer to a row.
+    """The answer to a row."""
 
-    Attributes:
-        response: its text, special tokens kept; empty where there is none.
-        logprobs: natural logarithms of the chosen tokens' probabilities.
-        samples: further answers, drawn.
-        is_cut_off: whether it ended at the most tokens of an answer.
-        error: why there is no answer.
-    """
-
-    response: str
-    logprobs: tuple[float, ...] = ()
-    samples: tuple[str, ...] = ()
-    is_cut_off: bool = False
-    error: str | None = None
+    response: str  # its text, special tokens kept; empty where there is none
+    logprobs: tuple[float, ...] = ()  # natural logarithms of the chosen tokens' probabilities
+    samples: tuple[str, ...] = ()  # further answers, drawn
+    is_cut_off: bool = False  # whether it ended at the most tokens of an answer
+    error: str | None = None  # why there is no answer
 
     def to_record(self) -> dict[str, Any]:
         """As an `AnswerJournal` keeps it, without further answers."""
@@ -222,12 +198,8 @@ class Generator:
         )
         settings = self._settings
         try:
-            images = [
-                model_picture(
-                    image_source(image, settings.images_root), max_pixels=settings.max_pixels, family=self._family
-                )
-                for image in row["images"] or ()
-            ]
+            sources = [image_source(image, settings.images_root) for image in row["images"] or ()]
+            images = [model_picture(one, max_pixels=settings.max_pixels, family=self._family) for one in sources]
         except ValueError as error:
             return Answer("", error=f"an image cannot be read: {error}")
         return {"prompt": text, **({"multi_modal_data": {"image": images}} if images else {})}
@@ -252,13 +224,10 @@ def generate_answers(
     record: Callable[[Answer, Mapping[str, Any]], Mapping[str, Any]] = lambda answer, row: answer.to_record(),
     on_rows: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Answer the rows that have no answer yet, and keep each batch in the journal.
+    """Answer the rows that have no answer yet, and keep each batch in the journal, as `record` makes it.
 
-    Args:
-        rows: of RL files, as many as the journal has.
-        settings: of the model; it is loaded only when there is something left to answer.
-        record: makes of an answer and its row what the journal keeps.
-        on_rows: told how many rows of how many have their answer; first when the model is loaded.
+    The model is loaded only when something is left to answer; then `on_rows` is told for the first time how many rows
+    of how many have their answer.
 
     Raises:
         FFRError: for a model that cannot be used, or a disk that is full.

@@ -34,37 +34,20 @@ _NUMBER = re.compile(r"\d+")
 
 @dataclass(frozen=True, slots=True)
 class InferSummary:
-    """What `infer` did.
+    """What `infer` did."""
 
-    Attributes:
-        rows: predictions in the output.
-        asked: rows that were asked, windows counted one by one; 0 when predictions were merged only.
-        resumed: of them answered by an earlier, interrupted run.
-        cut_off: answers that ended at the most tokens of an answer.
-        errors: why rows have no answer, and how many; most frequent first. Reasons that differ in numbers only are
-            one, told by the first of them.
-        malformed_windows: windows whose answer is not in the format, and counts as nothing or as what can be read.
-        windows: the file with the windows' answers, where there are windows.
-        seconds: wall time.
-    """
-
-    rows: int
-    asked: int = 0
-    resumed: int = 0
-    cut_off: int = 0
-    errors: tuple[tuple[str, int], ...] = ()
-    malformed_windows: int = 0
-    windows: Path | None = None
+    rows: int  # predictions in the output
+    asked: int = 0  # rows that were asked, windows counted one by one; 0 when predictions were merged only
+    resumed: int = 0  # of them answered by an earlier, interrupted run
+    cut_off: int = 0  # answers that ended at the most tokens of an answer
+    errors: tuple[tuple[str, int], ...] = ()  # why rows have no answer, and how many; most frequent first
+    malformed_windows: int = 0  # windows whose answer is not in the format; it counts as what can be read of it
+    windows: Path | None = None  # the file with the windows' answers, where there are windows
     seconds: float = 0.0
 
 
 def windows_path(output: Path) -> Path:
-    """Where the windows' answers stand beside the merged ones.
-
-    Example:
-        >>> windows_path(Path("out/pred.jsonl")).as_posix()
-        'out/pred.windows.jsonl'
-    """
+    """Where the windows' answers stand beside the merged ones: `pred.windows.jsonl` beside `pred.jsonl`."""
     return output.with_name(f"{output.stem}.windows{output.suffix}")
 
 
@@ -88,11 +71,9 @@ def infer(
     Args:
         files: `NAME.rl.parquet` of `ffr-verl prepare`, of which the first `limit` rows are asked.
         output: JSONL, see `prediction_row`; replaced with `force` only.
-        settings: of the model, or the server, that answers.
-        window: cut dialogues that are longer, answer the windows and unite the answers; the windows' answers stand at
-            `windows_path`.
+        settings: of the model, or the server, that answers; `style` is that of its answers.
+        window: cut dialogues that are longer, and unite the windows' answers, which stand at `windows_path`.
         whole: RL files of the whole dialogues when `files` holds windows already; their answers are united likewise.
-        style: of the answers; windows' answers are united by it.
         allow_errors: write the output although a server gave no answer to some rows for the moment.
         restart: forget what an interrupted run left.
         say: told what the user should know.
@@ -130,16 +111,17 @@ def infer(
             generate_answers(asked, journal, settings, on_rows=on_rows)
         why = f" ({failure})" if failure else ""
         none = {"response": "", "logprobs": [], "error": f"no answer after all retries{why}"}
-        reasons, cut_off, silent, without_logprobs = _Reasons(), 0, 0, 0
+        reasons: list[str] = []
+        cut_off = silent = without_logprobs = 0
         for record in journal.records(none):
             if "error" in record:
-                reasons.add(record["error"])
+                reasons.append(record["error"])
                 silent += record.get("is_cut_off", False)  # before it said anything
             else:
                 cut_off += record.get("is_cut_off", False)
                 without_logprobs += bool(record["response"]) and not record["logprobs"]
-        errors = reasons.most_common()
-        if sum(number for _, number in errors) == count and not silent:
+        errors = _counted(reasons)
+        if len(reasons) == count and not silent:
             raise FFRError(
                 f"no row has an answer, such as: {errors[0][0]}; change what is wrong, and start again with --restart"
             )
@@ -155,26 +137,20 @@ def infer(
 def merge_predictions(
     predictions: Path, whole: Sequence[Path], output: Path, *, style: AnswerStyle = "plain", force: bool = False
 ) -> InferSummary:
-    """Unite the answers to windows, by any tool, into answers to the whole dialogues.
+    """Unite the answers to windows, by any tool, into answers to the whole dialogues, see `merge_windows`.
 
-    Args:
-        predictions: of rows `ID_split_k`, see `merge_windows`.
-        whole: RL files of the whole dialogues.
-        output: JSONL, a row for each row of `whole`; replaced with `force` only.
-        style: of the answers.
-
-    Raises:
-        FFRError: see `merge_windows`; for an output that exists.
+    The output is JSONL, a row for each row of `whole`; replaced with `force` only, else an `FFRError`.
     """
     started = time.monotonic()
     check_output(output, force=force, example="pred.jsonl", inputs=(predictions, *whole))
     check_columns([str(file) for file in whole], "rl")
-    reasons, answers = _Reasons(), read_windows(predictions)
+    reasons: list[str] = []
+    answers = read_windows(predictions)
     with _written([output]) as (file,):
         made = merge_windows(answers, whole, name=str(predictions), style=style, refuse_second_answers=True)
         rows, malformed = _write(file, made, reasons)
     seconds = time.monotonic() - started
-    return InferSummary(rows, errors=reasons.most_common(), malformed_windows=malformed, seconds=seconds)
+    return InferSummary(rows, errors=_counted(reasons), malformed_windows=malformed, seconds=seconds)
 
 
 def _check_merge(asked: AskedRows, whole: Sequence[Path]) -> None:
@@ -186,24 +162,18 @@ def _check_merge(asked: AskedRows, whole: Sequence[Path]) -> None:
         pass
 
 
-class _Reasons:
-    """Counts why rows have no answer; reasons that differ in numbers only are one."""
-
-    def __init__(self) -> None:
-        self._first: dict[str, str] = {}
-        self._counts: Counter[str] = Counter()
-
-    def add(self, reason: str) -> None:
+def _counted(reasons: Iterable[str]) -> tuple[tuple[str, int], ...]:
+    """How often each reason is there; those that differ in numbers only are one, told by the first of them."""
+    first: dict[str, str] = {}
+    counts: Counter[str] = Counter()
+    for reason in reasons:
         kind = _NUMBER.sub("#", reason)
-        self._first.setdefault(kind, reason)
-        self._counts[kind] += 1
-
-    def most_common(self) -> tuple[tuple[str, int], ...]:
-        """The first reason of each kind, and how many there are."""
-        return tuple([(self._first[kind], count) for kind, count in self._counts.most_common()])
+        first.setdefault(kind, reason)
+        counts[kind] += 1
+    return tuple([(first[kind], count) for kind, count in counts.most_common()])
 
 
-def _write(file: IO[str], rows: Iterable[Mapping[str, Any]], reasons: _Reasons | None = None) -> tuple[int, int]:
+def _write(file: IO[str], rows: Iterable[Mapping[str, Any]], reasons: list[str] | None = None) -> tuple[int, int]:
     """Write predictions; how many there are, and how many windows in them are malformed."""
     count = malformed = 0
     for row in rows:
@@ -211,7 +181,7 @@ def _write(file: IO[str], rows: Iterable[Mapping[str, Any]], reasons: _Reasons |
         count += 1
         malformed += row.get("malformed_windows", 0)
         if reasons is not None and row.get("error"):
-            reasons.add(row["error"])
+            reasons.append(row["error"])
     return count, malformed
 
 

@@ -25,23 +25,14 @@ _NONE = -1
 
 
 def journal_folder(output: Path) -> Path:
-    """Where the answers of a run that writes `output` lie until it is whole.
-
-    Example:
-        >>> journal_folder(Path("out/pred.jsonl")).as_posix()
-        'out/.pred.jsonl.answers'
-    """
+    """Where the answers of a run that writes `output` lie until it is whole: `.NAME.answers` beside it."""
     return output.parent / f".{output.name}.answers"
 
 
 class AnswerJournal:
     """The answers that there are, by row; an appended one is on the disk.
 
-    Args:
-        folder: made when it is missing, see `journal_folder`.
-        work: what the answers depend on: rows, model, settings; values that JSON has. Never a secret: it is written.
-        rows: how many there are.
-        restart: forget what an interrupted run left.
+    The work is what the answers depend on: rows, model, settings; values that JSON has. Never a secret: it is written.
 
     Raises:
         FFRError: when the folder belongs to an interrupted run of other work or to a run that is alive, or cannot be
@@ -55,7 +46,10 @@ class AnswerJournal:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = (folder / "lock").open("ab")
-            self._lock_or_refuse()
+            try:  # a lock of this kind ends with the process and is not inherited by those that vLLM forks
+                fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                raise FFRError(f"{folder}: another run is writing it; wait for its end, or end it") from None
             if restart:
                 (folder / "answers.jsonl").unlink(missing_ok=True)
                 (folder / "work.json").unlink(missing_ok=True)
@@ -84,11 +78,7 @@ class AnswerJournal:
         return self._offsets[row] != _NONE
 
     def append(self, records: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
-        """Keep the answers to some rows; they are on the disk when this returns.
-
-        Raises:
-            FFRError: when the disk does not take them.
-        """
+        """Keep the answers to some rows; they are on the disk when this returns, or an `FFRError` says why not."""
         lines = [(row, json.dumps({"row": row, **record}).encode() + b"\n") for row, record in records]
         end = self._sink.seek(0, os.SEEK_END)
         waiting = memoryview(b"".join([line for _, line in lines]))
@@ -115,13 +105,6 @@ class AnswerJournal:
     def remove(self) -> None:
         """Forget the answers, once they stand where they belong."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _lock_or_refuse(self) -> None:
-        # A lock of this kind ends with the process and is not inherited by those that vLLM forks.
-        try:
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            raise FFRError(f"{self.folder}: another run is writing it; wait for its end, or end it") from None
 
     def _check_work(self, work: dict[str, Any]) -> None:
         record, answers = self.folder / "work.json", self.folder / "answers.jsonl"

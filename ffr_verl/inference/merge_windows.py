@@ -24,35 +24,20 @@ __all__ = ["WindowAnswer", "merge_windows", "merged_prediction", "read_windows"]
 
 @dataclass(frozen=True, slots=True)
 class WindowAnswer:
-    """What of a prediction is needed to unite it with others.
+    """The part of a prediction that is needed to unite it with others."""
 
-    Attributes:
-        dialogue_id: `ID_split_k`, or that of a dialogue that was not cut.
-        query: what was asked.
-        response: the answer.
-        utterance_ids: that the window shows.
-        image_ids: that the window shows, as it calls them.
-        digest: of what is spoken in it.
-        logprobs: of the answer's tokens, where the prediction has any.
-        error: why there is no answer.
-    """
-
-    dialogue_id: str
+    dialogue_id: str  # `ID_split_k`, or that of a dialogue that was not cut
     query: str
     response: str
-    utterance_ids: tuple[int, ...]
-    image_ids: tuple[int, ...]
-    digest: str
-    logprobs: tuple[float, ...]
-    error: str | None
+    utterance_ids: tuple[int, ...]  # that the window shows
+    image_ids: tuple[int, ...]  # that the window shows, as it calls them
+    digest: str  # of what is spoken in it
+    logprobs: tuple[float, ...]  # of the answer's tokens, where the prediction has any
+    error: str | None  # why there is no answer
 
     @classmethod
     def of(cls, prediction: Prediction) -> WindowAnswer:
-        """Read a prediction.
-
-        Raises:
-            ValueError: when there is no dialogue in its messages.
-        """
+        """Read a prediction; a `ValueError` when there is no dialogue in its messages."""
         dialogue = parse_dialogue(prediction.messages, prediction.dialogue_id)
         return cls(
             prediction.dialogue_id,
@@ -64,13 +49,6 @@ class WindowAnswer:
             prediction.logprobs,
             prediction.error,
         )
-
-    def prediction(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The prediction again, with all that its row says."""
-        record: dict[str, Any] = {"response": self.response, "logprobs": self.logprobs}
-        if self.error is not None:
-            record["error"] = self.error
-        return prediction_row(row, record, logprobs=bool(self.logprobs))
 
 
 def merged_prediction(
@@ -97,7 +75,9 @@ def merged_prediction(
     """
     identifier = str(row["extra_info"]["dialogue_id"])
     if len(answers) == 1 and answers[0].dialogue_id == identifier:
-        return answers[0].prediction(row)
+        [one] = answers
+        record = {"response": one.response, "logprobs": one.logprobs, **({"error": one.error} if one.error else {})}
+        return prediction_row(row, record, logprobs=bool(one.logprobs))
     dialogue = parse_dialogue(row["prompt"], identifier)
     parts = [_part(dialogue, answer, style) for answer in answers]
     numbers = sorted([window.number for window, _ in parts])
@@ -113,7 +93,7 @@ def merged_prediction(
     unread = [answer for answer in answers if parse_fragment(answer.response, style=style) is None]
     nothing = len(unread) == len(answers) and united == Fragment((), ())
     malformed = sum(answer.error is None for answer in unread)
-    record: dict[str, Any] = {"response": "" if nothing else format_fragment(united, style=style), "logprobs": []}
+    record = {"response": "" if nothing else format_fragment(united, style=style), "logprobs": []}
     errors = [answer.error for answer in answers if answer.error is not None]
     if errors:
         record["error"] = f"{len(errors)} of {len(answers)} windows have no answer: {errors[0]}"
@@ -135,14 +115,10 @@ def merge_windows(
     style: AnswerStyle = "plain",
     refuse_second_answers: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """An answer to each row of the files, out of predictions of rows `ID_split_k`.
+    """An answer to each row of RL files of whole dialogues, out of predictions of rows `ID_split_k`, called `name`.
 
-    Args:
-        predictions: in any order; rows of dialogues that were not cut are among them as they are.
-        files: RL files of the whole dialogues.
-        name: of the predictions, for messages.
-        style: of the answers.
-        refuse_second_answers: of a row that is there twice with different answers; otherwise the first one counts.
+    They may be in any order; rows of dialogues that were not cut are among them as they are. Of a row that is there
+    twice with different answers the first one counts, or is refused.
 
     Raises:
         FFRError: when a prediction cannot be read, or a row of the files has no answers or not to all of its windows.

@@ -47,9 +47,7 @@ def ends_with_us() -> Iterator[None]:
 def watch(parent: int, created: float) -> None:
     """Remember the processes that `parent` starts until the standard input has something; when it is gone, kill them.
 
-    Args:
-        parent: id of a process.
-        created: when it started, which tells it from a later one with its id.
+    When it was created tells it from a later process with its id.
     """
     started: set[psutil.Process] = set()
     with contextlib.suppress(psutil.NoSuchProcess):

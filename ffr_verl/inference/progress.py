@@ -35,10 +35,7 @@ class RowProgress:
     """A bar on a terminal; a line now and then elsewhere, such as in the log of a cluster's job.
 
     For commands: until the first `update`, while a model is loaded, Ctrl-C ends the process at once, with status 130.
-
-    Args:
-        verb: what is done to the rows.
-        console: where it is shown.
+    The verb says what is done to the rows.
     """
 
     def __init__(self, verb: str, console: Console) -> None:

@@ -24,17 +24,11 @@ _WITHOUT_IMAGES = ("prompt", "reward_model", "extra_info")
 
 @dataclass(frozen=True, slots=True)
 class AskedRows:
-    """The rows of RL files that a model is asked for.
+    """The rows of RL files that a model is asked for."""
 
-    Attributes:
-        files: `NAME.rl.parquet` of `ffr-verl prepare`.
-        limit: the first so many only.
-        window: cut long dialogues; rows are then those of the windows.
-    """
-
-    files: Sequence[Path]
-    limit: int | None = None
-    window: WindowSettings | None = None
+    files: Sequence[Path]  # `NAME.rl.parquet` of `ffr-verl prepare`
+    limit: int | None = None  # the first so many only
+    window: WindowSettings | None = None  # cut long dialogues; rows are then those of the windows
 
     def whole(self, *, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
         """The rows as they stand in the files."""
@@ -49,28 +43,22 @@ class AskedRows:
             yield from self.parts(row)
 
     def survey(self, *, max_images: int) -> tuple[int, str]:
-        """How many rows there are, and a digest of them, before anything is loaded or asked.
-
-        Raises:
-            FFRError: for a row with more than `max_images` images, or no rows.
-        """
-        digest, count = hashlib.sha256(), 0
+        """How many rows there are, and a digest of them, before anything is loaded or asked; an `FFRError` for a row
+        with more than `max_images` images, or no rows."""
+        digest, count, names = hashlib.sha256(), 0, ", ".join(map(str, self.files))
         for row in itertools.chain.from_iterable(map(self.parts, self.whole(columns=_WITHOUT_IMAGES))):
             info = row["extra_info"]
             if len(info["images"]) > max_images:
                 raise FFRError(
-                    f"{self._names()}: row {info['index']} ({info['dialogue_id']}): {len(info['images'])} images, at "
+                    f"{names}: row {info['index']} ({info['dialogue_id']}): {len(info['images'])} images, at "
                     f"most {max_images}; raise --max-images, or cut long dialogues into windows"
                 )
             named = (info["dialogue_id"], row["reward_model"]["ground_truth"], row["prompt"], info["images"])
             digest.update(json.dumps(named).encode())
             count += 1
         if not count:
-            raise FFRError(f"{self._names()}: no rows")
+            raise FFRError(f"{names}: no rows")
         return count, digest.hexdigest()
-
-    def _names(self) -> str:
-        return ", ".join(map(str, self.files))
 
 
 def images_root_of(files: Sequence[Path], given: Path | None) -> Path:

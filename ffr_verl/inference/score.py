@@ -1,4 +1,4 @@
-"""`ffr-verl score`: how hard each training row is for a model, by its own answers.
+"""`ffr-verl score`: how hard each training row is for a model, by its own answers; and a chart of it.
 
 A run that was killed is resumed where it stopped, see `ffr_verl.inference.journal`; the difficulty file appears whole
 at the end.
@@ -21,7 +21,7 @@ from ffr_verl.data.parquet_files import check_columns, check_images
 from ffr_verl.dialogues import parse_dialogue
 from ffr_verl.errors import FFRError
 from ffr_verl.evaluation.breakdowns import DISPERSION
-from ffr_verl.files import check_output
+from ffr_verl.files import check_output, whole_or_nothing
 from ffr_verl.fragments import AnswerStyle, Fragment, parse_gold, parse_leniently
 from ffr_verl.inference.generate import Answer, GeneratorSettings, generate_answers
 from ffr_verl.inference.journal import AnswerJournal, journal_folder
@@ -30,21 +30,18 @@ from ffr_verl.predictions import PredictionFormat, UnusableLines, read_predictio
 from ffr_verl.samplers.difficulty import LEVELS, difficulty_f1
 from ffr_verl.samplers.difficulty_file import difficulty_table, row_keys, rows_of_files, write_difficulty
 
-__all__ = ["ScoreSummary", "answers_of_predictions", "score"]
+__all__ = ["ScoreSummary", "answers_of_predictions", "draw_difficulty", "score"]
+
+# Told apart by lightness too, for print and for eyes that mix up red and green.
+_COLOURS = {"easy": "#9ecae1", "middle": "#6baed6", "confusing": "#2171b5", "hard": "#08306b"}
+_MOST_POINTS = 20_000
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreSummary:
-    """What `score` did.
+    """What `score` did."""
 
-    Attributes:
-        table: a line for each row, see `difficulty_table`.
-        resumed_rows: answered by an earlier, interrupted run.
-        seconds: wall time.
-    """
-
-    table: pa.Table
-    resumed_rows: int
+    table: pa.Table  # a line for each row, see `difficulty_table`
     seconds: float
 
     def levels(self) -> list[tuple[str, int, float, float]]:
@@ -121,20 +118,19 @@ def score(
                 f"{without} of {table.num_rows} answers have no log-probabilities: their entropy is 10, as published: "
                 "above that of the others, so that among them only f1 tells; `ffr-verl infer --logprobs` writes them"
             )
-        return ScoreSummary(table, 0, time.monotonic() - started)
+        return ScoreSummary(table, time.monotonic() - started)
     assert settings is not None
     rows = AskedRows(files)
     count, digest = rows.survey(max_images=settings.max_images)
     check_images(names, settings.images_root, sample=False, option=IMAGES_ROOT_OPTION)
     work = {**settings.work(), "rows": digest} | ({} if style == "plain" else {"style": style})
     with AnswerJournal(journal_folder(output), work, rows=count, restart=restart) as journal:
-        resumed = journal.answered
-        if resumed:
-            say(f"resumed: {resumed} of {count} rows have their answer from an interrupted run")
+        if journal.answered:
+            say(f"resumed: {journal.answered} of {count} rows have their answer from an interrupted run")
         generate_answers(rows, journal, settings, record=functools.partial(_record, style=style), on_rows=on_rows)
         table = write((record for record in journal.records() if record is not None), settings.model)
         journal.remove()
-    return ScoreSummary(table, resumed, time.monotonic() - started)
+    return ScoreSummary(table, time.monotonic() - started)
 
 
 def _record(answer: Answer, row: Mapping[str, Any], *, style: AnswerStyle) -> dict[str, Any]:
@@ -158,13 +154,9 @@ def answers_of_predictions(
 ) -> Iterator[dict[str, Any]]:
     """The answers of a file of predictions to the rows of RL files, in the order of the rows.
 
-    Args:
-        path: see `read_predictions`. Rows may stand in any order, and there may be more than are asked for; those with
-            an `error` are no answers. They are told by dialogue, query and gold answer, and where there are several of
-            one, the first is for the first row of the data that is such, and so on.
-        files: the RL files.
-        row_format: of the predictions.
-        say: told what the user should know.
+    Predictions may stand in any order, and there may be more than are asked for; those with an `error` are no answers.
+    They are told by dialogue, query and gold answer, and where there are several of one, the first is for the first
+    row of the data that is such, and so on.
 
     Raises:
         FFRError: when a row of `files` has no answer, or a prediction cannot be read.
@@ -207,3 +199,47 @@ def answers_of_predictions(
     for key in chosen:
         answers = found[key]
         yield answers.popleft() if len(answers) > 1 else answers[0]
+
+
+def draw_difficulty(table: pa.Table, path: Path) -> None:
+    """Write a chart of a table of `difficulty_table` as PNG; the file appears whole."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    levels = np.array(table.column("level").to_pylist())
+    f1, dispersion = table.column("f1").to_numpy(), table.column("dispersion").to_numpy()
+    figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    bars, points = figure.subplots(1, 2)
+    counts = [int((levels == level).sum()) for level in LEVELS]
+    drawn = bars.bar(LEVELS, counts, color=[_COLOURS[level] for level in LEVELS])
+    bars.bar_label(drawn, [f"{count:,}\n{count / max(1, len(levels)):.0%}" for count in counts])
+    bars.margins(y=0.18)
+    bars.set_title("rows by level")
+    source = np.random.default_rng(0)
+    chosen = np.flatnonzero(dispersion > 0)
+    if len(chosen) > _MOST_POINTS:
+        chosen = source.choice(chosen, _MOST_POINTS, replace=False)
+    # A little noise keeps the many equal values from hiding each other.
+    moved = source.uniform(-0.015, 0.015, (2, len(chosen)))
+    for level in LEVELS:
+        mine = levels[chosen] == level
+        points.scatter(
+            dispersion[chosen][mine] + moved[0][mine],
+            f1[chosen][mine] + moved[1][mine],
+            s=8,
+            alpha=0.5,
+            linewidths=0,
+            color=_COLOURS[level],
+            label=level,
+        )
+    points.set_title("f1 against dispersion (rows with a fragment)")
+    points.set_xlabel("dispersion: span of the gold utterances over their number")
+    points.set_ylabel("f1 of the greedy answer")
+    points.set_ylim(-0.05, 1.05)
+    points.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    for axes in (bars, points):
+        axes.spines[["top", "right"]].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_or_nothing([path]) as (temporary,):
+        figure.savefig(temporary, format="png")

@@ -105,7 +105,7 @@ def test_a_comparison_is_of_the_rows_that_both_have() -> None:
     rows = drawn(120, 11)
     better = [{**row, "response": row["labels"]} for row in rows]
     random.Random(0).shuffle(better)
-    first, second = count_records(rows[:100], with_keys=True), count_records(better[10:], with_keys=True)
+    first, second = count_records(rows[:100]), count_records(better[10:])
     found = compare(first, second, bootstrap=BootstrapSettings(300))
     keys = {(row["dialogue_id"], row["messages"][0]["content"]) for row in better[10:]}
     common = [row for row in rows[:100] if (row["dialogue_id"], row["messages"][0]["content"]) in keys]
@@ -125,7 +125,7 @@ def test_a_comparison_is_paired() -> None:
     """Two models that differ in one answer of a hundred: each is uncertain, their difference is not."""
     rows = mixed(100, 60)
     nearly = [*rows[:59], {**rows[59], "response": ""}, *rows[60:]]
-    found = compare(*(count_records(one, with_keys=True) for one in (rows, nearly)))
+    found = compare(*(count_records(one) for one in (rows, nearly)))
     alone = evaluate(rows)
     assert found.intervals is not None
     assert alone.intervals is not None
@@ -138,10 +138,10 @@ def test_a_comparison_is_paired() -> None:
 def test_rows_that_are_there_several_times_are_matched_in_turn() -> None:
     gold = Fragment((1, 2), ())
     answers = [gold, Fragment((), ()), Fragment((1,), ())]
-    first = count_records([row_of(answer, gold) for answer in answers], with_keys=True)
-    second = count_records([row_of(answer, gold) for answer in answers[:2]], with_keys=True)
+    first = count_records([row_of(answer, gold) for answer in answers])
+    second = count_records([row_of(answer, gold) for answer in answers[:2]])
     found = compare(first, second, bootstrap=NONE)
     assert (found.matched, found.only_first, found.only_second) == (2, 1, 0)
     assert set(found.difference["rewards"].values()) == {0.0}
     with pytest.raises(FFRError, match="none of 1 and 3 rows is in both: dialogue_id, query and gold answer"):
-        compare(count_records([row_of(gold, Fragment((3,), ()))], with_keys=True), first)
+        compare(count_records([row_of(gold, Fragment((3,), ()))]), first)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,13 @@ import pytest
 from typer.testing import CliRunner
 
 from ffr_verl.cli import app
+from ffr_verl.cli.infer import infer
+from ffr_verl.cli.report import report
+from ffr_verl.cli.score import score
 from ffr_verl.errors import FFRError
+from ffr_verl.evaluation.report import ReportSettings
+from ffr_verl.inference.endpoint import EndpointSettings
+from ffr_verl.inference.generate import GeneratorSettings
 
 SERVER = ["--model", "m", "--endpoint", "http://127.0.0.1:9/v1"]
 
@@ -65,3 +73,20 @@ def test_options_that_are_refused(
     with pytest.raises(FFRError, match=message):
         raise result.exception
     assert not Path("pred.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "settings", "set_otherwise"),
+    [
+        (infer, GeneratorSettings, {"max_pixels", "samples", "seed", "logprobs"}),
+        (infer, EndpointSettings, {"max_pixels", "url", "body"}),
+        (score, GeneratorSettings, {"max_pixels", "temperature", "top_p", "seed", "logprobs", "lora"}),
+        (report, ReportSettings, set()),
+    ],
+)
+def test_options_are_the_settings_of_the_same_names(command: Any, settings: Any, set_otherwise: set[str]) -> None:
+    options = inspect.signature(command).parameters
+    for field in dataclasses.fields(settings):
+        if field.name not in set_otherwise:
+            assert field.name in options
+            assert field.default in (options[field.name].default, dataclasses.MISSING), field.name

@@ -24,8 +24,7 @@ def loaded_after(code: str) -> set[str]:
         "import ffr_verl.dialogues, ffr_verl.data.prepare, ffr_verl.data.demo, ffr_verl.data.parquet_files",
         "import ffr_verl.samplers, ffr_verl.recipes",
         "import ffr_verl.inference.infer, ffr_verl.inference.score",
-        "import ffr_verl.evaluation, ffr_verl.evaluation.report",
-        "import ffr_verl.evaluation, ffr_verl.evaluation.command",
+        "import ffr_verl.evaluation, ffr_verl.evaluation.report, ffr_verl.evaluation.tables",
         "import ffr_verl.embeddings, ffr_verl.embeddings.embed, ffr_verl.embeddings.plan",
         "from ffr_verl.rewards import compute_score; compute_score('', '', '')",
         "import ffr_verl.cli\nfrom typer.testing import CliRunner\n"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ffr_verl import Fragment, format_fragment
 from ffr_verl.errors import FFRError
-from ffr_verl.evaluation.metrics import Confusion, f1, mcc
+from ffr_verl.metrics import Confusion, f1, mcc
 from ffr_verl.rewards import compute_score
 from ffr_verl.rewards.batch import configure, ffr
 from ffr_verl.rewards.ffr import id_credits

@@ -14,7 +14,7 @@ from ffr_verl.evaluation.report.pictures import Thumbnail, make_pictures, make_t
 
 
 def decoded(thumbnail: Thumbnail) -> Image.Image:
-    kind, _, content = thumbnail.uri.partition(";base64,")
+    kind, _, content = thumbnail.src.partition(";base64,")
     assert kind == "data:image/webp"
     image = Image.open(io.BytesIO(base64.b64decode(content)))
     assert image.size == (thumbnail.width, thumbnail.height)

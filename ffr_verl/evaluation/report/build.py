@@ -17,8 +17,7 @@ import numpy as np
 from ffr_verl.data.parquet_files import check_columns
 from ffr_verl.data.parquet_files import images_root as recorded_images_root
 from ffr_verl.errors import FFRError
-from ffr_verl.evaluation.command import repeated_rows, require_ids
-from ffr_verl.evaluation.comparison import compare
+from ffr_verl.evaluation.comparison import compare, require_ids
 from ffr_verl.evaluation.counts import RowCounts
 from ffr_verl.evaluation.report.charts import histogram, line_charts
 from ffr_verl.evaluation.report.page import render_page
@@ -26,7 +25,6 @@ from ffr_verl.evaluation.report.pictures import Pictures, make_pictures
 from ffr_verl.evaluation.report.rows import UNANSWERED, ReportRows, reward_settings
 from ffr_verl.evaluation.report.summary import (
     FAULTS,
-    Notice,
     breakdown_charts,
     difference_table,
     figures,
@@ -36,9 +34,10 @@ from ffr_verl.evaluation.report.summary import (
 from ffr_verl.evaluation.report.training import read_training
 from ffr_verl.evaluation.result import count_records, result_of
 from ffr_verl.evaluation.reward_settings import read_reward_kwargs
+from ffr_verl.evaluation.tables import repeated_rows
 from ffr_verl.files import check_output, whole_or_nothing
 from ffr_verl.fragments import AnswerStyle
-from ffr_verl.predictions import Prediction, PredictionFormat, UnusableLines, read_predictions
+from ffr_verl.predictions import Prediction, PredictionFormat, read_predictions
 from ffr_verl.rewards.coherence import CoherenceMode
 from ffr_verl.rewards.ffr import open_scorer
 from ffr_verl.settings import DataConfig
@@ -53,62 +52,40 @@ _TRAITS = (
     ("empty", "empty gold"),
     ("outside", "ids outside"),
 )
-_UNANSWERED_TRAIT = (UNANSWERED, "no answer")
 _MOST_LISTED = 50
+
+Notice = tuple[str, list[str]]  # a sentence that a reader of the report must know, and its details, one a line
 
 
 @dataclass(frozen=True, slots=True)
 class ReportSettings:
-    """What the report shows, and from where.
+    """What the report shows, and from where; `ffr-verl report --help` describes the options of these names."""
 
-    Attributes:
-        images_root: folder of the images; `None` for the one recorded in `data`, or else that of the predictions.
-        data: a parquet file of `ffr-verl prepare`.
-        embeddings: an embedding store, for the coherence reward.
-        reward_kwargs: file with the settings of the rewards, see `read_reward_kwargs`; the defaults otherwise.
-        coherence_mode: see `coherence_reward`; that of `reward_kwargs` by default.
-        answer_style: of the answers; that of `reward_kwargs` by default.
-        row_format: `verl` for a file of `trainer.validation_data_dir`, see `read_verl_dump`.
-        compare: predictions of another model for the same rows, for the difference of the metrics.
-        training: folder with the metrics of a verl run.
-        lenient: leave out lines that cannot be used.
-        most_rows: dialogues in the file; of more rows the worst are kept.
-        thumbnail_size: most pixels of a picture's longer side.
-        title: of the page.
-    """
-
-    images_root: Path | None = None
+    images_root: Path | None = None  # `None` for the one recorded in `data`, or else that of the predictions
     data: Path | None = None
     embeddings: Path | None = None
-    reward_kwargs: Path | None = None
-    coherence_mode: CoherenceMode | None = None
+    reward_kwargs: Path | None = None  # see `read_reward_kwargs`; the defaults otherwise
+    coherence_mode: CoherenceMode | None = None  # that of `reward_kwargs` by default, as the style of the answers
     answer_style: AnswerStyle | None = None
     row_format: PredictionFormat = "ffr"
     compare: Path | None = None
     training: Path | None = None
     lenient: bool = False
-    most_rows: int = 5_000
-    thumbnail_size: int = 240
+    most_rows: int = 5_000  # dialogues in the file; of more rows the worst are kept
+    thumbnail_size: int = 240  # most pixels of a picture's longer side
     title: str = "Fragment retrieval report"
 
 
 @dataclass(frozen=True, slots=True)
 class ReportSummary:
-    """What `write_report` did.
+    """What `write_report` did."""
 
-    Attributes:
-        rows: of the predictions, of which `shown` are in the file; `skipped` counts lines left out.
-        pictures: different pictures in the file; `missing` counts image paths by their problem.
-        size: of the file, in bytes.
-        seconds: wall time.
-    """
-
-    rows: int
-    shown: int
-    skipped: int
-    pictures: int
-    missing: Counter[str]
-    size: int
+    rows: int  # of the predictions
+    shown: int  # of them in the file
+    skipped: int  # lines left out
+    pictures: int  # different pictures in the file
+    missing: Counter[str]  # image paths by their problem
+    size: int  # of the file, in bytes
     seconds: float
 
 
@@ -125,9 +102,8 @@ def write_report(
 
     Args:
         predictions: see `read_predictions`.
-        output: the HTML file.
+        output: the HTML file; replaced with `force` only.
         settings: what to show.
-        force: replace `output`.
         say: told what the user should know.
         on_progress: told the phase, how much of it is done, and of how much where that is known.
 
@@ -148,28 +124,30 @@ def write_report(
         coherence_mode=settings.coherence_mode,
         answer_style=settings.answer_style,
     )
-    store, style = rewards.get("embeddings"), rewards["answer_style"]
+    store = rewards.get("embeddings")
     if store is not None:
         try:
             open_scorer(store)
         except FFRError as error:
             raise FFRError(f"--embeddings {error}") from None
-    training = None if settings.training is None else read_training(settings.training, say=say)
+    training: dict[str, Any] | None = None
+    if settings.training is not None:
+        curves = read_training(settings.training, say=say)
+        training = {"charts": line_charts(curves.metrics), "files": [path.name for path in curves.files]}
     skipped: list[str] = []
     f1: list[float] = []
-
     rows = ReportRows(rewards)
 
     def read(path: Path, skipped: list[str]) -> Iterator[Prediction]:
-        unusable = UnusableLines(
+        return read_predictions(
             path,
+            row_format=settings.row_format,
             lenient=settings.lenient,
             on_skipped=lambda line, reason: skipped.append(f"line {line}: {reason}"),
         )
-        return read_predictions(path, row_format=settings.row_format, unusable=unusable)
 
     def counted(path: Path, predictions: Iterator[Prediction]) -> RowCounts:
-        counts = count_records(predictions, style=style, reward_kwargs=rewards)
+        counts = count_records(predictions, style=rewards["answer_style"], reward_kwargs=rewards)
         if settings.compare is not None and settings.row_format == "ffr":
             require_ids(path, counts)
         return counts
@@ -181,26 +159,32 @@ def write_report(
             yield prediction
 
     counts = counted(predictions, scored())
-    result, repeats = result_of(counts, skipped=len(skipped)), repeated_rows(counts)
-    unanswered = _unanswered(counts)
-    comparison, others_keys = None, []
-    if settings.compare is not None:
-        left_out: list[str] = []
-        others = counted(settings.compare, read(settings.compare, left_out))
-        if left_out:
-            say(f"{settings.compare}: {len(left_out):,} lines left out, the first is {left_out[0]}")
-        unanswered += _unanswered(others, of=f" of {settings.compare.name}")
-        comparison = compare(counts, others)
-        others_keys = _keys(others)
-    kept = _worst(f1, settings.most_rows)
-    keys = _keys(counts)
+    result = result_of(counts, skipped=len(skipped))
+    bounds = result.intervals or {}
+    intervals = f"{100 * bounds['level']:g} % intervals of {bounds['resamples']:,} resamples"
+    if repeats := repeated_rows(counts):
+        intervals += f"; {repeats}"
+    notices, traits, keys = _unanswered(counts), list(_TRAITS), counts.keys.tolist()
+    if counts.errors:
+        traits.append((UNANSWERED, "no answer"))
+    comparison: dict[str, Any] | None = None
     theirs: dict[int, deque[Prediction]] = {}
     if settings.compare is not None:
-        theirs = _of_same_rows(read(settings.compare, []), others_keys, wanted=set(keys))
+        left_out: list[str] = []
+        name, others = settings.compare.name, counted(settings.compare, read(settings.compare, left_out))
+        if left_out:
+            say(f"{settings.compare}: {len(left_out):,} lines left out, the first is {left_out[0]}")
+        notices += _unanswered(others, of=f" of {name}")
+        traits.append(("worse", f"F1 below that of {name}"))
+        compared = compare(counts, others)
+        comparison = {"name": name, "matched": compared.matched, "lines": difference_table(compared)}
+        theirs = _of_same_rows(read(settings.compare, []), others.keys.tolist(), wanted=set(keys))
+    # All rows are shown, or those of least F1, earlier ones first where they are equal.
+    kept = set(np.argsort(np.array(f1), kind="stable")[: settings.most_rows].tolist())
     for position, prediction in enumerate(read(predictions, [])):
-        same = theirs.get(keys[position]) if theirs else None
+        same = theirs.get(keys[position])
         other = same.popleft() if same else None  # of rows that are there several times the first is the first's
-        if kept[position]:
+        if position in kept:
             rows.add(prediction, other)
         on_progress("reading dialogues", position + 1, len(f1))
     pictures = make_pictures(
@@ -211,39 +195,30 @@ def write_report(
     )
     if rows.image_names and not pictures.thumbnails:
         say(f"none of the images was found below {root}; --images-root says where they are")
+    coherence = None
+    if store is not None and len(rows.rows) == len(f1):
+        coherence = float(np.mean([row["rewards"]["coherence"] for row in rows.rows]))
+    named = "the defaults" if settings.reward_kwargs is None else f"the settings of {settings.reward_kwargs.name}"
     page = render_page(
         data={
             **_page_data(rows, pictures, most_reward=sum(rewards["weights"].values())),
-            "other": None if settings.compare is None else settings.compare.name,
+            "other": comparison and comparison["name"],
         },
-        pictures=[{"src": one.uri, "width": one.width, "height": one.height} for one in pictures.thumbnails],
+        pictures=[one._asdict() for one in pictures.thumbnails],
         title=settings.title,
         source=predictions.name,
         made=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
         samples=result.samples,
         figures=figures(result),
         metric_table=metric_table(result),
-        comparison=None
-        if comparison is None or settings.compare is None
-        else {"name": settings.compare.name, "matched": comparison.matched, "lines": difference_table(comparison)},
-        intervals=None
-        if result.intervals is None
-        else f"{100 * result.intervals['level']:g} % intervals of {result.intervals['resamples']:,} resamples"
-        + (repeats and f"; {repeats}"),
+        comparison=comparison,
+        intervals=intervals,
         f1_bars=histogram(f1),
-        overview_charts=overview_charts(
-            result, coherence=_mean_coherence(rows, len(f1), store), settings=_named(settings)
-        ),
+        overview_charts=overview_charts(result, coherence=coherence, settings=named),
         breakdown_charts=breakdown_charts(result),
-        training=None
-        if training is None
-        else {"charts": line_charts(training.metrics), "files": [path.name for path in training.files]},
-        traits=[
-            *_TRAITS,
-            *([_UNANSWERED_TRAIT] if counts.errors else []),
-            *([("worse", f"F1 below that of {settings.compare.name}")] if settings.compare is not None else []),
-        ],
-        notices=[*_notices(len(f1), rows, pictures, skipped), *unanswered],
+        training=training,
+        traits=traits,
+        notices=[*_notices(len(f1), rows, pictures, skipped), *notices],
     )
     with whole_or_nothing([output]) as (temporary,):
         temporary.write_text(page, encoding="utf-8")
@@ -272,23 +247,6 @@ def _images_root(predictions: Path, settings: ReportSettings) -> Path:
     return Path(os.path.realpath(root))
 
 
-def _worst(f1: list[float], most: int) -> np.ndarray:
-    """Which rows are shown: all, or the `most` of least F1, earlier ones first where they are equal."""
-    kept = np.zeros(len(f1), dtype=bool)
-    kept[np.argsort(np.array(f1), kind="stable")[:most]] = True
-    return kept
-
-
-def _named(settings: ReportSettings) -> str:
-    return "the defaults" if settings.reward_kwargs is None else f"the settings of {settings.reward_kwargs.name}"
-
-
-def _mean_coherence(rows: ReportRows, count: int, store: str | None) -> float | None:
-    if store is None or len(rows.rows) < count:
-        return None
-    return float(np.mean([row["rewards"]["coherence"] for row in rows.rows]))
-
-
 def _page_data(rows: ReportRows, pictures: Pictures, *, most_reward: float) -> dict[str, Any]:
     images: list[dict[str, Any]] = []
     for name in rows.image_names:
@@ -308,20 +266,20 @@ def _page_data(rows: ReportRows, pictures: Pictures, *, most_reward: float) -> d
 
 
 def _notices(count: int, rows: ReportRows, pictures: Pictures, skipped: list[str]) -> list[Notice]:
-    notices = []
+    notices: list[Notice] = []
     if len(rows.rows) < count:
         text = f"The {len(rows.rows):,} rows of least F1 are shown below; the summary is of all {count:,}."
-        notices.append(Notice(text))
+        notices.append((text, []))
     if skipped:
-        notices.append(Notice(f"Lines that could not be used and count nowhere: {len(skipped):,}.", _some(skipped)))
+        notices.append((f"Lines that could not be used and count nowhere: {len(skipped):,}.", _some(skipped)))
     unread = [f"line {row['line']}" for row in rows.rows if rows.dialogues[row["dialogue"]].get("problem")]
     if unread:
         text = f"Rows that show their prompt, because no dialogue could be read out of it: {len(unread):,}."
-        notices.append(Notice(text, _some(unread)))
+        notices.append((text, _some(unread)))
     missing = [f"{name}: {found}" for name, found in pictures.of_name.items() if isinstance(found, str)]
     if missing:
         text = f"Images that could not be shown: {len(missing):,} of {len(pictures.of_name):,}."
-        notices.append(Notice(text, _some(missing)))
+        notices.append((text, _some(missing)))
     return notices
 
 
@@ -332,11 +290,7 @@ def _unanswered(counts: RowCounts, *, of: str = "") -> list[Notice]:
         f"Rows{of} without an answer, or without a whole one, which count as 0 in macro and rewards: "
         f"{sum(counts.errors.values()):,}."
     )
-    return [Notice(text, _some([f"{count:,}: {reason}" for reason, count in counts.errors.items()]))]
-
-
-def _keys(counts: RowCounts) -> list[int]:
-    return [] if counts.keys is None else counts.keys.tolist()
+    return [(text, _some([f"{count:,}: {reason}" for reason, count in counts.errors.items()]))]
 
 
 def _of_same_rows(

@@ -12,15 +12,10 @@ from ffr_verl.rewards.table import REWARDS
 
 __all__ = ["Bar", "LineChart", "Series", "histogram", "line_charts", "nice_ticks"]
 
-_ORDER = (
-    "score",
-    "reward",
-    "critic/score/mean",
-    *[key for reward in REWARDS.values() for key in reward.keys],
-)
+_ORDER = ("score", "reward", "critic/score/mean", *[key for reward in REWARDS.values() for key in reward.keys])
 _MOST_POINTS = 300
 _BAND = ("std", "min", "max")
-_TRAIN = re.compile(r"ffr/reward/([^/]+)/(mean|std|min|max)")
+_TRAIN = re.compile(r"ffr/reward/([^/]+)/mean")
 _VALIDATION = re.compile(r"val-[^/]+/(.+)/([^/]+)/(mean@\d+)")
 
 Point = tuple[float, float]
@@ -36,16 +31,15 @@ class Bar:
 
 
 class Series(NamedTuple):
-    """A curve in the chart's units: points of a polyline, of the polygon of mean ± standard deviation (empty without
-    one), and single dots; validation is drawn with dashes and dots. `best` is its highest value."""
+    """A curve in the chart's units; validation is drawn with dashes and dots."""
 
     label: str
     is_validation: bool
     first: float
     last: float
-    best: float
-    line: str
-    band: str
+    best: float  # the highest value
+    line: str  # points of a polyline
+    band: str  # points of the polygon of mean ± standard deviation; empty without one
     dots: tuple[Point, ...]
 
 
@@ -54,16 +48,12 @@ class LineChart:
     """One metric over the steps of a run; ticks are places and labels."""
 
     title: str
-    series: tuple[Series, ...]
-    y_ticks: tuple[tuple[float, str], ...]
-    x_ticks: tuple[tuple[float, str], ...]
+    series: list[Series]
+    y_ticks: list[tuple[float, str]]
+    x_ticks: list[tuple[float, str]]
 
-    WIDTH = 300
-    HEIGHT = 150
-    LEFT = 40
-    RIGHT = 290
-    TOP = 10
-    BOTTOM = 128
+    WIDTH, HEIGHT = 300, 150
+    LEFT, RIGHT, TOP, BOTTOM = 40, 290, 10, 128
 
 
 class _Curve(NamedTuple):
@@ -75,12 +65,7 @@ class _Curve(NamedTuple):
 
 
 def histogram(values: Sequence[float], *, bins: int = 10) -> list[Bar]:
-    """How many values lie in each of equal bins of [0, 1]; the last one holds 1.
-
-    Example:
-        >>> [(bar.label, bar.count) for bar in histogram([0.0, 0.5, 1.0], bins=2)]
-        [('0.0 – 0.5', 1), ('0.5 – 1.0', 2)]
-    """
+    """How many values lie in each of equal bins of [0, 1]; the last one holds 1."""
     counts = [0] * bins
     for value in values:
         counts[min(bins - 1, max(0, math.floor(value * bins + 1e-9)))] += 1
@@ -116,9 +101,6 @@ def _thinned(points: Sequence[Point]) -> list[Point]:
 def line_charts(metrics: Mapping[str, Sequence[tuple[int, float]]]) -> list[LineChart]:
     """A chart for each reward: its mean in training with its spread, and its mean on the held-out rows.
 
-    Args:
-        metrics: `(step, value)` of verl's metrics by name, see `read_training`.
-
     Example:
         >>> [chart] = line_charts({"ffr/reward/f1/mean": [(1, 0.2), (2, 0.4)], "val-aux/a/f1/mean@1": [(2, 0.3)]})
         >>> chart.title, [(series.label, series.last) for series in chart.series]
@@ -126,13 +108,12 @@ def line_charts(metrics: Mapping[str, Sequence[tuple[int, float]]]) -> list[Line
     """
     curves: dict[str, list[_Curve]] = {}
     for name, points in metrics.items():
-        if (train := _TRAIN.fullmatch(name)) and train.group(2) == "mean":
-            std, least, most = (dict(metrics.get(f"ffr/reward/{train.group(1)}/{name}", ())) for name in _BAND)
-            lower = [
-                (step, max(value - std[step], least.get(step, -math.inf))) for step, value in points if step in std
-            ]
-            upper = [(step, min(value + std[step], most.get(step, math.inf))) for step, value in points if step in std]
-            curves.setdefault(train.group(1), []).insert(0, _Curve("training answers", False, points, lower, upper))
+        if train := _TRAIN.fullmatch(name):
+            std, least, most = (dict(metrics.get(f"ffr/reward/{train[1]}/{kind}", ())) for kind in _BAND)
+            known = [(step, value, std[step]) for step, value in points if step in std]
+            lower = [(step, max(value - spread, least.get(step, -math.inf))) for step, value, spread in known]
+            upper = [(step, min(value + spread, most.get(step, math.inf))) for step, value, spread in known]
+            curves.setdefault(train[1], []).insert(0, _Curve("training answers", False, points, lower, upper))
         elif validation := _VALIDATION.fullmatch(name):
             source, component, kind = validation.groups()
             label = f"held-out ({source})" if kind == "mean@1" else f"held-out ({source}, {kind})"
@@ -166,22 +147,8 @@ def _chart(title: str, curves: Sequence[_Curve]) -> LineChart:
         thin, lower, upper = _thinned(curve.points), _thinned(curve.lower), _thinned(curve.upper)
         dots = tuple((x(step), y(value)) for step, value in thin) if curve.is_validation or len(thin) == 1 else ()
         numbers = [value for _, value in curve.points]
-        series.append(
-            Series(
-                curve.label,
-                curve.is_validation,
-                numbers[0],
-                numbers[-1],
-                max(numbers),
-                placed(thin),
-                placed([*upper, *reversed(lower)]) if len(upper) > 1 else "",
-                dots,
-            )
-        )
-    middle = (first + last) // 2
-    return LineChart(
-        title,
-        tuple(series),
-        tuple((y(tick), f"{tick:g}") for tick in ticks),
-        tuple((x(step), f"{step:,}") for step in dict.fromkeys((first, middle, last))),
-    )
+        band = placed([*upper, *reversed(lower)]) if len(upper) > 1 else ""
+        marks = numbers[0], numbers[-1], max(numbers)
+        series.append(Series(curve.label, curve.is_validation, *marks, placed(thin), band, dots))
+    x_ticks = [(x(step), f"{step:,}") for step in dict.fromkeys((first, (first + last) // 2, last))]
+    return LineChart(title, series, [(y(tick), f"{tick:g}") for tick in ticks], x_ticks)

@@ -25,12 +25,7 @@ _NEVER_IN_SCRIPT = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
 
 
 def script_json(value: Any) -> Markup:
-    """JSON to stand inside a `<script>` element, whatever texts it holds.
-
-    Example:
-        >>> str(script_json({"text": "</script><!-- \u2028"}))
-        '{"text":"\\\\u003c/script\\\\u003e\\\\u003c!-- \\\\u2028"}'
-    """
+    """JSON to stand inside a `<script>` element, whatever texts it holds."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return Markup(_NEVER_IN_SCRIPT.sub(lambda found: f"\\u{ord(found.group()):04x}", text))
 
@@ -44,12 +39,9 @@ def _csp_hash(text: str) -> str:
 
 
 def render_page(*, data: Mapping[str, Any], pictures: Sequence[Mapping[str, Any]], **values: Any) -> str:
-    """Fill the template `page.html.j2`.
+    """Fill the template `page.html.j2` with values; every text in them is escaped.
 
-    Args:
-        data: what `report.js` reads: rows, dialogues, images, faults.
-        pictures: the thumbnails, that `data` names by position.
-        **values: what else the template names; every text in it is escaped.
+    The data are for `report.js`: rows, dialogues, images, faults; they name the pictures by position.
     """
     # Not by the file's name: it ends in .j2, which jinja2 does not take for HTML.
     environment = Environment(

@@ -9,8 +9,8 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ffr_verl.images import open_picture, resolve_image
 
@@ -19,32 +19,19 @@ __all__ = ["Pictures", "Thumbnail", "make_pictures", "make_thumbnail"]
 _QUALITY = 70
 
 
-@dataclass(frozen=True, slots=True)
-class Thumbnail:
-    """A small picture.
+class Thumbnail(NamedTuple):
+    """A small picture: `data:image/webp;base64,…`, and its size in pixels."""
 
-    Attributes:
-        uri: `data:image/webp;base64,…`.
-        width: in pixels.
-        height: in pixels.
-    """
-
-    uri: str
+    src: str
     width: int
     height: int
 
 
-@dataclass(frozen=True, slots=True)
-class Pictures:
-    """Thumbnails of named images.
+class Pictures(NamedTuple):
+    """Thumbnails of named images."""
 
-    Attributes:
-        thumbnails: the different pictures.
-        of_name: for each name its position in `thumbnails`, or what is wrong with it.
-    """
-
-    thumbnails: tuple[Thumbnail, ...]
-    of_name: dict[str, int | str]
+    thumbnails: list[Thumbnail]  # the different pictures
+    of_name: dict[str, int | str]  # for each name its position in `thumbnails`, or what is wrong with it
 
     @property
     def problems(self) -> Counter[str]:
@@ -53,21 +40,10 @@ class Pictures:
 
 
 def make_thumbnail(root: Path, name: str, *, size: int) -> Thumbnail:
-    """A small copy of an image as the model sees it; one that is small already keeps its size.
-
-    Args:
-        root: a resolved folder.
-        name: the path as it stands in the row, see `resolve_image`.
-        size: most pixels of the longer side.
+    """A small copy, its longer side at most `size` pixels, of an image as the model sees it.
 
     Raises:
-        ValueError: when the path leaves `root`, or the file is missing, broken or too large; the message says which.
-
-    Example:
-        >>> make_thumbnail(Path("/data"), "../cat.jpg", size=240)
-        Traceback (most recent call last):
-            ...
-        ValueError: leaves the images root /data
+        ValueError: when the name leaves `root`, a resolved folder, or the file is missing, broken or too large.
     """
     small = open_picture(resolve_image(root, name), side=size)
     small.thumbnail((size, size), reducing_gap=2.0)
@@ -83,13 +59,9 @@ def make_pictures(
     size: int = 240,
     on_done: Callable[[int, int], None] = lambda done, total: None,
 ) -> Pictures:
-    """Thumbnails of the images of these names; equal pictures under several names are kept once.
+    """Thumbnails of the images of these names below `root`; equal pictures under several names are kept once.
 
-    Args:
-        names: paths as they stand in the rows.
-        root: the folder that they are in.
-        size: most pixels of the longer side.
-        on_done: told how many names of how many are done.
+    `on_done` is told how many names of how many are done.
     """
     root = Path(os.path.realpath(root))
 
@@ -106,7 +78,7 @@ def make_pictures(
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # Pillow lets other threads run while it works
         for done, (name, made) in enumerate(zip(different, pool.map(attempt, different), strict=True), start=1):
             if isinstance(made, Thumbnail):
-                digest = hashlib.sha256(made.uri.encode("ascii")).digest()
+                digest = hashlib.sha256(made.src.encode("ascii")).digest()
                 if digest not in at:
                     at[digest] = len(thumbnails)
                     thumbnails.append(made)
@@ -114,4 +86,4 @@ def make_pictures(
             else:
                 of_name[name] = made
             on_done(done, len(different))
-    return Pictures(tuple(thumbnails), of_name)
+    return Pictures(thumbnails, of_name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,12 +31,7 @@ def reward_settings(
     coherence_mode: CoherenceMode | None = None,
     answer_style: AnswerStyle | None = None,
 ) -> dict[str, Any]:
-    """The `reward_kwargs` of `compute_score` for the report: those given or the defaults, and MCC shown beside them.
-
-    Example:
-        >>> reward_settings({"length_penalty": 0.5})
-        {'length_penalty': 0.5, 'answer_style': 'plain', 'weights': {'f1': 1.0, 'format': 0.3, 'mcc': 0.0}}
-    """
+    """The `reward_kwargs` of `compute_score` for the report: given ones or the defaults, and MCC shown beside them."""
     config = RewardConfig.from_kwargs(kwargs or {})
     embeddings = embeddings or config.embeddings
     found = {**(kwargs or {}), "answer_style": answer_style or config.answer_style}
@@ -55,22 +51,12 @@ def _ids(fragment: Fragment) -> dict[str, list[int]]:
 
 
 class ReportRows:
-    """Collects rows; a dialogue that several rows ask of is kept once.
-
-    Args:
-        rewards: see `reward_settings`.
-
-    Attributes:
-        f1: the F1 reward of an answer and its gold.
-        rows: of the page, in the order in which they were added.
-        dialogues: that the rows name by position.
-        image_names: paths as they stand in the rows, that the dialogues name by position.
-    """
+    """Collects rows, with the rewards of `reward_settings`; a dialogue that several rows ask of is kept once."""
 
     def __init__(self, rewards: Mapping[str, Any]) -> None:
         self._rewards, config = rewards, RewardConfig.from_kwargs(rewards)
         self._style: AnswerStyle = config.answer_style
-        self.f1 = functools.partial(
+        self.f1 = functools.partial(  # of an answer and its gold
             f1_reward,
             length_penalty=config.length_penalty,
             utterance_weight=config.utterance_weight,
@@ -79,23 +65,17 @@ class ReportRows:
         )
         self._at: dict[Any, int] = {}
         self._image_at: dict[str, int] = {}
-        self.rows: list[dict[str, Any]] = []
-        self.dialogues: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = []  # in the order in which they were added
+        self.dialogues: list[dict[str, Any]] = []  # that the rows name by position
 
     @property
     def image_names(self) -> list[str]:
+        """Paths as they stand in the rows, that the dialogues name by position."""
         return list(self._image_at)
 
     def add(self, prediction: Prediction, other: Prediction | None = None) -> None:
-        """Add a prediction.
-
-        Args:
-            prediction: whose dialogue is shown.
-            other: another model's to the same row.
-
-        Raises:
-            FFRError: for an embedding store that cannot be opened.
-        """
+        """Add a prediction, and another model's to the same row; an `FFRError` for an embedding store that cannot be
+        opened."""
         dialogue, problem = None, None
         try:
             dialogue = parse_dialogue(prediction.messages, prediction.dialogue_id)
@@ -113,9 +93,8 @@ class ReportRows:
             del scores["mcc"]  # the dialogue's size is not known
         if self._rewards.get("embeddings") is None:
             del scores["coherence"]
-        reason = diagnose(
-            prediction.response, prediction.labels, extra_info=info if dialogue else None, style=self._style
-        ).malformed
+        shown = info if dialogue else None
+        reason = diagnose(prediction.response, prediction.labels, extra_info=shown, style=self._style).malformed
         fault = UNANSWERED if prediction.error else None if reason is None else reason.value
         self.rows.append(
             {
@@ -150,34 +129,33 @@ class ReportRows:
         }
 
     def _dialogue(self, prediction: Prediction, dialogue: Dialogue | None, problem: str | None) -> int:
-        if dialogue is None:
-            content = prediction.prompt
-            key: Any = content
-            made: dict[str, Any] = {"problem": problem, "text": _clipped(content, _LONGEST_TEXT), "turns": []}
-        else:
-            key = dialogue.utterances, prediction.images
-            made = {}
+        key: Any = prediction.prompt if dialogue is None else (dialogue.utterances, prediction.images)
         if key not in self._at:
             self._at[key] = len(self.dialogues)
-            self.dialogues.append(made or {"turns": self._turns(dialogue, prediction.images)})
+            made: dict[str, Any] = {
+                "problem": problem,
+                "text": _clipped(prediction.prompt, _LONGEST_TEXT),
+                "turns": [],
+            }
+            if dialogue is not None:
+                made = {"turns": self._turns(dialogue, prediction.images)}
+            self.dialogues.append(made)
         return self._at[key]
 
-    def _turns(self, dialogue: Dialogue | None, images: Sequence[str]) -> list[dict[str, Any]]:
-        turns, position = [], 0
-        for utterance in dialogue.utterances if dialogue else ():
+    def _turns(self, dialogue: Dialogue, images: Sequence[str]) -> list[dict[str, Any]]:
+        turns, names = [], iter(images)
+        for utterance in dialogue.utterances:
             turn: dict[str, Any] = {
                 "id": utterance.id,
                 "speaker": utterance.speaker,
                 "text": _clipped(utterance.text, _LONGEST_TEXT),
             }
-            if utterance.image_ids:
-                shown = []
-                for number, identifier in enumerate(utterance.image_ids):
-                    name = (images[position] or None) if position < len(images) else None
-                    at = None if name is None else self._image_at.setdefault(name, len(self._image_at))
-                    caption = utterance.captions[number] if utterance.captions else ""
-                    shown.append({"id": identifier, "at": at, **({"caption": caption} if caption else {})})
-                    position += 1
+            shown = []
+            for identifier, caption in itertools.zip_longest(utterance.image_ids, utterance.captions):
+                name = next(names, None)  # empty where the row has bytes alone
+                at = self._image_at.setdefault(name, len(self._image_at)) if name else None
+                shown.append({"id": identifier, "at": at, **({"caption": caption} if caption else {})})
+            if shown:
                 turn["images"] = shown
             turns.append(turn)
         return turns
@@ -186,9 +164,7 @@ class ReportRows:
 def _outside(predicted: Fragment, dialogue: Dialogue | None) -> Fragment:
     if dialogue is None:
         return Fragment((), ())
-    utterances = {utterance.id for utterance in dialogue.utterances}
-    images = set(dialogue.image_ids)
-    return Fragment(
-        tuple(dict.fromkeys(one for one in predicted.utterance_ids if one not in utterances)),
-        tuple(dict.fromkeys(one for one in predicted.image_ids if one not in images)),
-    )
+    known = {utterance.id for utterance in dialogue.utterances}, set(dialogue.image_ids)
+    named = predicted.utterance_ids, predicted.image_ids
+    outside = ([one for one in ids if one not in there] for ids, there in zip(named, known, strict=True))
+    return Fragment(*[tuple(dict.fromkeys(ids)) for ids in outside])

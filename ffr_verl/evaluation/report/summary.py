@@ -1,31 +1,19 @@
-"""The head of the report: what `evaluate` found, as figures, tables and bars."""
+"""The head of the report: what `evaluate` found, with its intervals, as figures, tables and bars."""
 
 from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from ffr_verl.evaluation.comparison import Comparison
-from ffr_verl.evaluation.metrics import Scores
 from ffr_verl.evaluation.result import EvaluationResult
+from ffr_verl.evaluation.row_statistics import AVERAGES
 from ffr_verl.fragments import MalformedReason
+from ffr_verl.metrics import Scores
 
-__all__ = [
-    "FAULTS",
-    "BarChart",
-    "Cell",
-    "Figure",
-    "Line",
-    "NamedBar",
-    "Notice",
-    "breakdown_charts",
-    "difference_table",
-    "figures",
-    "metric_table",
-    "overview_charts",
-]
+__all__ = ["FAULTS", "breakdown_charts", "difference_table", "figures", "metric_table", "overview_charts"]
 
 FAULTS: Mapping[MalformedReason, tuple[str, str]] = {
     MalformedReason.EMPTY: ("empty answer", "the model wrote nothing."),
@@ -41,52 +29,12 @@ FAULTS: Mapping[MalformedReason, tuple[str, str]] = {
 }
 
 
-class Notice(NamedTuple):
-    """A sentence that a reader of the report must know, and its details, one a line."""
-
-    text: str
-    details: Sequence[str] = ()
-
-
-class Figure(NamedTuple):
-    """A number to be seen first."""
-
-    name: str
-    value: str
-    note: str
-
-
-class Cell(NamedTuple):
-    """A number of a table, and its interval; a clear difference is one whose interval leaves out 0."""
-
-    value: str
-    interval: str
-    is_clear: bool = False
-
-
-class Line(NamedTuple):
-    """A line of the table."""
-
-    name: str
-    cells: Sequence[Cell]
-
-
-class NamedBar(NamedTuple):
-    """A bar of a bar chart; `share` is its length, 0 to 1."""
-
-    label: str
-    value: str
-    share: float
-    note: str = ""
-
-
-class BarChart(NamedTuple):
-    """Bars below each other."""
-
-    title: str
-    note: str
-    bars: Sequence[NamedBar]
-
+# What the template unpacks. A table's line: name, cells; a cell: number, its interval, whether that leaves out 0.
+# A chart: title, note, bars; a bar: label, number, length from 0 to 1, note.
+Cell = tuple[str, str, bool]
+Line = tuple[str, list[Cell]]
+Bar = tuple[str, str, float, str]
+BarChart = tuple[str, str, list[Bar]]
 
 _MODALITIES = {"utterance": "utterances", "image": "images", "joint": "joint"}
 _REWARDS = {
@@ -107,15 +55,13 @@ def _at(values: Any, *path: str) -> Any:
 
 
 def _interval(result: EvaluationResult, *path: str) -> str:
-    if result.intervals is None:
-        return ""
     low, high = _at(result.intervals, *path)
     return f"{low:.3f} – {high:.3f}"
 
 
-def figures(result: EvaluationResult) -> list[Figure]:
-    """The numbers at the head of the page."""
-    level = "" if result.intervals is None else f"{100 * result.intervals['level']:g} % interval\n"
+def figures(result: EvaluationResult) -> list[tuple[str, str, str]]:
+    """The numbers at the head of the page: name, value and note of each."""
+    level = f"{100 * _at(result.intervals, 'level'):g} % interval\n"
     faults, outside = result.malformed["any"], result.ids_outside["answers"]
     found = []
     for title, *path in (
@@ -126,28 +72,31 @@ def figures(result: EvaluationResult) -> list[Figure]:
         ("Macro F1 of the reward", "rewards", "f1"),
     ):
         value = _at(getattr(result, path[0]), *path[1:])
-        found.append(Figure(title, f"{value:.3f}", f"{level}{_interval(result, *path)}"))
+        found.append((title, f"{value:.3f}", f"{level}{_interval(result, *path)}"))
     note = f"{faults:,} of {_rows(result.samples)}; {outside:,} with ids outside the dialogue"
     return [
         *found,
-        Figure("Exact answers", f"{result.rewards['exact_match']:.1%}", "both lists equal to the gold's"),
-        Figure("Answers with a fault", f"{faults / result.samples:.1%}", note),
+        ("Exact answers", f"{result.rewards['exact_match']:.1%}", "both lists equal to the gold's"),
+        ("Answers with a fault", f"{faults / result.samples:.1%}", note),
+    ]
+
+
+def _table(cell: Callable[..., Cell]) -> list[Line]:
+    """Precision, recall, F1 and MCC: micro and macro, utterances, images and joint."""
+    return [
+        (f"{average}, {title}", [cell(average, modality, name) for name in Scores._fields])
+        for average in AVERAGES
+        for modality, title in _MODALITIES.items()
     ]
 
 
 def metric_table(result: EvaluationResult) -> list[Line]:
-    """Precision, recall, F1 and MCC: micro and macro, utterances, images and joint."""
-    return [
-        Line(
-            f"{average}, {title}",
-            [
-                Cell(f"{getattr(result, average)[modality][name]:.3f}", _interval(result, average, modality, name))
-                for name in Scores._fields
-            ],
-        )
-        for average in ("micro", "macro")
-        for modality, title in _MODALITIES.items()
-    ]
+    """The metrics, as a table."""
+
+    def cell(average: str, *path: str) -> Cell:
+        return f"{_at(getattr(result, average), *path):.3f}", _interval(result, average, *path), False
+
+    return _table(cell)
 
 
 def difference_table(comparison: Comparison) -> list[Line]:
@@ -155,31 +104,25 @@ def difference_table(comparison: Comparison) -> list[Line]:
 
     def cell(*path: str) -> Cell:
         value = _at(comparison.difference, *path)
-        if comparison.intervals is None:
-            return Cell(f"{value:+.3f}", "")
         low, high = _at(comparison.intervals, *path)
-        return Cell(f"{value:+.3f}", f"{low:+.3f} to {high:+.3f}", is_clear=low > 0 or high < 0)
+        return f"{value:+.3f}", f"{low:+.3f} to {high:+.3f}", low > 0 or high < 0
 
-    return [
-        Line(f"{average}, {title}", [cell(average, modality, name) for name in Scores._fields])
-        for average in ("micro", "macro")
-        for modality, title in _MODALITIES.items()
-    ]
+    return _table(cell)
 
 
 def overview_charts(result: EvaluationResult, *, coherence: float | None, settings: str) -> list[BarChart]:
     """Faults, rewards by the named settings with the mean `coherence`, and rows with and without a gold fragment."""
     counts = {reason: result.malformed.get(reason.value, 0) for reason in FAULTS}
     most = max(1, *counts.values())
-    faults = [NamedBar(FAULTS[reason][0], f"{count:,}", count / most) for reason, count in counts.items() if count]
+    faults = [(FAULTS[reason][0], f"{count:,}", count / most, "") for reason, count in counts.items() if count]
     rewards = {title: result.rewards[name] for name, title in _REWARDS.items()}
     if coherence is not None:
         rewards["coherence"] = coherence
-    bars = [NamedBar(title, f"{value:.3f}", min(1.0, max(0.0, value))) for title, value in rewards.items()]
+    bars = [(title, f"{value:.3f}", min(1.0, max(0.0, value)), "") for title, value in rewards.items()]
     note = "Rows by the first fault of the answer." if faults else "No answer has one."
     return [
-        BarChart("Faults of answers", note, faults),
-        BarChart("Rewards", f"Mean over the rows; strict, as in training with {settings}.", bars),
+        ("Faults of answers", note, faults),
+        ("Rewards", f"Mean over the rows; strict, as in training with {settings}.", bars),
         _breakdown(result, "gold", "Empty and other gold fragments"),
     ]
 
@@ -194,9 +137,6 @@ def breakdown_charts(result: EvaluationResult) -> list[BarChart]:
 
 
 def _breakdown(result: EvaluationResult, name: str, title: str) -> BarChart:
-    bars = [
-        NamedBar(part.name, f"{value:.3f}", value, _rows(part.samples))
-        for part in result.breakdowns[name]
-        for value in [part.macro["joint"]["f1"]]
-    ]
-    return BarChart(title, "Joint F1, mean over the rows.", bars)
+    scored = [(part, part.macro["joint"]["f1"]) for part in result.breakdowns[name]]
+    bars = [(part.name, f"{value:.3f}", value, _rows(part.samples)) for part, value in scored]
+    return title, "Joint F1, mean over the rows.", bars

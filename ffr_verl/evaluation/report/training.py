@@ -6,9 +6,8 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ffr_verl.errors import FFRError
 
@@ -19,14 +18,8 @@ _EVENTS = "events.out.tfevents.*"
 _HOW_TO_LOG = "train with trainer.logger=[console,file] (VERL_FILE_LOGGER_PATH says where) or with tensorboard"
 
 
-@dataclass(frozen=True, slots=True)
-class TrainingCurves:
-    """Curves of one run.
-
-    Attributes:
-        metrics: for each name its `(step, value)`, in order of steps.
-        files: that were read.
-    """
+class TrainingCurves(NamedTuple):
+    """Curves of one run: for each name its `(step, value)`, in order of steps; and the files that were read."""
 
     metrics: dict[str, list[tuple[int, float]]]
     files: tuple[Path, ...]
@@ -35,12 +28,8 @@ class TrainingCurves:
 def read_training(folder: Path, *, say: Callable[[str], None] = lambda text: None) -> TrainingCurves:
     """The reward curves of a run: `ffr/reward/*`, `critic/score/mean` and the means of `val-*`.
 
-    Where several files have a metric of one step, as after a resumption, the one changed last counts.
-
-    Args:
-        folder: is looked through with its folders for `*.jsonl` of verl's file logger and for event files; or one
-            such file.
-        say: told what the user should know.
+    The folder is looked through with its folders for `*.jsonl` of verl's file logger and for event files; or it is one
+    such file. Where several files have a metric of one step, as after a resumption, the one changed last counts.
 
     Raises:
         FFRError: when there is no such folder, or nothing that could be drawn in it.

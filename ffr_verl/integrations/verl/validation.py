@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from ffr_verl.evaluation.metrics import Confusion, joint_scores, scores
 from ffr_verl.files import whole_or_nothing
 from ffr_verl.integrations.verl.checkpoint_folders import RESULTS, read_results
+from ffr_verl.metrics import Confusion, joint_scores, scores
 
 __all__ = ["ValidationTotals", "micro_metrics", "note_result", "results_go_to"]
 
