@@ -20,9 +20,8 @@ from typing import Any
 from ffr_verl.dialogues import extra_info, parse_dialogue
 from ffr_verl.errors import FFRError
 from ffr_verl.rewards.config import RewardConfig
-from ffr_verl.rewards.extra_info import row_ids
 from ffr_verl.rewards.ffr import compute_score
-from ffr_verl.rewards.reading import Completion
+from ffr_verl.rewards.reading import Completion, row_ids
 from ffr_verl.rewards.settings import SETTINGS, check_settings
 from ffr_verl.rewards.table import REWARDS
 from ffr_verl.settings import refuse_unknown_keys

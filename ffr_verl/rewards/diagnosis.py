@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ffr_verl.fragments import AnswerStyle, Fragment, MalformedReason, parse_fragment, reason_of_malformed
-from ffr_verl.rewards.extra_info import is_outside, row_ids
 from ffr_verl.rewards.format import has_no_repeats
-from ffr_verl.rewards.reading import completion_text, read_gold
+from ffr_verl.rewards.reading import completion_text, is_outside, read_gold, row_ids
 
 __all__ = ["Diagnosis", "diagnose"]
 

@@ -12,10 +12,9 @@ from typing import Any
 from ffr_verl.fragments import Fragment, locate_ids
 from ffr_verl.rewards.coherence import open_scorer
 from ffr_verl.rewards.config import MCC_SHARES, F1Mode, RewardConfig
-from ffr_verl.rewards.extra_info import is_outside, row_ids
 from ffr_verl.rewards.f1 import pooled_f1_of_fragments
 from ffr_verl.rewards.micro import LOWEST, MODALITIES, NEUTRAL, MicroCounts, id_values, micro_counts, micro_value
-from ffr_verl.rewards.reading import completion_text, read_answer, read_gold
+from ffr_verl.rewards.reading import completion_text, is_outside, read_answer, read_gold, row_ids
 from ffr_verl.rewards.table import COMPONENTS, REWARDS, Values
 
 __all__ = ["COMPONENTS", "MICRO_COUNTS", "F1Mode", "RewardConfig", "compute_score", "id_credits", "open_scorer"]

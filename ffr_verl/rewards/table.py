@@ -9,10 +9,10 @@ from ffr_verl.errors import FFRError
 from ffr_verl.fragments import Fragment
 from ffr_verl.rewards.coherence import coherence_reward, open_scorer
 from ffr_verl.rewards.exact_match import exact_match_reward
-from ffr_verl.rewards.extra_info import row_ids
 from ffr_verl.rewards.f1 import f1_of_fragments, f1_reward
 from ffr_verl.rewards.format import format_reward, has_no_repeats
 from ffr_verl.rewards.mcc import mcc_of_fragments, mcc_reward
+from ffr_verl.rewards.reading import row_ids
 
 if TYPE_CHECKING:
     from ffr_verl.rewards.config import RewardConfig

@@ -27,8 +27,8 @@ from ffr_verl.metrics import confusion
 from ffr_verl.rewards.coherence import open_scorer
 from ffr_verl.rewards.config import RewardConfig
 from ffr_verl.rewards.diagnosis import diagnose
-from ffr_verl.rewards.extra_info import row_ids
 from ffr_verl.rewards.ffr import compute_score, id_credits
+from ffr_verl.rewards.reading import row_ids
 
 __all__ = ["FFRRewardManager", "closing_tokens", "decode_answer"]
 
