@@ -303,13 +303,13 @@ def coherence_reward(
     The fragment becomes a sequence: for every utterance id in ascending order the utterance's vector, if it was
     predicted, then the mean of the vectors of its predicted images. A repeated id counts once; an id outside the
     dialogue or without a vector is left out. The reward is the mean cosine (each clipped to [-1, 1]) of neighbours;
-    one element alone earns 0.5, none 0.
+    one element alone earns 0.5, none 0. The value is in [-1, 1].
 
     Both fragments empty: 1; exactly one of them empty: 0, and a malformed text counts as empty. Images predicted in a
     dialogue that has none: 0. A malformed gold earns 0.
 
     Args:
-        completion: what the model wrote. Whatever it is, nothing is raised.
+        completion: what the model wrote.
         solution: the gold answer.
         extra_info: of the row: `dialogue_id`, `utterance_ids`, `image_utterances` (utterance of each image), `images`;
             `image_ids` where they do not count from 0.
@@ -320,9 +320,6 @@ def coherence_reward(
             fragment (otherwise 0, and a lone element outside it earns 0), so that a coherent but wrong fragment earns
             nothing.
         style: of the completion, see `parse_fragment`.
-
-    Returns:
-        A value in [-1, 1].
 
     Raises:
         FFRError: when `extra_info` lacks a field or holds something else there, a vector is none, the store cannot be

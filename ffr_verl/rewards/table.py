@@ -24,34 +24,17 @@ Values = Callable[[Fragment | None, Fragment | None, Any, "RewardConfig"], tuple
 
 
 class Reward(NamedTuple):
-    """A reward.
+    """A reward."""
 
-    Attributes:
-        name: of the component, its weight and its batch function.
-        function: of one completion.
-        values: of a parsed answer and gold, the row's `extra_info` and the settings; one for each of `keys`.
-        keys: in the result of `compute_score`.
-        weight: in the default weights of `compute_score`.
-        needs: to be computed: the answer alone, its gold, the dialogue's ids too, its vectors too.
-        range: of its value.
-        summary: what it is.
-        source: where the definition comes from.
-    """
-
-    name: str
-    function: Callable[..., float]
-    values: Values
-    keys: tuple[str, ...]
-    weight: float
-    needs: Needs
+    name: str  # of the component, its weight and its batch function
+    function: Callable[..., float]  # of one completion
+    values: Values  # of a parsed answer and gold, the row's `extra_info` and the settings; one for each of `keys`
+    keys: tuple[str, ...]  # in the result of `compute_score`, which tells `dialogue` ones with a weight only
+    weight: float  # by default
+    needs: Needs  # the answer alone, its gold, the dialogue's ids too, its vectors too
     range: str
     summary: str
     source: str
-
-    @property
-    def is_always_told(self) -> bool:
-        """Whether `compute_score` gives it without a weight too."""
-        return self.needs != "dialogue"
 
 
 def _f1(predicted: Fragment | None, gold: Fragment | None, info: Any, config: RewardConfig) -> tuple[float, ...]:

@@ -23,34 +23,21 @@ __all__ = ["IdCredit", "ScoredAnswer", "advantages_of", "gdpo_advantages", "id_a
 
 
 class IdCredit(NamedTuple):
-    """An id that an answer names, or the end of its utterances.
+    """An id that an answer names, or the end of its utterances."""
 
-    Attributes:
-        place: orders ids as answers name them: utterances by id, then the end of their list, then images by id.
-        token: the response token that ends it, from 0.
-        value: what it adds to the score.
-    """
-
-    place: int
-    token: int
-    value: float
+    place: int  # orders ids as answers name them: utterances by id, then the end of their list, then images by id
+    token: int  # the response token that ends it, from 0
+    value: float  # what it adds to the score
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredAnswer:
-    """An answer and what it earned.
+    """An answer and what it earned."""
 
-    Attributes:
-        tokens: length of the response, at least 1.
-        score: its reward.
-        components: what the reward function returned.
-        ids: what its ids add to the score; `None` for an answer that is none.
-    """
-
-    tokens: int
+    tokens: int  # length of the response, at least 1
     score: float
-    components: Mapping[str, float] = field(default_factory=dict)
-    ids: Sequence[IdCredit] | None = None
+    components: Mapping[str, float] = field(default_factory=dict)  # what the reward function returned
+    ids: Sequence[IdCredit] | None = None  # what its ids add to the score; `None` for an answer that is none
 
 
 def advantages_of(groups: Sequence[Sequence[ScoredAnswer]], config: AdvantageConfig) -> list[list[np.ndarray]]:
@@ -69,15 +56,8 @@ def gdpo_advantages(
     groups: Sequence[Sequence[ScoredAnswer]], weights: Mapping[str, float], *, epsilon: float = 1e-6
 ) -> list[list[np.ndarray]]:
     """Each component less its group's mean, over its group's standard deviation (of a sample); their weighted sum;
-    that less its mean over the tokens of all answers, over its standard deviation there.
-
-    Args:
-        groups: answers to the same prompt each.
-        weights: of the components; one that an answer lacks is an error.
-        epsilon: added to deviations.
-
-    Raises:
-        FFRError: when an answer lacks a component.
+    that less its mean over the tokens of all answers, over its standard deviation there. `FFRError` when an answer
+    lacks a component.
 
     Source: GDPO (arXiv 2601.05242), as verl's `compute_gdpo_outcome_advantage` has it.
 
@@ -119,12 +99,6 @@ def id_advantages(group: Sequence[ScoredAnswer]) -> list[np.ndarray]:
     are functions of what stands before the token, so the policy gradient keeps its expected value and loses most of
     its variance. What an answer earns beside its ids (format, coherence) counts on every token. The first token's
     advantage is GRPO's, the score less the group's mean, and so is every token's of an answer that is none.
-
-    Args:
-        group: answers to the same prompt.
-
-    Returns:
-        Of each answer float32 of shape `(tokens,)`.
 
     Example:
         >>> first = ScoredAnswer(4, 1.0, ids=[IdCredit(0, 1, 1.0)])

@@ -71,40 +71,34 @@ def difficulty_table(
     model: str,
     style: AnswerStyle = "plain",
 ) -> pa.Table:
-    """The difficulty of rows from the answers to them.
+    """The difficulty of rows of an RL file from the answers to them, a line for each.
 
-    Args:
-        rows: of an RL file: `extra_info` and `reward_model` are read.
-        predictions: an answer to each row: `response`, the `logprobs` of its tokens (a list; may be empty), and
-            `pass_rate` where several answers were drawn.
-        model: what answered, recorded in the file.
-        style: of the answers; ids in a thought are no answer.
-
-    Returns:
-        A table with a line for each row.
+    A prediction has the `response`, the `logprobs` of its tokens (a list; may be empty), and `pass_rate` where several
+    answers were drawn. `model` is what answered, recorded in the file.
     """
     columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA.names}
     for number, (row, prediction) in enumerate(zip(rows, predictions, strict=True)):
         info, solution = row["extra_info"], row["reward_model"]["ground_truth"]
         gold = parse_gold(solution) or Fragment((), ())
         predicted = parse_leniently(prediction["response"], style=style)
-        for name, value in (
-            ("row", number),
-            ("row_key", row_key(info["dialogue_id"], info["query"], solution)),
-            ("dialogue_id", info["dialogue_id"]),
-            ("query", info["query"]),
-            ("is_negative", not gold.utterance_ids and not gold.image_ids),
-            ("f1", difficulty_f1(predicted, gold)),
-            ("entropy", token_entropy(prediction["logprobs"])),
-            ("mean_logprob", mean_logprob(prediction["logprobs"])),
-            ("dispersion", dispersion(gold.utterance_ids)),
-            ("malformed", parse_fragment(prediction["response"], style=style) is None),
-            ("pass_rate", prediction.get("pass_rate")),
-            ("utterance_hits", len(set(predicted.utterance_ids) & set(gold.utterance_ids))),
-            ("utterances", len(set(predicted.utterance_ids))),
-            ("image_hits", len(set(predicted.image_ids) & set(gold.image_ids))),
-            ("images", len(set(predicted.image_ids))),
-        ):
+        values = {
+            "row": number,
+            "row_key": row_key(info["dialogue_id"], info["query"], solution),
+            "dialogue_id": info["dialogue_id"],
+            "query": info["query"],
+            "is_negative": not gold.utterance_ids and not gold.image_ids,
+            "f1": difficulty_f1(predicted, gold),
+            "entropy": token_entropy(prediction["logprobs"]),
+            "mean_logprob": mean_logprob(prediction["logprobs"]),
+            "dispersion": dispersion(gold.utterance_ids),
+            "malformed": parse_fragment(prediction["response"], style=style) is None,
+            "pass_rate": prediction.get("pass_rate"),
+            "utterance_hits": len(set(predicted.utterance_ids) & set(gold.utterance_ids)),
+            "utterances": len(set(predicted.utterance_ids)),
+            "image_hits": len(set(predicted.image_ids) & set(gold.image_ids)),
+            "images": len(set(predicted.image_ids)),
+        }
+        for name, value in values.items():
             columns[name].append(value)
     columns["level"] = assign_levels(columns["f1"], columns["entropy"]).tolist()
     return pa.table(columns, schema=_SCHEMA.with_metadata({_MODEL: model.encode()}))
@@ -117,14 +111,7 @@ def write_difficulty(table: pa.Table, path: Path) -> None:
 
 
 class DifficultyFile:
-    """A file of `ffr-verl score`.
-
-    Args:
-        path: the file.
-
-    Raises:
-        FFRError: when it is missing, no such file, or holds a value that is no number or an unknown level.
-    """
+    """A file of `ffr-verl score`; `FFRError` when it is missing, another file, or holds values that are none."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
@@ -177,15 +164,8 @@ class DifficultyFile:
         return self._hits
 
     def of_rows(self, keys: np.ndarray, *, name: str) -> RowDifficulty:
-        """The difficulty of the rows of a data set, which may be a part of those that were scored.
-
-        Args:
-            keys: of the rows, see `row_keys`.
-            name: of the data set, for the message.
-
-        Raises:
-            FFRError: when rows were not scored.
-        """
+        """The difficulty of the rows of a data set, by their `row_keys`; it may be a part of those that were scored.
+        Raises `FFRError`, which names the data set, when rows were not scored."""
         order = np.argsort(self.keys, kind="stable")
         places = np.minimum(np.searchsorted(self.keys[order], keys), max(len(order) - 1, 0))
         found = self.keys[order][places] == keys if len(order) else np.zeros(len(keys), bool)
