@@ -397,13 +397,6 @@ def write_store(
     Raises:
         FFRError: for vectors of several lengths, a vector that is no 1-d array of finite numbers, a key given twice,
             or a folder that is there.
-
-    Example:
-        >>> import tempfile
-        >>> folder = Path(tempfile.mkdtemp()) / "store"
-        >>> write_store(folder, [("utt:d:0", np.array([3.0, 4.0]))], model="toy", normalize=True)
-        >>> EmbeddingStore.open(folder)["utt:d:0"]
-        array([0.6, 0.8], dtype=float32)
     """
     keys: list[str] = []
     blocks = _blocks(vectors, keys, where=str(path), normalize=normalize)

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -44,9 +44,11 @@ class _Dialogue:
 
     def __init__(self, source: VectorSource, row: RowDialogue) -> None:
         self.row, self._source = row, source
-        self.vectors: dict[Element, Any] = {}  # of utterances, and of single images
         self.cosines: dict[Pair, float] = {}
+        self.missing: set[str] = set()  # keys that were looked up, and the source has never heard of
         self.counted = 0  # by the scorer, of `size`
+        self._utterances: dict[int, Any] = {}
+        self._images: dict[int, Any] = {}
         # A store tells "known to have no vector" from "never heard of".
         self._row_of = getattr(source, "row_of", source.get)
         self._prefix = utterance_key(row.dialogue_id, "")
@@ -70,40 +72,47 @@ class _Dialogue:
             and row.image_ids == (list(range(len(row.images))) if image_ids is None else _plain_list(image_ids))
         )
 
-    def key(self, element: Element) -> str:
-        """Of an utterance or of one image."""
-        if not isinstance(element, tuple):
-            return f"{self._prefix}{element}"
-        return image_key(self.row.images[self.row.image_ids.index(element[0])])
+    def _utterance_key(self, one: int) -> str:
+        return f"{self._prefix}{one}"
+
+    def _image_key(self, one: int) -> str:
+        return image_key(self.row.images[self.row.image_ids.index(one)])
 
     def unknown(self, utterance_ids: Iterable[int], image_ids: Iterable[int]) -> list[str]:
         """Keys of those that the dialogue has and the source has never heard of."""
-        row = self.row
-        elements: list[Element] = [one for one in dict.fromkeys(utterance_ids) if one in row.utterance_ids]
-        elements += [(one,) for one in dict.fromkeys(image_ids) if one in row.image_ids]
-        return [key for key in map(self.key, elements) if self._row_of(key) is None]
+        keys = [self._utterance_key(one) for one in dict.fromkeys(utterance_ids) if one in self.row.utterance_ids]
+        keys += [self._image_key(one) for one in dict.fromkeys(image_ids) if one in self.row.image_ids]
+        return [key for key in keys if self._row_of(key) is None]
 
-    def sequence(self, predicted: Fragment, mode: CoherenceMode) -> tuple[list[Element], bool]:
-        """What is compared: by utterance id, the utterance if it was predicted, then its predicted images; and whether
-        something was left out."""
-        row, vectors, get = self.row, self.vectors, self._source.get
-        utterance_ids, image_ids = set(predicted.utterance_ids), set(predicted.image_ids)
-        for one in utterance_ids:
-            if one not in vectors and one in row.utterance_ids:
-                vectors[one] = get(f"{self._prefix}{one}")
-        for one in image_ids:
-            if (one,) not in vectors and one in row.image_ids:
-                vectors[(one,)] = get(self.key((one,)))
-        utterances = [one for one in utterance_ids if vectors.get(one) is not None]
-        images = [one for one in sorted(image_ids) if vectors.get((one,)) is not None]
-        is_short = len(utterances) < len(utterance_ids) or len(images) < len(image_ids)
+    def _with_vector(
+        self, named: Iterable[int], vectors: dict[int, Any], known: Sequence[int], key_of: Callable[[int], str]
+    ) -> list[int]:
+        """Those of the named ids that have a vector; it is looked up when an answer first names one."""
+        found = []
+        for one in named:
+            vector = vectors.get(one)
+            if vector is None and one not in vectors and one in known:
+                vector = vectors[one] = self._source.get(key := key_of(one))
+                if vector is None and self._row_of(key) is None:
+                    self.missing.add(key)
+            if vector is not None:
+                found.append(one)
+        return found
+
+    def sequence(self, predicted: Fragment, mode: CoherenceMode) -> list[Element]:
+        """What is compared: by utterance id, the utterance if it was predicted, then its predicted images."""
+        row = self.row
+        utterances = self._with_vector(
+            set(predicted.utterance_ids), self._utterances, row.utterance_ids, self._utterance_key
+        )
+        images = self._with_vector(sorted(set(predicted.image_ids)), self._images, row.image_ids, self._image_key)
         if mode == "published" and not (utterances and images):
-            return [], is_short
+            return []
         elements: dict[int, Any] = {2 * one: one for one in utterances}  # its images come behind an utterance
         for one in images:
             place = 2 * row.image_utterances[row.image_ids.index(one)] + 1
             elements[place] = (*elements.get(place, ()), one)
-        return [elements[place] for place in sorted(elements)], is_short
+        return [elements[place] for place in sorted(elements)]
 
     def cosines_of(self, pairs: Sequence[Pair]) -> list[float]:
         """Of each pair, clipped to [-1, 1]; 0 when one of the two has length 0.
@@ -111,13 +120,15 @@ class _Dialogue:
         Raises `FFRError` for what is no vector of finite numbers, or not as long as the others.
         """
         cosines = self.cosines
+        try:
+            return [cosines[pair] for pair in pairs]
+        except KeyError:
+            pass  # at least one is new
         measured: dict[Element, tuple[Any, float]] = {}
         for pair in pairs:
-            if pair in cosines:
-                continue
             one, other = pair
             first, first_length = measured.get(one) or self._measured(one)
-            measured[other] = second, second_length = self._measured(other)
+            second, second_length = measured[other] = self._measured(other)
             length = first_length * second_length
             try:
                 value = float(first.dot(second)) / length if length else 0.0
@@ -128,9 +139,12 @@ class _Dialogue:
 
     def _measured(self, element: Element) -> tuple[Any, float]:
         """Vector of an element, of several images their mean, and its length."""
-        vector = self.vectors.get(element)
         try:
-            if vector is None and isinstance(element, tuple):
+            if not isinstance(element, tuple):
+                vector = self._utterances[element]
+            elif len(element) == 1:
+                vector = self._images[element[0]]
+            else:
                 vector = np.stack([self._measured((one,))[0] for one in element]).mean(axis=0, dtype=np.float64)
             if type(vector) is np.ndarray and vector.dtype.char == "f":  # as most stores have them
                 square = float(vector.dot(vector))
@@ -145,8 +159,9 @@ class _Dialogue:
         return vector, length
 
     def _unusable(self, element: Element, found: str) -> FFRError:
+        key = self._image_key(element[0]) if isinstance(element, tuple) else self._utterance_key(element)
         return FFRError(
-            f"{getattr(self._source, 'path', 'embeddings')}: {self.key(element)}: found {found}, expected a vector of "
+            f"{getattr(self._source, 'path', 'embeddings')}: {key}: found {found}, expected a vector of "
             "finite numbers, as long as the others; make the embeddings again, with `ffr-verl embed` or what made them"
         )
 
@@ -159,15 +174,7 @@ def _plain_list(values: Any) -> list[Any]:
 
 class CoherenceScorer:
     """Coherence of fragments over one source of vectors (an `EmbeddingStore`, or a mapping of keys to vectors), with
-    what the last dialogues needed of them kept in memory. Safe to use from several threads.
-
-    Example:
-        >>> source = {"utt:d:0": np.array([1.0, 0.0]), "utt:d:1": np.array([1.0, 1.0])}
-        >>> info = {"dialogue_id": "d", "utterance_ids": [0, 1], "image_utterances": [], "images": []}
-        >>> gold = Fragment((0, 1), ())
-        >>> round(CoherenceScorer(source).score(gold, gold, info), 4)
-        0.7071
-    """
+    what the last dialogues needed of them kept in memory. Safe to use from several threads."""
 
     def __init__(self, source: VectorSource) -> None:
         self._source = source
@@ -207,8 +214,9 @@ class CoherenceScorer:
             self._kept -= gone.counted
             gone.counted = 0
 
-    def _note_missing(self, dialogue: _Dialogue, keys: Collection[str]) -> None:
+    def _note_missing(self, dialogue: _Dialogue) -> None:
         """Count keys that the source lacks, and log the first."""
+        keys = list(dialogue.missing)
         with self._lock:
             is_first = not self._missing
             if len(self._missing) < _MOST_MISSING:
@@ -249,9 +257,9 @@ class CoherenceScorer:
         dialogue = self._dialogue(info)
         if predicted.image_ids and not dialogue.row.images:
             return 0.0
-        sequence, is_short = dialogue.sequence(predicted, mode)
-        if is_short and (keys := dialogue.unknown(predicted.utterance_ids, predicted.image_ids)):
-            self._note_missing(dialogue, keys)
+        sequence = dialogue.sequence(predicted, mode)
+        if dialogue.missing:
+            self._note_missing(dialogue)
         pairs = list(itertools.pairwise(sequence))
         if mode == "gold_anchored":
             in_gold = {*gold.utterance_ids, *[(one,) for one in gold.image_ids]}

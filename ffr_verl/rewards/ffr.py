@@ -120,13 +120,6 @@ def id_credits(
         offset in `completion` behind its last digit, and its value; between the two kinds the end of the utterances'
         list, with value 0. Ids that the dialogue does not have take the answer down to the least. `None` for an answer
         that is none, and with another `f1_mode`.
-
-    Example:
-        >>> gold = "<|utt_ids_start|>[1, 2]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>"
-        >>> info = {"utterance_ids": [0, 1, 2], "images": []}
-        >>> info["micro_counts"] = {"utterance": [1, 2, 2, 8], "image": [0, 0, 1, 2]}
-        >>> id_credits(gold, gold, info, f1_mode="micro", weights={"f1": 1.0})
-        [(1, 19, 0.1875), (2, 22, 0.1875), (999999999, 23, 0.0)]
     """
     settings = _resolve(reward_kwargs)
     config, text = settings.config, completion_text(completion)

@@ -90,12 +90,7 @@ class RowDialogue(NamedTuple):
 
 
 def row_ids(info: Any) -> tuple[Collection[int], Collection[int]]:
-    """The ids of the dialogue's utterances and of its images. `FFRError` when they are missing or no whole numbers.
-
-    Example:
-        >>> row_ids({"utterance_ids": [20, 22], "images": ["a.png"]})
-        (frozenset({20, 22}), range(0, 1))
-    """
+    """The ids of the dialogue's utterances and of its images. `FFRError` when they are missing or no whole numbers."""
     if missing := _missing(info, ("utterance_ids", "images")):
         raise FFRError(
             f"extra_info.{missing[0]} is missing; mcc and f1_mode micro need it to know the dialogue's ids; {_MEND}"

@@ -90,10 +90,5 @@ DEFAULT_WEIGHTS = {name: reward.weight for name, reward in REWARDS.items() if re
 
 
 def keys_of(*needs: Needs) -> tuple[str, ...]:
-    """Keys of `compute_score` that can be told from these alone.
-
-    Example:
-        >>> keys_of("answer", "gold")
-        ('f1', 'f1_utterances', 'f1_images', 'format', 'exact_match')
-    """
+    """Keys of `compute_score` that can be told from these alone."""
     return tuple([key for reward in REWARDS.values() if reward.needs in needs for key in reward.keys])

@@ -56,11 +56,6 @@ def competence(time: float, config: CurriculumConfig) -> float:
     """Share of the rows, easiest first, that may be drawn at a time in [0, 1].
 
     Source: competence-based curricula (Platanios et al., 2019) for `linear` and `root`; `steps` is ours.
-
-    Example:
-        >>> config = CurriculumConfig(order="competence", pacing="linear", start=0.2)
-        >>> [round(competence(time, config), 6) for time in (0.0, 0.5, 1.0)]
-        [0.2, 0.6, 1.0]
     """
     if config.pacing == "root":
         return math.sqrt(config.start**2 + (1 - config.start**2) * time)
@@ -76,12 +71,7 @@ def ascending_order(rows: RowDifficulty) -> np.ndarray:
 
 def interleaved(order: np.ndarray, strata: np.ndarray | None) -> np.ndarray:
     """The rows of `order` so that every stretch has the strata's shares, to a row of each; inside a stratum they keep
-    the order. `strata` are those of every row; `None` leaves the order as it is.
-
-    Example:
-        >>> interleaved(np.array([0, 1, 2, 3, 4, 5]), np.array([0, 0, 0, 0, 1, 1])).tolist()
-        [0, 4, 1, 2, 5, 3]
-    """
+    the order. `strata` are those of every row; `None` leaves the order as it is."""
     if strata is None or not len(order):
         return order
     numbers = strata[order]

@@ -14,20 +14,10 @@ import numpy as np
 
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import Fragment
-from ffr_verl.metrics import dispersion, list_f_score
+from ffr_verl.metrics import list_f_score
 from ffr_verl.settings import LevelShares
 
-__all__ = [
-    "LEVELS",
-    "PUBLISHED_SHARES",
-    "Level",
-    "assign_levels",
-    "difficulty_f1",
-    "dispersion",
-    "mean_logprob",
-    "select_rows",
-    "token_entropy",
-]
+__all__ = ["LEVELS", "Level", "assign_levels", "difficulty_f1", "mean_logprob", "select_rows", "token_entropy"]
 
 Level = Literal["easy", "middle", "confusing", "hard"]
 LEVELS: tuple[Level, ...] = get_args(Level)

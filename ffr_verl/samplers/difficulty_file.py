@@ -15,16 +15,10 @@ from ffr_verl.data.parquet_files import rows_of_files
 from ffr_verl.errors import FFRError
 from ffr_verl.files import whole_or_nothing
 from ffr_verl.fragments import AnswerStyle, Fragment, parse_fragment, parse_gold, parse_leniently
+from ffr_verl.metrics import dispersion
 from ffr_verl.predictions import row_key
 from ffr_verl.samplers.curriculum import RowDifficulty
-from ffr_verl.samplers.difficulty import (
-    LEVELS,
-    assign_levels,
-    difficulty_f1,
-    dispersion,
-    mean_logprob,
-    token_entropy,
-)
+from ffr_verl.samplers.difficulty import LEVELS, assign_levels, difficulty_f1, mean_logprob, token_entropy
 
 __all__ = ["DifficultyFile", "difficulty_table", "row_key", "row_keys", "rows_of_files", "write_difficulty"]
 
@@ -130,9 +124,11 @@ class DifficultyFile:
                 raise FFRError(
                     f"{path}: column {name}: {table.column(name).null_count} values are missing; make the file again"
                 )
-        self._hits = None
+        # Right ids and named ids of an answer, means over the rows, shape `(2, 2)`: the second index is utterances and
+        # images. `None` of a file that does not say.
+        self.mean_hits: np.ndarray | None = None
         if set(_HITS) <= set(names):
-            self._hits = np.array([pc.mean(table.column(name)).as_py() or 0.0 for name in _HITS]).reshape(2, 2)
+            self.mean_hits = np.array([pc.mean(table.column(name)).as_py() or 0.0 for name in _HITS]).reshape(2, 2)
         self.keys = table.column("row_key").to_numpy()
         levels = table.column("level")
         known = pc.index_in(levels, value_set=pa.array(LEVELS))
@@ -148,20 +144,13 @@ class DifficultyFile:
             table.column("is_negative").to_numpy(),
         )
         # The published entropy of an answer of one token is a little below 0: -log(1 + 1e-12).
-        for name, values, least, most in (
-            ("f1", self._rows.f1, 0.0, 1.0),
-            ("entropy", self._rows.entropy, -1e-9, np.inf),
-        ):
+        bounds = (("f1", self._rows.f1, 0.0, 1.0), ("entropy", self._rows.entropy, -1e-9, np.inf))
+        for name, values, least, most in bounds:
             wrong = np.flatnonzero(~((values >= least) & (values <= most) & np.isfinite(values)))
             if len(wrong):
                 raise FFRError(
                     f"{path}: row {wrong[0]}: {name} is {values[wrong[0]]}; make the file again with `ffr-verl score`"
                 )
-
-    def mean_hits(self) -> np.ndarray | None:
-        """Right ids and named ids of an answer, means over the rows, shape `(2, 2)`: the second index is utterances
-        and images. `None` of a file that does not say."""
-        return self._hits
 
     def of_rows(self, keys: np.ndarray, *, name: str) -> RowDifficulty:
         """The difficulty of the rows of a data set, by their `row_keys`; it may be a part of those that were scored.

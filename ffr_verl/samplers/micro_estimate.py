@@ -24,12 +24,6 @@ class MicroEstimate:
 
     `start` are the mean counts of each kind before any answer was seen, shape `(2, 4)`: hits, predicted, gold,
     universe; it counts for `weight` answers.
-
-    Example:
-        >>> estimate = MicroEstimate(np.array([[1.0, 2.0, 2.0, 8.0], [0.1, 0.2, 0.5, 2.0]]))
-        >>> estimate.observe([[[2, 1, 0, 5], [0, 0, 1, 1]]] * 64)
-        >>> [round(one, 2) for one in estimate.counts()["utterance"]]
-        [1.2, 2.2, 2.0, 8.0]
     """
 
     def __init__(self, start: np.ndarray, weight: float = _ANSWERS_AT_THE_START) -> None:

@@ -29,14 +29,6 @@ class OnlineDraws:
 
     About 13 bytes a row. `spreads` are expected of each row before it was ever observed: in [0, 1], 0.5 is typical.
     Equal seeds and equal observations give equal draws.
-
-    Example:
-        >>> draws = OnlineDraws(np.array([0.0, 1.0, 0.0]), OnlineConfig(floor=1e-9), seed=0)
-        >>> draws.draw()
-        1
-        >>> draws.update({1: 0.5})
-        >>> round(draws.spread(1), 2)
-        0.75
     """
 
     def __init__(self, spreads: np.ndarray, config: OnlineConfig, *, seed: int | list[int]) -> None:

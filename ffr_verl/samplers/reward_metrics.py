@@ -71,11 +71,6 @@ def strata_metrics(answers: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str
     """Mean numbers of ids that answers name and that are gold, `ffr/strata/NAME/{utterances,images}_{named,gold}`.
 
     `answers` are the stratum of each, and its `reward_extra_info` with the keys that `FFRRewardManager` adds.
-
-    Example:
-        >>> info = {"predicted_utterances": 2, "gold_utterances": 1, "predicted_images": 0, "gold_images": 1}
-        >>> strata_metrics([("with_images", info)])["ffr/strata/with_images/images_gold"]
-        1.0
     """
     found: dict[str, list[float]] = {}
     for stratum, info in answers:
