@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -39,27 +38,16 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class EmbedSummary:
-    """What `embed` did.
-
-    Attributes:
-        manifest: of the store.
-        utterances: keys of utterances; `texts` different texts among them, `without_text` that have none.
-        texts: see `utterances`.
-        without_text: see `utterances`.
-        image_paths: keys of images; `images` different pictures among them, 0 when the model takes text only.
-        images: see `image_paths`.
-        resumed_items: items that an earlier, interrupted run had embedded.
-        seconds: wall time.
-    """
+    """What `embed` did."""
 
     manifest: StoreManifest
-    utterances: int
-    texts: int
-    without_text: int
-    image_paths: int
-    images: int
-    resumed_items: int
-    seconds: float
+    utterances: int  # keys
+    texts: int  # different ones among them
+    without_text: int  # of the utterances
+    image_paths: int  # keys
+    images: int  # different ones among them; 0 when the model takes text only
+    resumed_items: int  # that an earlier, interrupted run had embedded
+    seconds: float  # wall time
 
 
 def encode_chunk(encoder: SentenceEncoder, chunk: Chunk) -> np.ndarray:
@@ -87,24 +75,11 @@ def embed(
 ) -> EmbedSummary:
     """Embed the utterances and images of RL parquet files and write the store.
 
-    Args:
-        files: `NAME.rl.parquet` of `ffr-verl prepare`; training and validation rows belong into one store.
-        output: folder of the store.
-        settings: the encoder.
-        dtype: of the stored vectors.
-        images_root: folder of the images; by default the one recorded in each file.
-        ray_address: encode on this Ray cluster, see `encode_on_ray`; its nodes must see the image files.
-        ray_workers: encoders in the cluster; by default as many as it has free devices.
-        ray_gpus_per_worker: GPUs that each takes.
-        force: replace a store that is there.
-        restart: forget what an interrupted run with other data or settings left.
-        say: told what a user should know before the work starts.
-        on_rows: progress of reading.
-        on_items: progress of encoding: items done, items in all.
+    Options as of `ffr-verl embed`; `say` is told what a user should know before the work starts, `on_rows` how many
+    rows were read, `on_items` how many items were encoded, and of how many.
 
-    Raises:
-        FFRError: for what `check_place`, `check_address`, `make_plan`, `SentenceEncoder` and `write_arrays` refuse,
-            and a partial run of other data or settings.
+    Raises `FFRError` for what `check_place`, `check_address`, `make_plan`, `SentenceEncoder` and `write_arrays`
+    refuse, and a partial run of other data or settings.
     """
     started = time.monotonic()
     check_place(output, overwrite=force)
@@ -147,9 +122,9 @@ def embed(
         on_items(finished, total)
     manifest = write_arrays(
         output,
-        rows=(_load(partial / chunk.name) for chunk in chunks),
+        rows=(np.load(partial / chunk.name) for chunk in chunks),
         index=_index(plan, takes_images),
-        dimension=_load(partial / chunks[0].name).shape[1],
+        dimension=np.load(partial / chunks[0].name).shape[1],
         model=settings.model,
         revision=encoder.revision,
         dtype=dtype,
@@ -198,7 +173,11 @@ def _missing(
             shutil.rmtree(partial)
         partial.mkdir(parents=True, exist_ok=True)
         left = {file.name for file in partial.glob("*.npy")}
-        if left and _recorded_digest(record) != digest:
+        try:
+            recorded = json.loads(record.read_text(encoding="utf-8"))["digest"]
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            recorded = None
+        if left and recorded != digest:
             raise FFRError(
                 f"{partial}: an interrupted run of other data, another model or other settings; finish that one, or "
                 "forget it with --restart"
@@ -214,16 +193,9 @@ def _missing(
     return missing
 
 
-def _recorded_digest(record: Path) -> str | None:
-    try:
-        return str(json.loads(record.read_text(encoding="utf-8"))["digest"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None
-
-
 def _is_whole(file: Path, rows: int) -> bool:
     try:
-        found = np.load(file, mmap_mode="r", allow_pickle=False)
+        found = np.load(file, mmap_mode="r")
     except (ValueError, EOFError, OSError):
         return False
     return bool(found.ndim == 2 and len(found) == rows)
@@ -233,7 +205,7 @@ def _save(file: Path, vectors: np.ndarray) -> None:
     temporary = file.with_suffix(".tmp")
     with disk_errors(file, "run the same command again when that is mended"):
         with temporary.open("wb") as handle:
-            np.save(handle, vectors, allow_pickle=False)
+            np.save(handle, vectors)
         os.replace(temporary, file)
 
 
@@ -243,7 +215,3 @@ def _index(plan: EmbeddingPlan, takes_images: bool) -> Iterator[tuple[str, int]]
         yield key, -1 if position is None else position
     for key, image in plan.image_keys.items():
         yield key, len(plan.texts) + image if takes_images else -1
-
-
-def _load(file: Path) -> Any:
-    return np.load(file, allow_pickle=False)

@@ -18,16 +18,7 @@ __all__ = ["EncoderSettings", "SentenceEncoder"]
 
 @dataclass(frozen=True, slots=True)
 class EncoderSettings:
-    """Which model, and how it is run.
-
-    Attributes:
-        model: name on the hub, or folder.
-        revision: of a hub model; `None` for its newest.
-        device: such as `cpu`, `cuda`, `cuda:1`; `None` for the best there is.
-        batch_size: items at a time.
-        normalize: scale vectors to length 1.
-        trust_remote_code: run code that the model's repository brings.
-    """
+    """Which model, and how it is run; see the options of `ffr-verl embed`."""
 
     model: str
     revision: str | None = None
@@ -38,11 +29,7 @@ class EncoderSettings:
 
 
 class SentenceEncoder:
-    """A loaded model.
-
-    Raises:
-        FFRError: when sentence-transformers is missing or the model cannot be loaded.
-    """
+    """A loaded model; `FFRError` when sentence-transformers is missing or the model cannot be loaded."""
 
     def __init__(self, settings: EncoderSettings) -> None:
         try:
@@ -71,11 +58,9 @@ class SentenceEncoder:
                 "sentence-transformers model, and a device that is here)"
             ) from None
         self._settings = settings
-        self.revision = settings.revision or (folder_revision(folder) if folder.is_dir() else self._hub_revision())
-
-    def _hub_revision(self) -> str | None:
-        revision = getattr(self._model.model_card_data, "base_model_revision", None)
-        return str(revision) if revision else None
+        found = getattr(self._model.model_card_data, "base_model_revision", None)
+        of_hub = str(found) if found else None
+        self.revision = settings.revision or (folder_revision(folder) if folder.is_dir() else of_hub)
 
     @property
     def takes_images(self) -> bool:

@@ -25,23 +25,14 @@ _READERS = 8
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingPlan:
-    """Items without repeats, and the keys that share them.
-
-    Attributes:
-        texts: different texts, in order of first appearance.
-        images: files of different content, in order of first appearance.
-        text_keys: for each key the position of its text, `None` for an utterance without text.
-        image_keys: for each key the position of its image.
-        image_digests: SHA-256 of each of `images`.
-        renamed_dialogues: dialogues kept under `split_dialogue_id`, because an earlier split has their id.
-    """
+    """Items without repeats, in order of first appearance, and the keys that share them."""
 
     texts: list[str] = field(default_factory=list)
-    images: list[Path] = field(default_factory=list)
-    text_keys: dict[str, int | None] = field(default_factory=dict)
+    images: list[Path] = field(default_factory=list)  # files of different content
+    text_keys: dict[str, int | None] = field(default_factory=dict)  # position of the text; `None` of one without
     image_keys: dict[str, int] = field(default_factory=dict)
-    image_digests: list[str] = field(default_factory=list)
-    renamed_dialogues: list[str] = field(default_factory=list)
+    image_digests: list[str] = field(default_factory=list)  # SHA-256
+    renamed_dialogues: list[str] = field(default_factory=list)  # an earlier split has their id
 
     def digest(self, **settings: Any) -> str:
         """Identifies the items together with `settings`; another data set, image or setting has another."""
@@ -56,16 +47,10 @@ class EmbeddingPlan:
 def make_plan(
     files: Sequence[Path], *, images_root_folder: Path | None = None, on_row: Callable[[int], None] = lambda rows: None
 ) -> EmbeddingPlan:
-    """Read the utterances and images of RL parquet files.
+    """Read the utterances and images of `NAME.rl.parquet` files; `on_row` is told how many rows have been read.
 
-    Args:
-        files: `NAME.rl.parquet` of `ffr-verl prepare`.
-        images_root_folder: folder of the images; by default the one recorded in each file.
-        on_row: told how many rows have been read.
-
-    Raises:
-        FFRError: for files of another kind, images that cannot be read, a dialogue that cannot be parsed, one dialogue
-            id that means two dialogues in a split, and one image path that means two pictures.
+    Raises `FFRError` for files of another kind, images that cannot be read, a dialogue that cannot be parsed, one
+    dialogue id that means two dialogues in a split, and one image path that means two pictures.
     """
     plan = EmbeddingPlan()
     text_at: dict[str, int] = {}

@@ -36,16 +36,9 @@ def encode_on_ray(
 ) -> Iterator[tuple[Chunk, np.ndarray]]:
     """Encode chunks on a cluster and yield them as they finish, in any order.
 
-    Args:
-        address: of the cluster that this machine is a node of (`auto`, `HOST:PORT`), or `local` to start one here; see
-            `check_address`.
-        settings: the encoder; a folder as its model must exist on every node.
-        chunks: the work; image paths must exist on every node.
-        workers: encoders; `None` for one a GPU, or one for each two CPUs where `gpus` is 0.
-        gpus: GPUs for each encoder.
-
-    Raises:
-        FFRError: when the cluster cannot be reached.
+    The model's folder and the images must exist on every node. There are as many `workers` as encoders, each with so
+    many `gpus`; `None` for one a GPU, or one for each two CPUs where `gpus` is 0. Raises `FFRError` when the cluster
+    cannot be reached.
     """
     started_here = not ray.is_initialized()
     if started_here:
@@ -87,11 +80,7 @@ def encode_on_ray(
 
 
 def check_address(address: str) -> None:
-    """Refuse an address that cannot serve, before any work: Ray itself tries for minutes before it gives up.
-
-    Raises:
-        FFRError: when nothing answers there, and for `ray://`: Ray Data does not run through a Ray client.
-    """
+    """Refuse an address that cannot serve, before any work: Ray itself tries for minutes before it gives up."""
     if address.startswith("ray://"):
         raise FFRError(
             f"--ray {address}: Ray Data does not run through a Ray client; start the command on a node of the "

@@ -61,7 +61,7 @@ _NO_VECTOR = -1
 _REMEDY = "make it again with `ffr-verl embed`"
 
 
-def utterance_key(dialogue_id: str, utterance_id: int) -> str:
+def utterance_key(dialogue_id: str, utterance_id: int | str) -> str:
     """Key of an utterance's vector.
 
     Example:
@@ -72,12 +72,7 @@ def utterance_key(dialogue_id: str, utterance_id: int) -> str:
 
 
 def split_dialogue_id(split: str, dialogue_id: str) -> str:
-    """The name under which a store keeps a dialogue whose id means another dialogue in an earlier split.
-
-    Example:
-        >>> utterance_key(split_dialogue_id("val", "d1"), 7)
-        'utt:val/d1:7'
-    """
+    """The name under which a store keeps a dialogue whose id means another dialogue in an earlier split."""
     return f"{split}/{dialogue_id}"
 
 
@@ -93,30 +88,17 @@ def image_key(path: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class StoreManifest:
-    """What a store says of itself.
+    """What a store says of itself."""
 
-    Attributes:
-        model: name or path of the encoder.
-        revision: of the encoder, where known.
-        dimension: of a vector.
-        dtype: of the stored numbers.
-        normalized: whether every vector has length 1.
-        modalities: what has vectors: `text`, `image`.
-        vectors: rows of the matrix.
-        keys: keys that name a row, or are known to have none.
-        content_hash: SHA-256 of the four arrays.
-        format_version: of the folder's layout.
-    """
-
-    model: str
-    revision: str | None
+    model: str  # name or path of the encoder
+    revision: str | None  # of the encoder, where known
     dimension: int
     dtype: VectorDtype
-    normalized: bool
-    modalities: tuple[str, ...]
-    vectors: int
-    keys: int
-    content_hash: str
+    normalized: bool  # whether every vector has length 1
+    modalities: tuple[str, ...]  # what has vectors: `text`, `image`
+    vectors: int  # rows of the matrix
+    keys: int  # that name a row, or are known to have none
+    content_hash: str  # SHA-256 of the four arrays
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
@@ -126,11 +108,7 @@ class StoreManifest:
 
     @classmethod
     def read(cls, path: Path) -> StoreManifest:
-        """Read `path/manifest.json`.
-
-        Raises:
-            FFRError: when it is missing, no manifest of this version, or was edited.
-        """
+        """Read `path/manifest.json`; `FFRError` when it is missing, no manifest of this version, or was edited."""
         file, mend = path / _MANIFEST, "give the --output of `ffr-verl embed`"
         if not path.is_dir():
             what = "a file, but an embedding store is a folder" if path.exists() else "no such folder"
@@ -171,10 +149,7 @@ def _content_hash(path: Path) -> str:
 class EmbeddingStore:
     """An open store; read-only, safe to use from threads, and cheap to send to another process (it is opened there).
 
-    Attributes:
-        path: of the folder.
-        manifest: see `StoreManifest`.
-        vectors: the whole matrix, shape `(vectors, dimension)`, memory-mapped and read-only.
+    `vectors` is the whole matrix, shape `(vectors, dimension)`, memory-mapped and read-only.
 
     Example:
         >>> import tempfile
@@ -194,15 +169,11 @@ class EmbeddingStore:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, verify: bool = False) -> EmbeddingStore:
-        """Open a store; nothing but the manifest is read.
+        """Open a store; nothing but the manifest is read. With `verify` everything is read too, and compared with the
+        recorded content hash.
 
-        Args:
-            path: the folder.
-            verify: also read everything and compare it with the recorded content hash.
-
-        Raises:
-            FFRError: when it is missing, unfinished, edited, truncated, of another version, or (with `verify`)
-                changed.
+        Raises `FFRError` when it is missing, unfinished, edited, truncated, of another version, or (with `verify`)
+        changed.
         """
         folder = Path(path).expanduser()
         manifest = StoreManifest.read(folder)
@@ -249,11 +220,7 @@ class EmbeddingStore:
         return None if row == _NO_VECTOR else self.vectors[row]
 
     def __getitem__(self, key: str) -> np.ndarray:
-        """The vector of `key`.
-
-        Raises:
-            KeyError: when the store has none.
-        """
+        """The vector of `key`; `KeyError` when the store has none."""
         vector = self.get(key)
         if vector is None:
             raise KeyError(f"{key}: no vector in {self.path}")
@@ -266,11 +233,7 @@ _LOCK = threading.Lock()
 
 
 def open_store(path: str | os.PathLike[str]) -> EmbeddingStore:
-    """The process's one opened store of the folder that is at `path` now; one made again there is opened again.
-
-    Raises:
-        FFRError: when the store cannot be opened.
-    """
+    """The process's one opened store of the folder that is at `path` now; one made again there is opened again."""
     name = os.path.expanduser(path)
     try:
         found = os.stat(f"{name}/{_MANIFEST}")
@@ -302,11 +265,7 @@ def _map(file: Path, size: int) -> Any:
 
 
 def check_place(path: Path, *, overwrite: bool) -> None:
-    """Refuse a place where a store cannot be written.
-
-    Raises:
-        FFRError: when something is there and not to be replaced, or is no embedding store.
-    """
+    """Raise `FFRError` when something is there and not to be replaced, or is no embedding store."""
     if not path.exists():
         return
     if not path.is_dir():
@@ -361,20 +320,11 @@ def write_arrays(
 ) -> StoreManifest:
     """Write a store whose keys share rows; otherwise as `write_store`.
 
-    Args:
-        path: folder to make.
-        rows: blocks of shape `(any, dimension)`, in the order of the matrix.
-        index: each key with its row, -1 for a key that is known to have no vector.
-        dimension: of a vector.
-        model: see `write_store`, as for `revision`, `dtype` and `overwrite`.
-        revision: see `model`.
-        dtype: see `model`.
-        normalized: whether the rows have length 1; recorded, not done here.
-        overwrite: see `model`.
+    `rows` are blocks of shape `(any, dimension)` in the order of the matrix, `index` each key with its row, -1 for a
+    key that is known to have no vector; it is read behind the rows. That rows are `normalized` is recorded, not done.
 
-    Raises:
-        FFRError: for a block of another dimension, a key given twice, a row that does not exist, numbers that are not
-            finite in `dtype`, a folder that is there, or a full disk. Nothing is left then.
+    Raises `FFRError` for a block of another dimension, a key given twice, a row that does not exist, numbers that are
+    not finite in `dtype`, a folder that is there, or a full disk. Nothing is left then.
     """
     folder = Path(path).expanduser()
     if dtype not in get_args(VectorDtype):
@@ -435,11 +385,11 @@ def write_store(
     """Write an embedding store; what was interrupted leaves nothing that opens.
 
     Args:
-        path: folder to make; it must not exist, or `overwrite` is set.
+        path: folder to make.
         vectors: `(key, vector)`, streamed; keys as `utterance_key` and `image_key` make them, all vectors of one
             length.
-        model: name of the encoder, recorded; `revision` its revision.
-        revision: see `model`.
+        model: name of the encoder, recorded.
+        revision: of the encoder, recorded.
         dtype: of the stored numbers; float16 halves the size and is exact to 1e-3 in a cosine.
         normalize: scale every vector to length 1 (a zero vector stays).
         overwrite: replace a store that is there.
@@ -447,13 +397,6 @@ def write_store(
     Raises:
         FFRError: for vectors of several lengths, a vector that is no 1-d array of finite numbers, a key given twice,
             or a folder that is there.
-
-    Example:
-        >>> import tempfile
-        >>> folder = Path(tempfile.mkdtemp()) / "store"
-        >>> write_store(folder, [("utt:d:0", np.array([3.0, 4.0]))], model="toy", normalize=True)
-        >>> EmbeddingStore.open(folder)["utt:d:0"]
-        array([0.6, 0.8], dtype=float32)
     """
     keys: list[str] = []
     blocks = _blocks(vectors, keys, where=str(path), normalize=normalize)

@@ -29,11 +29,8 @@ def trl_dataset(files: str | Path | Sequence[str | Path], *, images_root: str | 
 
     `prompt` are messages whose texts are cut at every image; `images` the pictures as verl's dataset gives them
     (upright, on white, shrunk to the published number of pixels), decoded when a row is looked at; `solution` the gold
-    answer; `extra_info` what is known of the dialogue. The order is that of the files.
-
-    Args:
-        files: one or several `NAME.rl.parquet`.
-        images_root: folder of the images; by default the one recorded in the files.
+    answer; `extra_info` what is known of the dialogue. The order is that of the files; `images_root` is by default the
+    one recorded in them.
 
     Raises:
         FFRError: for a file that is missing or of another kind, images that cannot be read in a sample of rows, and

@@ -12,17 +12,15 @@ which trainers put on their curves.
 
 from __future__ import annotations
 
-import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ffr_verl.dialogues import extra_info, parse_dialogue
 from ffr_verl.errors import FFRError
 from ffr_verl.rewards.config import RewardConfig
-from ffr_verl.rewards.extra_info import row_ids
 from ffr_verl.rewards.ffr import compute_score
-from ffr_verl.rewards.reading import Completion
+from ffr_verl.rewards.reading import Completion, row_ids
 from ffr_verl.rewards.settings import SETTINGS, check_settings
 from ffr_verl.rewards.table import REWARDS
 from ffr_verl.settings import refuse_unknown_keys
@@ -66,10 +64,6 @@ def _extra_infos(columns: Mapping[str, Any], count: int) -> list[Any]:
 class BatchReward:
     """A reward of the table over a batch, called as trainers do: `reward(completions, solution, **columns)`.
 
-    Args:
-        name: of the reward; trainers put `__name__` on their curves.
-        settings: of the reward's function, see `configure`.
-
     Example:
         >>> gold = "<|utt_ids_start|>[0]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>"
         >>> f1([gold, [{"role": "assistant", "content": "no idea"}]], [gold, gold])
@@ -100,43 +94,37 @@ class BatchReward:
     def __call__(
         self, completions: Sequence[Completion], solution: Sequence[str] | None = None, **columns: Any
     ) -> list[float]:
-        """The reward of each completion.
-
-        Raises:
-            FFRError: for columns that the reward needs and that are missing, of another length or of another kind; the
-                message names column and row.
-        """
+        """The reward of each completion. Raises `FFRError`, which names column and row, for columns that the reward
+        needs and that are missing, of another length or of another kind."""
         given = {name: columns.pop(name) for name in self.allowed() if name in columns}
         reward = self.configured(given) if given else self
-        score, needs_dialogue = reward._function()
-        infos = _extra_infos(columns, len(completions)) if needs_dialogue else [None] * len(completions)
+        infos = _extra_infos(columns, len(completions)) if reward._needs_dialogue() else [None] * len(completions)
         golds = [None] * len(completions) if solution is None else solution
         if len(golds) != len(completions):
             raise FFRError(f"column solution: {len(golds)} values for {len(completions)} completions")
         found = []
         for row, (completion, gold, info) in enumerate(zip(completions, golds, infos, strict=True)):
             try:
-                found.append(score(completion, gold, info))
+                found.append(reward._score(completion, gold, info))
             except FFRError as error:
                 raise FFRError(f"row {row} of the batch: {error}") from None
         return found
 
-    def _function(self) -> tuple[Callable[[Any, Any, Any], float], bool]:
-        """A function of a completion, its gold and its `extra_info`, and whether that is needed."""
+    def _needs_dialogue(self) -> bool:
+        needs = REWARDS[self.__name__].needs
+        if needs == "vectors" and self._settings.get("store") is None:
+            raise FFRError("coherence needs an embedding store: configure(coherence, store='data/embeddings')")
+        return needs in ("dialogue", "vectors")
+
+    def _score(self, completion: Completion, gold: Any, info: Any) -> float:
         reward = REWARDS[self.__name__]
-        score = functools.partial(reward.function, **self._settings)
+        golds = () if reward.needs == "answer" else (gold,)
+        of_dialogue: dict[str, Any] = {}
         if reward.needs == "vectors":
-            if self._settings.get("store") is None:
-                raise FFRError("coherence needs an embedding store: configure(coherence, store='data/embeddings')")
-            return lambda completion, gold, info: score(completion, gold, extra_info=info), True
-        if reward.needs == "dialogue":
-            sizes = ("n_utterances", "n_images")
-            return lambda completion, gold, info: score(
-                completion, gold, **dict(zip(sizes, row_ids(info), strict=True))
-            ), True
-        if reward.needs == "gold":
-            return lambda completion, gold, info: score(completion, gold), False
-        return lambda completion, gold, info: score(completion), False
+            of_dialogue["extra_info"] = info
+        elif reward.needs == "dialogue":
+            of_dialogue["n_utterances"], of_dialogue["n_images"] = row_ids(info)
+        return reward.function(completion, *golds, **of_dialogue, **self._settings)
 
 
 class _Composed(BatchReward):
@@ -153,12 +141,12 @@ class _Composed(BatchReward):
             check_settings("ffr", store=config.embeddings)
         return _Composed(self.__name__, kwargs)
 
-    def _function(self) -> tuple[Callable[[Any, Any, Any], float], bool]:
+    def _needs_dialogue(self) -> bool:
         config = RewardConfig.from_kwargs(self._settings)
-        needs = config.embeddings is not None or config.is_micro or "mcc" in dict(config.weights)
-        return lambda completion, gold, info: compute_score("", completion, gold, info, **self._settings)[
-            "score"
-        ], needs
+        return config.embeddings is not None or config.is_micro or "mcc" in dict(config.weights)
+
+    def _score(self, completion: Completion, gold: Any, info: Any) -> float:
+        return compute_score("", completion, gold, info, **self._settings)["score"]  # type: ignore[arg-type]
 
 
 f1, coherence, format, mcc, exact_match = map(BatchReward, ("f1", "coherence", "format", "mcc", "exact_match"))

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,8 +15,7 @@ import numpy as np
 from ffr_verl.embeddings.store import EmbeddingStore, image_key, open_store, split_dialogue_id, utterance_key
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import AnswerStyle, Fragment
-from ffr_verl.rewards.extra_info import RowDialogue
-from ffr_verl.rewards.reading import read_answer, read_gold
+from ffr_verl.rewards.reading import RowDialogue, read_answer, read_gold
 from ffr_verl.rewards.settings import CoherenceMode, check_settings
 
 __all__ = ["CoherenceMode", "CoherenceScorer", "VectorSource", "coherence_reward", "open_scorer", "scorer_of"]
@@ -40,40 +39,23 @@ class VectorSource(Protocol):
         """The vector of a key, or `None`."""
 
 
-class _Dialogue(dict[Element, "np.ndarray | None"]):
-    """The vector of each utterance and image of a dialogue, looked up when an answer first names it, and cosines."""
+class _Dialogue:
+    """What answers have needed of a dialogue: vectors, `None` where there is none, and cosines."""
 
     def __init__(self, source: VectorSource, row: RowDialogue) -> None:
-        super().__init__()
-        self.row = row
+        self.row, self._source = row, source
         self.cosines: dict[Pair, float] = {}
-        self.missing: set[Element] = set()  # looked up, and unknown to the source
-        self.utterance_of_image = dict(zip(row.image_ids, row.image_utterances, strict=True))
-        self._source = source
-        self._name = row.dialogue_id
-        own_name = split_dialogue_id(row.split, row.dialogue_id)
-        if row.utterance_ids and row.split and self._is_known(utterance_key(own_name, row.utterance_ids[0])):
-            self._name = own_name
-
-    def __missing__(self, element: Element) -> np.ndarray | None:
-        row = self.row
-        if element[0] not in row.image_ids if isinstance(element, tuple) else element not in row.utterance_ids:
-            return None
-        key = self.key(element)
-        self[element] = vector = self._source.get(key)
-        if vector is None and not self._is_known(key):
-            self.missing.add(element)
-        return vector
-
-    def _is_known(self, key: str) -> bool:
-        """A store tells "known to have no vector" from "never heard of"."""
-        return getattr(self._source, "row_of", self._source.get)(key) is not None
-
-    def key(self, element: Element) -> str:
-        """Of an utterance or of one image."""
-        if isinstance(element, tuple):
-            return image_key(self.row.images[self.row.image_ids.index(element[0])])
-        return utterance_key(self._name, element)
+        self.missing: set[str] = set()  # keys that were looked up, and the source has never heard of
+        self.counted = 0  # by the scorer, of `size`
+        self._utterances: dict[int, Any] = {}
+        self._images: dict[int, Any] = {}
+        # A store tells "known to have no vector" from "never heard of".
+        self._row_of = getattr(source, "row_of", source.get)
+        self._prefix = utterance_key(row.dialogue_id, "")
+        if row.split and row.utterance_ids:
+            of_split = utterance_key(split_dialogue_id(row.split, row.dialogue_id), "")
+            if self._row_of(f"{of_split}{row.utterance_ids[0]}") is not None:
+                self._prefix = of_split
 
     @property
     def size(self) -> int:
@@ -90,35 +72,80 @@ class _Dialogue(dict[Element, "np.ndarray | None"]):
             and row.image_ids == (list(range(len(row.images))) if image_ids is None else _plain_list(image_ids))
         )
 
-    def cosines_of(self, pairs: Iterable[Pair]) -> dict[Pair, float]:
-        """Cosine of each pair, clipped to [-1, 1]; 0 when one of the two has length 0.
+    def _utterance_key(self, one: int) -> str:
+        return f"{self._prefix}{one}"
 
-        Raises:
-            FFRError: for what is no vector of finite numbers, or not as long as the others.
+    def _image_key(self, one: int) -> str:
+        return image_key(self.row.images[self.row.image_ids.index(one)])
+
+    def unknown(self, utterance_ids: Iterable[int], image_ids: Iterable[int]) -> list[str]:
+        """Keys of those that the dialogue has and the source has never heard of."""
+        keys = [self._utterance_key(one) for one in dict.fromkeys(utterance_ids) if one in self.row.utterance_ids]
+        keys += [self._image_key(one) for one in dict.fromkeys(image_ids) if one in self.row.image_ids]
+        return [key for key in keys if self._row_of(key) is None]
+
+    def _with_vector(
+        self, named: Iterable[int], vectors: dict[int, Any], known: Sequence[int], key_of: Callable[[int], str]
+    ) -> list[int]:
+        """Those of the named ids that have a vector; it is looked up when an answer first names one."""
+        found = []
+        for one in named:
+            vector = vectors.get(one)
+            if vector is None and one not in vectors and one in known:
+                vector = vectors[one] = self._source.get(key := key_of(one))
+                if vector is None and self._row_of(key) is None:
+                    self.missing.add(key)
+            if vector is not None:
+                found.append(one)
+        return found
+
+    def sequence(self, predicted: Fragment, mode: CoherenceMode) -> list[Element]:
+        """What is compared: by utterance id, the utterance if it was predicted, then its predicted images."""
+        row = self.row
+        utterances = self._with_vector(
+            set(predicted.utterance_ids), self._utterances, row.utterance_ids, self._utterance_key
+        )
+        images = self._with_vector(sorted(set(predicted.image_ids)), self._images, row.image_ids, self._image_key)
+        if mode == "published" and not (utterances and images):
+            return []
+        elements: dict[int, Any] = {2 * one: one for one in utterances}  # its images come behind an utterance
+        for one in images:
+            place = 2 * row.image_utterances[row.image_ids.index(one)] + 1
+            elements[place] = (*elements.get(place, ()), one)
+        return [elements[place] for place in sorted(elements)]
+
+    def cosines_of(self, pairs: Sequence[Pair]) -> list[float]:
+        """Of each pair, clipped to [-1, 1]; 0 when one of the two has length 0.
+
+        Raises `FFRError` for what is no vector of finite numbers, or not as long as the others.
         """
-        found: dict[Pair, float] = {}
-        measured: dict[Element, tuple[np.ndarray, float]] = {}
+        cosines = self.cosines
+        try:
+            return [cosines[pair] for pair in pairs]
+        except KeyError:
+            pass  # at least one is new
+        measured: dict[Element, tuple[Any, float]] = {}
         for pair in pairs:
-            for element in pair:
-                if element not in measured:
-                    measured[element] = self._measured(element)
-            (first, first_length), (second, second_length) = measured[pair[0]], measured[pair[1]]
+            one, other = pair
+            first, first_length = measured.get(one) or self._measured(one)
+            second, second_length = measured[other] = self._measured(other)
             length = first_length * second_length
             try:
                 value = float(first.dot(second)) / length if length else 0.0
             except ValueError:
-                raise self._unusable(pair[1], f"{len(second)} numbers where others are {len(first)}") from None
-            found[pair] = -1.0 if value < -1.0 else 1.0 if value > 1.0 else value
-        return found
+                raise self._unusable(other, f"{len(second)} numbers where others are {len(first)}") from None
+            cosines[pair] = -1.0 if value < -1.0 else 1.0 if value > 1.0 else value
+        return [cosines[pair] for pair in pairs]
 
-    def _measured(self, element: Element) -> tuple[np.ndarray, float]:
+    def _measured(self, element: Element) -> tuple[Any, float]:
         """Vector of an element, of several images their mean, and its length."""
-        vector: Any
         try:
-            if isinstance(element, tuple) and len(element) > 1:
-                vector = np.stack([self._measured((one,))[0] for one in element]).mean(axis=0, dtype=np.float64)
+            if not isinstance(element, tuple):
+                vector = self._utterances[element]
+            elif len(element) == 1:
+                vector = self._images[element[0]]
             else:
-                vector = self[element]
+                vector = np.stack([self._measured((one,))[0] for one in element]).mean(axis=0, dtype=np.float64)
             if type(vector) is np.ndarray and vector.dtype.char == "f":  # as most stores have them
                 square = float(vector.dot(vector))
                 if 1e-30 < square < 1e30:
@@ -132,8 +159,9 @@ class _Dialogue(dict[Element, "np.ndarray | None"]):
         return vector, length
 
     def _unusable(self, element: Element, found: str) -> FFRError:
+        key = self._image_key(element[0]) if isinstance(element, tuple) else self._utterance_key(element)
         return FFRError(
-            f"{getattr(self._source, 'path', 'embeddings')}: {self.key(element)}: found {found}, expected a vector of "
+            f"{getattr(self._source, 'path', 'embeddings')}: {key}: found {found}, expected a vector of "
             "finite numbers, as long as the others; make the embeddings again, with `ffr-verl embed` or what made them"
         )
 
@@ -145,20 +173,8 @@ def _plain_list(values: Any) -> list[Any]:
 
 
 class CoherenceScorer:
-    """Coherence of fragments over one source of vectors, with what the last dialogues needed of them kept in memory.
-
-    Safe to use from several threads.
-
-    Args:
-        source: an `EmbeddingStore`, or a mapping of keys to vectors.
-
-    Example:
-        >>> source = {"utt:d:0": np.array([1.0, 0.0]), "utt:d:1": np.array([1.0, 1.0])}
-        >>> info = {"dialogue_id": "d", "utterance_ids": [0, 1], "image_utterances": [], "images": []}
-        >>> gold = Fragment((0, 1), ())
-        >>> round(CoherenceScorer(source).score(gold, gold, info), 4)
-        0.7071
-    """
+    """Coherence of fragments over one source of vectors (an `EmbeddingStore`, or a mapping of keys to vectors), with
+    what the last dialogues needed of them kept in memory. Safe to use from several threads."""
 
     def __init__(self, source: VectorSource) -> None:
         self._source = source
@@ -179,26 +195,28 @@ class CoherenceScorer:
                 return found
         except (KeyError, TypeError, AttributeError):
             pass  # the next line says what is wrong
-        made = _Dialogue(self._source, RowDialogue.read(info))
-        with self._lock:
-            name = info["dialogue_id"], info.get("split")
-            replaced = self._dialogues.pop(name, None)
-            self._dialogues[name] = made
-            self._kept += made.size - (0 if replaced is None else replaced.size)
-            while self._kept > _MOST_COSINES and len(self._dialogues) > 1:
-                self._kept -= self._dialogues.pop(next(iter(self._dialogues))).size
-        return made
+        return _Dialogue(self._source, RowDialogue.read(info))
 
-    def _keep(self, dialogue: _Dialogue, info: Mapping[str, Any], fresh: Mapping[Pair, float]) -> None:
+    def _keep(self, dialogue: _Dialogue, info: Mapping[str, Any]) -> None:
+        """Keep what a dialogue knows now, and forget the oldest ones where that is too much in all."""
+        name = info["dialogue_id"], info.get("split")
         with self._lock:
-            before = len(dialogue.cosines)
-            dialogue.cosines.update(fresh)
-            if self._dialogues.get((info["dialogue_id"], info.get("split"))) is dialogue:
-                self._kept += len(dialogue.cosines) - before
+            if self._dialogues.get(name) is not dialogue:
+                self._forget(name)
+                self._dialogues[name] = dialogue
+            self._kept += dialogue.size - dialogue.counted
+            dialogue.counted = dialogue.size
+            while self._kept > _MOST_COSINES and len(self._dialogues) > 1:
+                self._forget(next(iter(self._dialogues)))
+
+    def _forget(self, name: tuple[Any, Any]) -> None:
+        if (gone := self._dialogues.pop(name, None)) is not None:
+            self._kept -= gone.counted
+            gone.counted = 0
 
     def _note_missing(self, dialogue: _Dialogue) -> None:
         """Count keys that the source lacks, and log the first."""
-        keys = [dialogue.key(element) for element in list(dialogue.missing)]
+        keys = list(dialogue.missing)
         with self._lock:
             is_first = not self._missing
             if len(self._missing) < _MOST_MISSING:
@@ -215,16 +233,12 @@ class CoherenceScorer:
     def missing_of(self, info: Mapping[str, Any]) -> list[str]:
         """Keys of the dialogue's utterances and images that the source lacks; nothing is logged or counted."""
         row = RowDialogue.read(info)
-        dialogue = _Dialogue(self._source, row)
-        elements: list[Element] = [*row.utterance_ids, *[(one,) for one in row.image_ids]]
-        lacking = [dialogue.key(one) for one in elements if dialogue[one] is None and one in dialogue.missing]
-        return list(dict.fromkeys(lacking))
+        return list(dict.fromkeys(_Dialogue(self._source, row).unknown(row.utterance_ids, row.image_ids)))
 
     def missing_in(self, predicted: Fragment | None, info: Mapping[str, Any]) -> int:
         """How many ids of the prediction exist in the dialogue and were left out for want of a vector."""
-        dialogue, named = self._dialogue(info), predicted or _EMPTY
-        elements: set[Element] = {*named.utterance_ids, *[(one,) for one in named.image_ids]}
-        return sum([dialogue[element] is None and element in dialogue.missing for element in elements])
+        named = predicted or _EMPTY
+        return len(self._dialogue(info).unknown(named.utterance_ids, named.image_ids))
 
     def score(
         self,
@@ -243,7 +257,7 @@ class CoherenceScorer:
         dialogue = self._dialogue(info)
         if predicted.image_ids and not dialogue.row.images:
             return 0.0
-        sequence = _sequence(dialogue, predicted, mode)
+        sequence = dialogue.sequence(predicted, mode)
         if dialogue.missing:
             self._note_missing(dialogue)
         pairs = list(itertools.pairwise(sequence))
@@ -255,32 +269,12 @@ class CoherenceScorer:
             }
             pairs = [pair for pair in pairs if counts[pair[0]] and counts[pair[1]]]
             sequence = sequence if len(sequence) != 1 or counts[sequence[0]] else []
-        if len(sequence) < 2:
-            return 0.5 * len(sequence)
-        cosines = dialogue.cosines
-        fresh = [pair for pair in pairs if pair not in cosines]
-        if fresh:
-            self._keep(dialogue, info, dialogue.cosines_of(fresh))
-        return sum([cosines[pair] for pair in pairs], 0.0) / (len(sequence) - 1)
-
-
-def _sequence(dialogue: _Dialogue, predicted: Fragment, mode: CoherenceMode) -> list[Element]:
-    """What is compared: by utterance id, the utterance if it was predicted, then its predicted images."""
-    utterances = {one for one in predicted.utterance_ids if dialogue[one] is not None}
-    images = sorted({one for one in predicted.image_ids if dialogue[(one,)] is not None})
-    if mode == "published" and not (utterances and images):
-        return []
-    images_of: dict[int, tuple[int, ...]] = {}
-    for one in images:
-        utterance = dialogue.utterance_of_image[one]
-        images_of[utterance] = (*images_of.get(utterance, ()), one)
-    sequence: list[Element] = []
-    for one in sorted(utterances.union(images_of)):
-        if one in utterances:
-            sequence.append(one)
-        if one in images_of:
-            sequence.append(images_of[one])
-    return sequence
+        value = (
+            sum(dialogue.cosines_of(pairs), 0.0) / (len(sequence) - 1) if len(sequence) > 1 else 0.5 * len(sequence)
+        )
+        if dialogue.size > dialogue.counted:
+            self._keep(dialogue, info)
+        return value
 
 
 _MISSING_IN_MAPPINGS: set[str] = set()
@@ -317,13 +311,13 @@ def coherence_reward(
     The fragment becomes a sequence: for every utterance id in ascending order the utterance's vector, if it was
     predicted, then the mean of the vectors of its predicted images. A repeated id counts once; an id outside the
     dialogue or without a vector is left out. The reward is the mean cosine (each clipped to [-1, 1]) of neighbours;
-    one element alone earns 0.5, none 0.
+    one element alone earns 0.5, none 0. The value is in [-1, 1].
 
     Both fragments empty: 1; exactly one of them empty: 0, and a malformed text counts as empty. Images predicted in a
     dialogue that has none: 0. A malformed gold earns 0.
 
     Args:
-        completion: what the model wrote. Whatever it is, nothing is raised.
+        completion: what the model wrote.
         solution: the gold answer.
         extra_info: of the row: `dialogue_id`, `utterance_ids`, `image_utterances` (utterance of each image), `images`;
             `image_ids` where they do not count from 0.
@@ -334,9 +328,6 @@ def coherence_reward(
             fragment (otherwise 0, and a lone element outside it earns 0), so that a coherent but wrong fragment earns
             nothing.
         style: of the completion, see `parse_fragment`.
-
-    Returns:
-        A value in [-1, 1].
 
     Raises:
         FFRError: when `extra_info` lacks a field or holds something else there, a vector is none, the store cannot be

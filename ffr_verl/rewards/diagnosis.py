@@ -7,24 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from ffr_verl.fragments import AnswerStyle, Fragment, MalformedReason, parse_fragment, reason_of_malformed
-from ffr_verl.rewards.extra_info import is_outside, row_ids
 from ffr_verl.rewards.format import has_no_repeats
-from ffr_verl.rewards.reading import completion_text, read_gold
+from ffr_verl.rewards.reading import completion_text, is_outside, read_gold, row_ids
 
 __all__ = ["Diagnosis", "diagnose"]
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """Of one answer.
-
-    Attributes:
-        malformed: the first fault found, `None` for a sound answer.
-        predicted_utterances: ids in the answer's utterance list; 0 when it cannot be parsed.
-        predicted_images: ids in its image list.
-        gold_utterances: ids in the gold's utterance list.
-        gold_images: ids in the gold's image list.
-    """
+    """The first fault of an answer, `None` for a sound one, and how many ids it and its gold name, 0 where they cannot
+    be parsed."""
 
     malformed: MalformedReason | None
     predicted_utterances: int
@@ -38,11 +30,7 @@ def diagnose(
 ) -> Diagnosis:
     """Find the first fault of an answer: not the format, then a repeated id, then an id that the dialogue lacks.
 
-    Args:
-        completion: what the model wrote.
-        solution: the gold answer.
-        extra_info: of the row, `utterance_ids` and `images`; without them no id is outside the dialogue.
-        style: of the completion, see `parse_fragment`.
+    Without `utterance_ids` and `images` in `extra_info` no id is outside the dialogue.
 
     Example:
         >>> gold = "<|utt_ids_start|>[1, 2]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>"
@@ -60,7 +48,12 @@ def diagnose(
         reason = reason_of_malformed(completion, style=style)
     elif not has_no_repeats(predicted):
         reason = MalformedReason.REPEATED_ID
-    elif _is_outside(predicted, extra_info):
+    elif (
+        extra_info is not None
+        and extra_info.get("utterance_ids") is not None
+        and extra_info.get("images") is not None
+        and is_outside(predicted, *row_ids(extra_info))
+    ):
         reason = MalformedReason.ID_OUTSIDE_DIALOGUE
     else:
         reason = None
@@ -69,8 +62,3 @@ def diagnose(
     return Diagnosis(
         reason, len(predicted.utterance_ids), len(predicted.image_ids), len(gold.utterance_ids), len(gold.image_ids)
     )
-
-
-def _is_outside(predicted: Fragment, info: Mapping[str, Any] | None) -> bool:
-    is_known = info is not None and info.get("utterance_ids") is not None and info.get("images") is not None
-    return is_known and is_outside(predicted, *row_ids(info))

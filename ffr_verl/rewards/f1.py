@@ -15,18 +15,7 @@ __all__ = ["f1_of_fragments", "f1_of_ids", "f1_reward", "pooled_f1_of_fragments"
 def f1_of_ids(
     predicted: Sequence[int], gold: Sequence[int], *, beta: float = 1.0, length_penalty: float = 0.95
 ) -> float:
-    """F-beta of two id lists, less for a list of another length.
-
-    Precision is `|set of both| / len(predicted)` and recall `|set of both| / len(gold)`, so that a repeated id lowers
-    the score. Both lists empty: 1. The result is multiplied by `length_penalty ** |len(predicted) - len(gold)|`.
-
-    Returns:
-        A value in [0, 1].
-
-    Example:
-        >>> round(f1_of_ids([1, 2], [1, 2, 3]), 4)  # precision 1, recall 2/3, one id short
-        0.76
-    """
+    """`list_f_score` of two id lists, in [0, 1]: a repeated id lowers it, as does a list of another length."""
     hits = len(set(predicted).intersection(gold))
     return float(list_f_score(hits, len(predicted), len(gold), beta=beta, length_penalty=length_penalty))
 
@@ -34,28 +23,15 @@ def f1_of_ids(
 def f1_of_fragments(
     predicted: Fragment, gold: Fragment, *, beta: float = 1.0, length_penalty: float = 0.95
 ) -> tuple[float, float]:
-    """`f1_of_ids` of the utterances and of the images.
-
-    Example:
-        >>> f1_of_fragments(Fragment((1,), ()), Fragment((1,), (0,)))
-        (1.0, 0.0)
-    """
-    return (
-        f1_of_ids(predicted.utterance_ids, gold.utterance_ids, beta=beta, length_penalty=length_penalty),
-        f1_of_ids(predicted.image_ids, gold.image_ids, beta=beta, length_penalty=length_penalty),
-    )
+    """`f1_of_ids` of the utterances and of the images."""
+    utterances = f1_of_ids(predicted.utterance_ids, gold.utterance_ids, beta=beta, length_penalty=length_penalty)
+    return utterances, f1_of_ids(predicted.image_ids, gold.image_ids, beta=beta, length_penalty=length_penalty)
 
 
 def pooled_f1_of_fragments(predicted: Fragment, gold: Fragment, *, length_penalty: float = 0.95) -> float:
     """`f1_of_ids` of utterances and images as one list, so that an empty image list earns nothing by itself.
 
     Source: ours.
-
-    Example:
-        >>> pooled_f1_of_fragments(Fragment((1,), ()), Fragment((1,), ()))
-        1.0
-        >>> pooled_f1_of_fragments(Fragment((2,), ()), Fragment((1,), ()))
-        0.0
     """
     # Images as negative numbers, which no id is.
     lists = [[*one.utterance_ids, *(-1 - image for image in one.image_ids)] for one in (predicted, gold)]
@@ -72,24 +48,25 @@ def f1_reward(
     length_penalty: float = 0.95,
     style: AnswerStyle = "plain",
 ) -> float:
-    """Weighted F-beta of utterances and images of one answer; 0 when the answer or the gold is malformed.
+    """Weighted F-beta of utterances and images, in [0, utterance_weight + image_weight]; 0 when the answer or the gold
+    is malformed.
+
+    Precision is `|set of both| / len(predicted)` and recall `|set of both| / len(gold)`; both lists empty: 1. The
+    value of a list is multiplied by `length_penalty ** |len(predicted) - len(gold)|`.
 
     Args:
         completion: what the model wrote.
-        solution: the gold answer, in the plain wire format.
-        utterance_weight: weight of the utterances' value.
-        image_weight: weight of the images' value.
+        solution: the gold answer.
+        utterance_weight: of the utterances' value.
+        image_weight: of the images' value.
         beta: above 1 recall counts more, below 1 precision.
-        length_penalty: factor for each id that the lists differ in length by, in [0, 1].
+        length_penalty: in [0, 1].
         style: of the completion, see `parse_fragment`.
-
-    Returns:
-        A value in [0, utterance_weight + image_weight].
 
     Raises:
         FFRError: for a gold that is no text and settings out of range.
 
-    Source: the published F1 reward.
+    Source: published.
 
     Example:
         >>> gold = "<|utt_ids_start|>[1, 2]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>"

@@ -5,17 +5,15 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from ffr_verl.fragments import Fragment, locate_ids
 from ffr_verl.rewards.coherence import open_scorer
 from ffr_verl.rewards.config import MCC_SHARES, F1Mode, RewardConfig
-from ffr_verl.rewards.extra_info import is_outside, row_ids
 from ffr_verl.rewards.f1 import pooled_f1_of_fragments
 from ffr_verl.rewards.micro import LOWEST, MODALITIES, NEUTRAL, MicroCounts, id_values, micro_counts, micro_value
-from ffr_verl.rewards.reading import completion_text, read_answer, read_gold
+from ffr_verl.rewards.reading import completion_text, is_outside, read_answer, read_gold, row_ids
 from ffr_verl.rewards.table import COMPONENTS, REWARDS, Values
 
 __all__ = ["COMPONENTS", "MICRO_COUNTS", "F1Mode", "RewardConfig", "compute_score", "id_credits", "open_scorer"]
@@ -26,20 +24,10 @@ MICRO_COUNTS = "micro_counts"  # of a row's `extra_info`: where the policy stand
 _FIRST_IMAGE = 10**9  # ids have nine digits at most
 _LIST_END = _FIRST_IMAGE - 1
 _MAPPINGS = ("weights", "micro_counts")
-_LOCK = threading.Lock()
-_SAID: set[str] = set()
+_SAID = threading.Lock()  # taken by who says that coherence is left out: once a process is enough
 
 
-def _warn_once(message: str) -> None:
-    with _LOCK:
-        is_new = message not in _SAID
-        _SAID.add(message)
-    if is_new:
-        logger.warning(message)
-
-
-@dataclass(frozen=True, slots=True)
-class _Settings:
+class _Settings(NamedTuple):
     """A checked config, and what follows from it."""
 
     config: RewardConfig
@@ -53,10 +41,10 @@ class _Settings:
 def _settings_of(items: tuple[tuple[str, Any], ...]) -> _Settings:
     config = RewardConfig.from_kwargs({name: dict(value) if name in _MAPPINGS else value for name, value in items})
     weights = dict(config.weights)
-    if weights.get("coherence") and config.embeddings is None:
-        _warn_once("no embeddings configured: the coherence reward is 0 and its weight does not count")
+    if weights.get("coherence") and config.embeddings is None and _SAID.acquire(blocking=False):
+        logger.warning("no embeddings configured: the coherence reward is 0 and its weight does not count")
     trained = "f1" if config.f1_mode == "published" else "f1_pooled" if config.f1_mode == "pooled" else "f1_micro"
-    rewards = tuple([one for one in REWARDS.values() if one.is_always_told or one.name in weights])
+    rewards = tuple([one for one in REWARDS.values() if one.needs != "dialogue" or one.name in weights])
     counted = tuple([(trained if name == "f1" else name, weight) for name, weight in config.weights])
     given = dict(config.micro_counts or ())
     micro = tuple([MicroCounts(*given.get(kind, NEUTRAL)) for kind in MODALITIES]) if config.is_micro else None
@@ -124,41 +112,25 @@ def _micro_values(
 def id_credits(
     completion: str, solution: str, extra_info: Mapping[str, Any] | None = None, **reward_kwargs: Any
 ) -> list[tuple[int, int, float]] | None:
-    """What each id of an answer adds to its score, with `f1_mode: micro` or `micro_f1_mcc`.
-
-    Args:
-        completion: what the model wrote.
-        solution: the gold answer.
-        extra_info: of the row.
-        **reward_kwargs: as of `compute_score`.
+    """What each id of an answer adds to its score, with `f1_mode: micro` or `micro_f1_mcc`; arguments as of
+    `compute_score`.
 
     Returns:
         For each id, in the order in which the answer names them: its place (utterances by id, then images by id), the
         offset in `completion` behind its last digit, and its value; between the two kinds the end of the utterances'
         list, with value 0. Ids that the dialogue does not have take the answer down to the least. `None` for an answer
         that is none, and with another `f1_mode`.
-
-    Example:
-        >>> gold = "<|utt_ids_start|>[1, 2]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>"
-        >>> info = {"utterance_ids": [0, 1, 2], "images": []}
-        >>> info["micro_counts"] = {"utterance": [1, 2, 2, 8], "image": [0, 0, 1, 2]}
-        >>> id_credits(gold, gold, info, f1_mode="micro", weights={"f1": 1.0})
-        [(1, 19, 0.1875), (2, 22, 0.1875), (999999999, 23, 0.0)]
     """
     settings = _resolve(reward_kwargs)
     config, text = settings.config, completion_text(completion)
-    located, predicted, gold = (
-        locate_ids(text, style=config.answer_style),
-        read_answer(text, config.answer_style),
-        read_gold(solution),
-    )
+    located = locate_ids(text, style=config.answer_style)
+    predicted, gold = read_answer(text, config.answer_style), read_gold(solution)
     if settings.micro is None or located is None or predicted is None or gold is None:
         return None
     weight = dict(config.weights).get("f1", 0.0)
     shares = (config.utterance_weight, config.image_weight)
     credits: list[tuple[int, int, float]] = []
     outside: list[int] = []  # of `credits`
-    known: tuple[Collection[int], Collection[int]] = row_ids(extra_info)
     for first, share, ids, right, values, offsets, in_dialogue in zip(
         (0, _FIRST_IMAGE),
         shares,
@@ -166,7 +138,7 @@ def id_credits(
         (set(gold.utterance_ids), set(gold.image_ids)),
         _values_of_ids(extra_info, settings),
         (located[0], located[2]),
-        known,
+        row_ids(extra_info),
         strict=True,
     ):
         for one, offset in zip(ids, offsets, strict=True):
@@ -195,12 +167,12 @@ def compute_score(
     """verl's custom reward function: the weighted sum of the components, and each of them.
 
     Args:
-        data_source: not used; part of verl's signature, as are `reward_router_address` and `reward_model_tokenizer`.
+        data_source: not used; part of verl's signature.
         solution_str: the completion. Whatever the model wrote, and be it nothing (`None`), nothing is raised.
         ground_truth: the gold answer; a malformed one earns 0 in all but format.
         extra_info: of the row, as `ffr-verl prepare` writes it; coherence and mcc need it.
-        reward_router_address: not used.
-        reward_model_tokenizer: not used.
+        reward_router_address: not used; part of verl's signature.
+        reward_model_tokenizer: not used; part of verl's signature.
         **reward_kwargs: see `RewardConfig`.
 
     Returns:

@@ -9,12 +9,7 @@ __all__ = ["format_reward", "has_no_repeats"]
 
 
 def has_no_repeats(fragment: Fragment) -> bool:
-    """Whether no id stands twice in a list.
-
-    Example:
-        >>> has_no_repeats(Fragment((1, 1), ()))
-        False
-    """
+    """Whether no id stands twice in a list."""
     utterances, images = fragment.utterance_ids, fragment.image_ids
     return len(set(utterances)) == len(utterances) and len(set(images)) == len(images)
 

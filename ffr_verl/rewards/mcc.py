@@ -15,19 +15,8 @@ __all__ = ["mcc_of_fragments", "mcc_of_ids", "mcc_reward"]
 
 
 def mcc_of_ids(predicted: Sequence[int], gold: Sequence[int], *, count: int | Collection[int]) -> float:
-    """`ffr_verl.metrics.mcc` of two id sets in the universe 0 to `count - 1`, or of the ids `count`.
-
-    Both empty: 1. One of them empty, or a zero denominator: 0. Ids outside the universe count as false positives.
-
-    Returns:
-        A value in [-1, 1].
-
-    Example:
-        >>> mcc_of_ids([0, 1], [0, 1], count=4)
-        1.0
-        >>> mcc_of_ids([2, 3], [0, 1], count=4)
-        -1.0
-    """
+    """`ffr_verl.metrics.mcc` of two id sets in the universe 0 to `count - 1`, or of the ids `count`; 1 when both are
+    empty."""
     return 1.0 if not predicted and not gold else float(mcc(confusion(predicted, gold, universe=count)))
 
 
@@ -47,7 +36,11 @@ def mcc_reward(
     n_images: int | Collection[int],
     style: AnswerStyle = "plain",
 ) -> float:
-    """Mean of the Matthews correlations of utterances and images; 0 when the answer or the gold is malformed.
+    """Mean of the Matthews correlations of utterances and images, in [-1, 1]; 0 when the answer or the gold is
+    malformed.
+
+    Of one modality it is 1 where both lists are empty, and 0 where one is or the denominator is 0. Ids that the
+    dialogue does not have count as false positives.
 
     Args:
         completion: what the model wrote.
@@ -56,9 +49,6 @@ def mcc_reward(
             where they are others, as in a window.
         n_images: of its images, in the same way.
         style: of the completion, see `parse_fragment`.
-
-    Returns:
-        A value in [-1, 1].
 
     Raises:
         FFRError: for a gold that is no text and a number below 0.

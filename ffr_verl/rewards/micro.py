@@ -21,23 +21,12 @@ LOWEST = -1.0
 
 
 class MicroCounts(NamedTuple):
-    """Where a policy stands: ids of one kind in an answer, mean over rows.
+    """Where a policy stands: ids of one kind in an answer, mean over rows."""
 
-    Attributes:
-        hits: right ids.
-        predicted: ids named.
-        gold: gold ids, above 0.
-        universe: ids that the dialogue has.
-
-    Example:
-        >>> MicroCounts(hits=1.0, predicted=2.0, gold=2.0, universe=8.0).f1
-        0.5
-    """
-
-    hits: float
+    hits: float  # right
     predicted: float
-    gold: float
-    universe: float
+    gold: float  # above 0
+    universe: float  # that the dialogue has
 
     @property
     def f1(self) -> float:
@@ -53,11 +42,8 @@ def id_values(counts: MicroCounts, *, mcc_share: float = 0.0) -> tuple[float, fl
 
     For F1 they are `(2 - F) / 2g` and `-F / 2g` with F the present F1 and g the gold ids of a row, so that a list is
     worth `(2 hits - F predicted) / 2g`: naming an id pays when its chance of being right is above F / 2. For MCC they
-    are its derivatives at the present counts, on the same scale; there the chance must be higher.
-
-    Args:
-        counts: where the policy stands.
-        mcc_share: 0 for F1, 1 for MCC, between them the weighted mean of both.
+    are its derivatives at the present counts, on the same scale; there the chance must be higher. `mcc_share` is 0 for
+    F1, 1 for MCC, between them the weighted mean of both.
 
     Returns:
         `(hit, miss)`; hit above 0, miss at most 0 for F1.
@@ -83,20 +69,8 @@ def id_values(counts: MicroCounts, *, mcc_share: float = 0.0) -> tuple[float, fl
 
 
 def micro_value(predicted: Sequence[int], gold: Collection[int], values: tuple[float, float]) -> float:
-    """What a list of ids is worth: `hit` for each right id, `miss` for each other one, repeats being misses.
-
-    Args:
-        predicted: ids that the answer names.
-        gold: ids that are right.
-        values: of `id_values`.
-
-    Returns:
-        At least -1, 0 for an empty list.
-
-    Example:
-        >>> micro_value([1, 2], [2, 3], (0.375, -0.125))
-        0.25
-    """
+    """What a list of ids is worth: `hit` of `id_values` for each right id, `miss` for each other one, repeats being
+    misses; at least -1, 0 for an empty list."""
     hits = len(set(predicted).intersection(gold))
     return max(LOWEST, values[0] * hits + values[1] * (len(predicted) - hits))
 
@@ -104,12 +78,7 @@ def micro_value(predicted: Sequence[int], gold: Collection[int], values: tuple[f
 def micro_counts(given: Mapping[str, Any], *, where: str) -> dict[str, MicroCounts]:
     """Read `{"utterance": [hits, predicted, gold, universe], "image": [...]}`.
 
-    Raises:
-        FFRError: for another shape or a number out of range; the message names `where` and the kind.
-
-    Example:
-        >>> micro_counts({"utterance": [1, 2, 2, 8], "image": [0, 0, 1, 2]}, where="micro_counts")["image"].gold
-        1.0
+    Raises `FFRError` for another shape or a number out of range; the message names `where` and the kind.
     """
     found = {}
     for kind in MODALITIES:

@@ -67,13 +67,6 @@ SETTINGS: Mapping[str, Check] = {
 
 
 def check_settings(where: str, **given: Any) -> None:
-    """Raise `FFRError` for the first value that its setting does not take.
-
-    Example:
-        >>> check_settings("f1", length_penalty=95)
-        Traceback (most recent call last):
-            ...
-        ffr_verl.errors.FFRError: f1.length_penalty: found 95, expected a number from 0 to 1
-    """
+    """Raise `FFRError` for the first value that its setting does not take."""
     for name, value in given.items():
         SETTINGS[name](f"{where}.{name}", value)

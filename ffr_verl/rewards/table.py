@@ -9,10 +9,10 @@ from ffr_verl.errors import FFRError
 from ffr_verl.fragments import Fragment
 from ffr_verl.rewards.coherence import coherence_reward, open_scorer
 from ffr_verl.rewards.exact_match import exact_match_reward
-from ffr_verl.rewards.extra_info import row_ids
 from ffr_verl.rewards.f1 import f1_of_fragments, f1_reward
 from ffr_verl.rewards.format import format_reward, has_no_repeats
 from ffr_verl.rewards.mcc import mcc_of_fragments, mcc_reward
+from ffr_verl.rewards.reading import row_ids
 
 if TYPE_CHECKING:
     from ffr_verl.rewards.config import RewardConfig
@@ -24,34 +24,17 @@ Values = Callable[[Fragment | None, Fragment | None, Any, "RewardConfig"], tuple
 
 
 class Reward(NamedTuple):
-    """A reward.
+    """A reward."""
 
-    Attributes:
-        name: of the component, its weight and its batch function.
-        function: of one completion.
-        values: of a parsed answer and gold, the row's `extra_info` and the settings; one for each of `keys`.
-        keys: in the result of `compute_score`.
-        weight: in the default weights of `compute_score`.
-        needs: to be computed: the answer alone, its gold, the dialogue's ids too, its vectors too.
-        range: of its value.
-        summary: what it is.
-        source: where the definition comes from.
-    """
-
-    name: str
-    function: Callable[..., float]
-    values: Values
-    keys: tuple[str, ...]
-    weight: float
-    needs: Needs
+    name: str  # of the component, its weight and its batch function
+    function: Callable[..., float]  # of one completion
+    values: Values  # of a parsed answer and gold, the row's `extra_info` and the settings; one for each of `keys`
+    keys: tuple[str, ...]  # in the result of `compute_score`, which tells `dialogue` ones with a weight only
+    weight: float  # by default
+    needs: Needs  # the answer alone, its gold, the dialogue's ids too, its vectors too
     range: str
     summary: str
     source: str
-
-    @property
-    def is_always_told(self) -> bool:
-        """Whether `compute_score` gives it without a weight too."""
-        return self.needs != "dialogue"
 
 
 def _f1(predicted: Fragment | None, gold: Fragment | None, info: Any, config: RewardConfig) -> tuple[float, ...]:
@@ -107,10 +90,5 @@ DEFAULT_WEIGHTS = {name: reward.weight for name, reward in REWARDS.items() if re
 
 
 def keys_of(*needs: Needs) -> tuple[str, ...]:
-    """Keys of `compute_score` that can be told from these alone.
-
-    Example:
-        >>> keys_of("answer", "gold")
-        ('f1', 'f1_utterances', 'f1_images', 'format', 'exact_match')
-    """
+    """Keys of `compute_score` that can be told from these alone."""
     return tuple([key for reward in REWARDS.values() if reward.needs in needs for key in reward.keys])

@@ -21,36 +21,25 @@ from ffr_verl.settings import AdvantageConfig
 
 __all__ = ["IdCredit", "ScoredAnswer", "advantages_of", "gdpo_advantages", "id_advantages"]
 
+_EPSILON = 1e-6
+
 
 class IdCredit(NamedTuple):
-    """An id that an answer names, or the end of its utterances.
+    """An id that an answer names, or the end of its utterances."""
 
-    Attributes:
-        place: orders ids as answers name them: utterances by id, then the end of their list, then images by id.
-        token: the response token that ends it, from 0.
-        value: what it adds to the score.
-    """
-
-    place: int
-    token: int
-    value: float
+    place: int  # orders ids as answers name them: utterances by id, then the end of their list, then images by id
+    token: int  # the response token that ends it, from 0
+    value: float  # what it adds to the score
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredAnswer:
-    """An answer and what it earned.
+    """An answer and what it earned."""
 
-    Attributes:
-        tokens: length of the response, at least 1.
-        score: its reward.
-        components: what the reward function returned.
-        ids: what its ids add to the score; `None` for an answer that is none.
-    """
-
-    tokens: int
+    tokens: int  # length of the response, at least 1
     score: float
-    components: Mapping[str, float] = field(default_factory=dict)
-    ids: Sequence[IdCredit] | None = None
+    components: Mapping[str, float] = field(default_factory=dict)  # what the reward function returned
+    ids: Sequence[IdCredit] | None = None  # what its ids add to the score; `None` for an answer that is none
 
 
 def advantages_of(groups: Sequence[Sequence[ScoredAnswer]], config: AdvantageConfig) -> list[list[np.ndarray]]:
@@ -65,26 +54,12 @@ def advantages_of(groups: Sequence[Sequence[ScoredAnswer]], config: AdvantageCon
     ]
 
 
-def gdpo_advantages(
-    groups: Sequence[Sequence[ScoredAnswer]], weights: Mapping[str, float], *, epsilon: float = 1e-6
-) -> list[list[np.ndarray]]:
+def gdpo_advantages(groups: Sequence[Sequence[ScoredAnswer]], weights: Mapping[str, float]) -> list[list[np.ndarray]]:
     """Each component less its group's mean, over its group's standard deviation (of a sample); their weighted sum;
-    that less its mean over the tokens of all answers, over its standard deviation there.
-
-    Args:
-        groups: answers to the same prompt each.
-        weights: of the components; one that an answer lacks is an error.
-        epsilon: added to deviations.
-
-    Raises:
-        FFRError: when an answer lacks a component.
+    that less its mean over the tokens of all answers, over its standard deviation there. `FFRError` when an answer
+    lacks a component.
 
     Source: GDPO (arXiv 2601.05242), as verl's `compute_gdpo_outcome_advantage` has it.
-
-    Example:
-        >>> group = [ScoredAnswer(2, 0.0, {"f1": 0.0}), ScoredAnswer(2, 1.0, {"f1": 1.0})]
-        >>> [[round(float(one[0]), 2) for one in made] for made in gdpo_advantages([group], {"f1": 1.0})]
-        [[-0.87, 0.87]]
     """
     sums, lengths = [], []
     for group in groups:
@@ -97,7 +72,7 @@ def gdpo_advantages(
             ) from None
         centred = values - values.mean(axis=0)
         deviation = values.std(axis=0, ddof=1) if len(group) > 1 else np.ones(values.shape[1])
-        sums.append((centred / (deviation + epsilon)) @ np.array(list(weights.values())))
+        sums.append((centred / (deviation + _EPSILON)) @ np.array(list(weights.values())))
         lengths.append([one.tokens for one in group])
     every, tokens = np.concatenate(sums), np.concatenate(lengths)
     mean = np.average(every, weights=tokens)
@@ -119,18 +94,6 @@ def id_advantages(group: Sequence[ScoredAnswer]) -> list[np.ndarray]:
     are functions of what stands before the token, so the policy gradient keeps its expected value and loses most of
     its variance. What an answer earns beside its ids (format, coherence) counts on every token. The first token's
     advantage is GRPO's, the score less the group's mean, and so is every token's of an answer that is none.
-
-    Args:
-        group: answers to the same prompt.
-
-    Returns:
-        Of each answer float32 of shape `(tokens,)`.
-
-    Example:
-        >>> first = ScoredAnswer(4, 1.0, ids=[IdCredit(0, 1, 1.0)])
-        >>> second = ScoredAnswer(4, 0.5, ids=[IdCredit(0, 1, 1.0), IdCredit(1, 2, -0.5)])
-        >>> [one.tolist() for one in id_advantages([first, second])]
-        [[0.25, 0.25, 0.25, 0.25], [-0.25, -0.25, -0.25, 0.0]]
     """
     mean = float(np.mean([one.score for one in group]))
     named = [one.ids for one in group if one.ids is not None]

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
@@ -31,35 +31,20 @@ GOLD_STRATA = ("no_gold", "utterances_only", "with_images")
 
 @dataclass(frozen=True, slots=True)
 class RowDifficulty:
-    """The difficulty of every row of a file, in its order.
+    """The difficulty of every row of a file, in its order; arrays of shape `(rows,)`."""
 
-    Attributes:
-        f1: shape `(rows,)`, in [0, 1].
-        entropy: the same shape, at least 0.
-        levels: the same shape, strings, see `assign_levels`.
-        is_negative: the same shape, whether the gold is empty.
-        strata: the same shape, the number of each row's stratum; `None`: all rows are one.
-        strata_names: of the strata.
-        spread: the same shape, how far answers to the row are expected to differ in reward, in whatever unit; `None`:
-            all alike. Of `online` only.
-    """
-
-    f1: np.ndarray
-    entropy: np.ndarray
-    levels: np.ndarray
-    is_negative: np.ndarray
-    strata: np.ndarray | None = None
+    f1: np.ndarray  # in [0, 1]
+    entropy: np.ndarray  # at least 0
+    levels: np.ndarray  # strings, see `assign_levels`
+    is_negative: np.ndarray  # whether the gold is empty
+    strata: np.ndarray | None = None  # the number of each row's stratum; `None`: all rows are one
     strata_names: tuple[str, ...] = ("all",)
+    # Of `online`: how far answers to the row are expected to differ in reward, in whatever unit; `None`: all alike.
     spread: np.ndarray | None = None
 
     @classmethod
     def unknown(cls, is_negative: np.ndarray) -> RowDifficulty:
-        """Of rows that no model has answered: all alike.
-
-        Example:
-            >>> len(RowDifficulty.unknown(np.zeros(3, bool)))
-            3
-        """
+        """Of rows that no model has answered: all alike."""
         count = len(is_negative)
         return cls(np.full(count, 0.5), np.zeros(count), np.full(count, "hard", "<U9"), is_negative)
 
@@ -71,11 +56,6 @@ def competence(time: float, config: CurriculumConfig) -> float:
     """Share of the rows, easiest first, that may be drawn at a time in [0, 1].
 
     Source: competence-based curricula (Platanios et al., 2019) for `linear` and `root`; `steps` is ours.
-
-    Example:
-        >>> config = CurriculumConfig(order="competence", pacing="linear", start=0.2)
-        >>> [round(competence(time, config), 6) for time in (0.0, 0.5, 1.0)]
-        [0.2, 0.6, 1.0]
     """
     if config.pacing == "root":
         return math.sqrt(config.start**2 + (1 - config.start**2) * time)
@@ -90,17 +70,8 @@ def ascending_order(rows: RowDifficulty) -> np.ndarray:
 
 
 def interleaved(order: np.ndarray, strata: np.ndarray | None) -> np.ndarray:
-    """Rows in an order that gives every stretch of them the strata's shares, to a row of each; inside a stratum they
-    keep the order.
-
-    Args:
-        order: row numbers.
-        strata: of every row, its stratum's number; `None` leaves the order as it is.
-
-    Example:
-        >>> interleaved(np.array([0, 1, 2, 3, 4, 5]), np.array([0, 0, 0, 0, 1, 1])).tolist()
-        [0, 4, 1, 2, 5, 3]
-    """
+    """The rows of `order` so that every stretch has the strata's shares, to a row of each; inside a stratum they keep
+    the order. `strata` are those of every row; `None` leaves the order as it is."""
     if strata is None or not len(order):
         return order
     numbers = strata[order]
@@ -111,44 +82,44 @@ def interleaved(order: np.ndarray, strata: np.ndarray | None) -> np.ndarray:
     return order[np.argsort((ranks + 0.5) / sizes[numbers], kind="stable")]
 
 
-class Order(Protocol):
-    """Which row comes at which position of an epoch. `CurriculumSampler` asks; the classes of `ORDERS` answer.
+class Order(ABC):
+    """Which row comes at which position of an epoch. `CurriculumSampler` asks; the classes of `ORDERS` answer."""
 
-    Attributes:
-        needs_difficulty: whether it is nothing without a difficulty file.
-        fingerprint: tells it from an order of other rows or settings, for checkpoints.
-    """
+    needs_difficulty: ClassVar[bool] = False  # whether it is nothing without a difficulty file
+    fingerprint: bytes  # tells it from an order of other rows or settings, for checkpoints
 
-    needs_difficulty: ClassVar[bool]
-    fingerprint: bytes
-
-    def __init__(self, rows: RowDifficulty, config: CurriculumConfig) -> None: ...
+    def __init__(self, rows: RowDifficulty, config: CurriculumConfig) -> None:
+        self._count, self._seed = len(rows), config.seed
+        self._strata = None if rows.strata is None else np.asarray(rows.strata, dtype=np.int32)
 
     def __len__(self) -> int:
         """Rows of an epoch."""
+        return self._count
 
+    @abstractmethod
     def row_at(self, epoch: int, position: int) -> int:
         """The row at a position, asked for in rising order."""
 
     def observe(self, rows: Sequence[int], deviations: Mapping[int, float]) -> dict[str, float]:
         """End a step: the rows drawn for it, and the standard deviation of the answers to each row in the observed
         metric. Returns further `ffr/curriculum/…` metrics."""
+        return {}
 
     def state_dict(self) -> Any:
         """What the next rows depend on beside epoch and position."""
+        return None
 
     def load_state_dict(self, state: Any) -> None:
         """Resume from a `state_dict`."""
+        return None
 
 
-class StaticOrder(ABC):
+class StaticOrder(Order):
     """An order that is known before training: `first` is that of the first epoch, `later` that of the others."""
 
-    needs_difficulty: ClassVar[bool] = False
-
     def __init__(self, rows: RowDifficulty, config: CurriculumConfig) -> None:
-        self._strata = None if rows.strata is None else np.asarray(rows.strata, dtype=np.int32)
-        self._count, self._seed, self._epoch = len(rows), config.seed, 0
+        super().__init__(rows, config)
+        self._epoch = 0
         self._rows = self._first = self.first(rows, config).astype(np.int32)
         self.fingerprint = self._first.tobytes()
 
@@ -167,15 +138,6 @@ class StaticOrder(ABC):
         if epoch != self._epoch:
             self._epoch, self._rows = epoch, self.later(epoch) if epoch else self._first
         return int(self._rows[position])
-
-    def observe(self, rows: Sequence[int], deviations: Mapping[int, float]) -> dict[str, float]:
-        return {}
-
-    def state_dict(self) -> None:
-        return None
-
-    def load_state_dict(self, state: Any) -> None:
-        return None
 
 
 class FileOrder(StaticOrder):
@@ -223,15 +185,10 @@ class CompetenceOrder(ShuffledOrder):
 
 
 def order_rows(rows: RowDifficulty, config: CurriculumConfig) -> np.ndarray:
-    """Row numbers in the order of the first epoch.
+    """Row numbers in the order of the first epoch, int64; not of `online`, which has no order beforehand.
 
-    Args:
-        rows: the difficulty of every row.
-        config: which order; not `online`, which has no order of its own beforehand.
-
-    Returns:
-        int64; every row once, but for `published`, which leaves rows out. Strata have the same share in every stretch,
-        but for `file` and `published`.
+    Every row is there once, but for `published`, which leaves rows out. Strata have the same share in every stretch,
+    but for `file` and `published`.
 
     Example:
         >>> rows = RowDifficulty(np.array([0.2, 1.0, 0.5]), np.ones(3), np.array(["hard"] * 3), np.zeros(3, bool))

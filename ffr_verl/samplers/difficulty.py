@@ -14,20 +14,10 @@ import numpy as np
 
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import Fragment
-from ffr_verl.metrics import dispersion, list_f_score
+from ffr_verl.metrics import list_f_score
 from ffr_verl.settings import LevelShares
 
-__all__ = [
-    "LEVELS",
-    "PUBLISHED_SHARES",
-    "Level",
-    "assign_levels",
-    "difficulty_f1",
-    "dispersion",
-    "mean_logprob",
-    "select_rows",
-    "token_entropy",
-]
+__all__ = ["LEVELS", "Level", "assign_levels", "difficulty_f1", "mean_logprob", "select_rows", "token_entropy"]
 
 Level = Literal["easy", "middle", "confusing", "hard"]
 LEVELS: tuple[Level, ...] = get_args(Level)
@@ -40,13 +30,8 @@ _NO_LOGPROBS = 10.0
 def token_entropy(logprobs: Sequence[float]) -> float:
     """Entropy of the chosen tokens' probabilities, scaled to sum to 1; 10.0 without any.
 
-    It grows with the length of the answer as well as with its evenness: n equally likely tokens give log n.
-
-    Args:
-        logprobs: natural logarithms of the chosen tokens' probabilities.
-
-    Returns:
-        At least 0, in nats.
+    It grows with the length of the answer as well as with its evenness: n equally likely tokens give log n, in nats.
+    `logprobs` are natural logarithms of the probabilities.
 
     Source: published.
 
@@ -66,10 +51,6 @@ def mean_logprob(logprobs: Sequence[float]) -> float:
     """Mean log-probability of the chosen tokens: a confidence that does not depend on length. NaN without any.
 
     Source: ours.
-
-    Example:
-        >>> mean_logprob([-0.2, -0.4])
-        -0.30000000000000004
     """
     return float(np.mean(logprobs)) if len(logprobs) else float("nan")
 
@@ -83,10 +64,6 @@ def difficulty_f1(predicted: Fragment, gold: Fragment) -> float:
     """Mean of the set F1 of utterances and images; where the gold has none, 1 for none predicted and 0 otherwise.
 
     Source: published.
-
-    Example:
-        >>> difficulty_f1(Fragment((1, 2), ()), Fragment((1,), ()))
-        0.8333333333333333
     """
     return (_set_f1(predicted.utterance_ids, gold.utterance_ids) + _set_f1(predicted.image_ids, gold.image_ids)) / 2
 
@@ -106,14 +83,7 @@ def assign_levels(f1: Sequence[float] | np.ndarray, entropy: Sequence[float] | n
 
     `easy`: f1 at least its third quartile and entropy at most its first; `middle`: f1 at least the median, entropy at
     most the median; `confusing`: f1 at least the first quartile, entropy at most the third; `hard`: the rest. The
-    first that fits.
-
-    Args:
-        f1: of each row, see `difficulty_f1`; shape `(rows,)`.
-        entropy: of each row, see `token_entropy`; the same shape.
-
-    Returns:
-        Strings, shape `(rows,)`.
+    first that fits. See `difficulty_f1` and `token_entropy`.
 
     Raises:
         FFRError: for lists of different lengths, or a value that is no number.
@@ -143,7 +113,7 @@ def select_rows(
     *,
     shares: Mapping[str, float] = PUBLISHED_SHARES,
 ) -> np.ndarray:
-    """The published selection: row numbers in training order, easy to hard.
+    """The published selection: row numbers in training order, easy to hard; int64.
 
     Rows with an empty gold are dropped from easy and middle. Of each level the share of `shares` is kept, the best f1
     first (of equals the earlier row), at least one where the share is above 0. Kept rows of middle and confusing stand
@@ -154,9 +124,6 @@ def select_rows(
         f1: of each row.
         is_negative: whether a row's gold is empty.
         shares: kept of each level, in [0, 1]; a level left out is dropped.
-
-    Returns:
-        Row numbers, int64.
 
     Raises:
         FFRError: for lists of different lengths, an unknown level or a share out of range.

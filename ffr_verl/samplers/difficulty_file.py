@@ -15,16 +15,10 @@ from ffr_verl.data.parquet_files import rows_of_files
 from ffr_verl.errors import FFRError
 from ffr_verl.files import whole_or_nothing
 from ffr_verl.fragments import AnswerStyle, Fragment, parse_fragment, parse_gold, parse_leniently
+from ffr_verl.metrics import dispersion
 from ffr_verl.predictions import row_key
 from ffr_verl.samplers.curriculum import RowDifficulty
-from ffr_verl.samplers.difficulty import (
-    LEVELS,
-    assign_levels,
-    difficulty_f1,
-    dispersion,
-    mean_logprob,
-    token_entropy,
-)
+from ffr_verl.samplers.difficulty import LEVELS, assign_levels, difficulty_f1, mean_logprob, token_entropy
 
 __all__ = ["DifficultyFile", "difficulty_table", "row_key", "row_keys", "rows_of_files", "write_difficulty"]
 
@@ -71,40 +65,34 @@ def difficulty_table(
     model: str,
     style: AnswerStyle = "plain",
 ) -> pa.Table:
-    """The difficulty of rows from the answers to them.
+    """The difficulty of rows of an RL file from the answers to them, a line for each.
 
-    Args:
-        rows: of an RL file: `extra_info` and `reward_model` are read.
-        predictions: an answer to each row: `response`, the `logprobs` of its tokens (a list; may be empty), and
-            `pass_rate` where several answers were drawn.
-        model: what answered, recorded in the file.
-        style: of the answers; ids in a thought are no answer.
-
-    Returns:
-        A table with a line for each row.
+    A prediction has the `response`, the `logprobs` of its tokens (a list; may be empty), and `pass_rate` where several
+    answers were drawn. `model` is what answered, recorded in the file.
     """
     columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA.names}
     for number, (row, prediction) in enumerate(zip(rows, predictions, strict=True)):
         info, solution = row["extra_info"], row["reward_model"]["ground_truth"]
         gold = parse_gold(solution) or Fragment((), ())
         predicted = parse_leniently(prediction["response"], style=style)
-        for name, value in (
-            ("row", number),
-            ("row_key", row_key(info["dialogue_id"], info["query"], solution)),
-            ("dialogue_id", info["dialogue_id"]),
-            ("query", info["query"]),
-            ("is_negative", not gold.utterance_ids and not gold.image_ids),
-            ("f1", difficulty_f1(predicted, gold)),
-            ("entropy", token_entropy(prediction["logprobs"])),
-            ("mean_logprob", mean_logprob(prediction["logprobs"])),
-            ("dispersion", dispersion(gold.utterance_ids)),
-            ("malformed", parse_fragment(prediction["response"], style=style) is None),
-            ("pass_rate", prediction.get("pass_rate")),
-            ("utterance_hits", len(set(predicted.utterance_ids) & set(gold.utterance_ids))),
-            ("utterances", len(set(predicted.utterance_ids))),
-            ("image_hits", len(set(predicted.image_ids) & set(gold.image_ids))),
-            ("images", len(set(predicted.image_ids))),
-        ):
+        values = {
+            "row": number,
+            "row_key": row_key(info["dialogue_id"], info["query"], solution),
+            "dialogue_id": info["dialogue_id"],
+            "query": info["query"],
+            "is_negative": not gold.utterance_ids and not gold.image_ids,
+            "f1": difficulty_f1(predicted, gold),
+            "entropy": token_entropy(prediction["logprobs"]),
+            "mean_logprob": mean_logprob(prediction["logprobs"]),
+            "dispersion": dispersion(gold.utterance_ids),
+            "malformed": parse_fragment(prediction["response"], style=style) is None,
+            "pass_rate": prediction.get("pass_rate"),
+            "utterance_hits": len(set(predicted.utterance_ids) & set(gold.utterance_ids)),
+            "utterances": len(set(predicted.utterance_ids)),
+            "image_hits": len(set(predicted.image_ids) & set(gold.image_ids)),
+            "images": len(set(predicted.image_ids)),
+        }
+        for name, value in values.items():
             columns[name].append(value)
     columns["level"] = assign_levels(columns["f1"], columns["entropy"]).tolist()
     return pa.table(columns, schema=_SCHEMA.with_metadata({_MODEL: model.encode()}))
@@ -117,14 +105,7 @@ def write_difficulty(table: pa.Table, path: Path) -> None:
 
 
 class DifficultyFile:
-    """A file of `ffr-verl score`.
-
-    Args:
-        path: the file.
-
-    Raises:
-        FFRError: when it is missing, no such file, or holds a value that is no number or an unknown level.
-    """
+    """A file of `ffr-verl score`; `FFRError` when it is missing, another file, or holds values that are none."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
@@ -143,9 +124,11 @@ class DifficultyFile:
                 raise FFRError(
                     f"{path}: column {name}: {table.column(name).null_count} values are missing; make the file again"
                 )
-        self._hits = None
+        # Right ids and named ids of an answer, means over the rows, shape `(2, 2)`: the second index is utterances and
+        # images. `None` of a file that does not say.
+        self.mean_hits: np.ndarray | None = None
         if set(_HITS) <= set(names):
-            self._hits = np.array([pc.mean(table.column(name)).as_py() or 0.0 for name in _HITS]).reshape(2, 2)
+            self.mean_hits = np.array([pc.mean(table.column(name)).as_py() or 0.0 for name in _HITS]).reshape(2, 2)
         self.keys = table.column("row_key").to_numpy()
         levels = table.column("level")
         known = pc.index_in(levels, value_set=pa.array(LEVELS))
@@ -161,31 +144,17 @@ class DifficultyFile:
             table.column("is_negative").to_numpy(),
         )
         # The published entropy of an answer of one token is a little below 0: -log(1 + 1e-12).
-        for name, values, least, most in (
-            ("f1", self._rows.f1, 0.0, 1.0),
-            ("entropy", self._rows.entropy, -1e-9, np.inf),
-        ):
+        bounds = (("f1", self._rows.f1, 0.0, 1.0), ("entropy", self._rows.entropy, -1e-9, np.inf))
+        for name, values, least, most in bounds:
             wrong = np.flatnonzero(~((values >= least) & (values <= most) & np.isfinite(values)))
             if len(wrong):
                 raise FFRError(
                     f"{path}: row {wrong[0]}: {name} is {values[wrong[0]]}; make the file again with `ffr-verl score`"
                 )
 
-    def mean_hits(self) -> np.ndarray | None:
-        """Right ids and named ids of an answer, means over the rows, shape `(2, 2)`: the second index is utterances
-        and images. `None` of a file that does not say."""
-        return self._hits
-
     def of_rows(self, keys: np.ndarray, *, name: str) -> RowDifficulty:
-        """The difficulty of the rows of a data set, which may be a part of those that were scored.
-
-        Args:
-            keys: of the rows, see `row_keys`.
-            name: of the data set, for the message.
-
-        Raises:
-            FFRError: when rows were not scored.
-        """
+        """The difficulty of the rows of a data set, by their `row_keys`; it may be a part of those that were scored.
+        Raises `FFRError`, which names the data set, when rows were not scored."""
         order = np.argsort(self.keys, kind="stable")
         places = np.minimum(np.searchsorted(self.keys[order], keys), max(len(order) - 1, 0))
         found = self.keys[order][places] == keys if len(order) else np.zeros(len(keys), bool)

@@ -22,15 +22,8 @@ _ANSWERS_AT_THE_START = 256.0
 class MicroEstimate:
     """Running means of what answers name and have right, the answers of a step counting `0.8 ** age`.
 
-    Args:
-        start: mean counts of each kind before any answer was seen, shape `(2, 4)`: hits, predicted, gold, universe.
-        weight: answers that `start` counts for.
-
-    Example:
-        >>> estimate = MicroEstimate(np.array([[1.0, 2.0, 2.0, 8.0], [0.1, 0.2, 0.5, 2.0]]))
-        >>> estimate.observe([[[2, 1, 0, 5], [0, 0, 1, 1]]] * 64)
-        >>> [round(one, 2) for one in estimate.counts()["utterance"]]
-        [1.2, 2.2, 2.0, 8.0]
+    `start` are the mean counts of each kind before any answer was seen, shape `(2, 4)`: hits, predicted, gold,
+    universe; it counts for `weight` answers.
     """
 
     def __init__(self, start: np.ndarray, weight: float = _ANSWERS_AT_THE_START) -> None:
@@ -60,9 +53,7 @@ class MicroEstimate:
         return {kind: MicroCounts(*counts).f1 for kind, counts in self.counts().items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that it knows."""
         return {"means": self._means.copy(), "weight": self._weight}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume from a `state_dict`."""
         self._means, self._weight = np.array(state["means"], dtype=np.float64), float(state["weight"])

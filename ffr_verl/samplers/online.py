@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
-from ffr_verl.samplers.curriculum import RowDifficulty
+from ffr_verl.samplers.curriculum import Order, RowDifficulty
 from ffr_verl.settings import CurriculumConfig, OnlineConfig
 
-__all__ = ["OnlineDraws", "OnlineOrder", "StratifiedDraws"]
+__all__ = ["OnlineDraws", "OnlineOrder"]
 
 _BINS = 128
 _CENTRES = (np.arange(_BINS) + 0.5) / _BINS
@@ -27,21 +27,8 @@ _CENTRES = (np.arange(_BINS) + 0.5) / _BINS
 class OnlineDraws:
     """Draws rows without repeating one before it was observed, and learns from the observed spreads.
 
-    About 13 bytes a row.
-
-    Args:
-        spreads: expected spread of each row before it was ever observed, where 0.5 is typical; shape `(rows,)`, in
-            [0, 1].
-        config: floor and decay.
-        seed: equal seeds and equal observations give equal draws.
-
-    Example:
-        >>> draws = OnlineDraws(np.array([0.0, 1.0, 0.0]), OnlineConfig(floor=1e-9), seed=0)
-        >>> draws.draw()
-        1
-        >>> draws.update({1: 0.5})
-        >>> round(draws.spread(1), 2)
-        0.75
+    About 13 bytes a row. `spreads` are expected of each row before it was ever observed: in [0, 1], 0.5 is typical.
+    Equal seeds and equal observations give equal draws.
     """
 
     def __init__(self, spreads: np.ndarray, config: OnlineConfig, *, seed: int | list[int]) -> None:
@@ -74,13 +61,8 @@ class OnlineDraws:
         return float(self._spreads[row])
 
     def draw(self) -> int:
-        """A row that is not in flight; it is in flight until the next `update`.
-
-        When all rows are in flight they all may be drawn again.
-
-        Raises:
-            IndexError: when there are no rows.
-        """
+        """A row that is not in flight; it is in flight until the next `update`. When all rows are in flight they all
+        may be drawn again. `IndexError` when there are no rows."""
         if not len(self):
             raise IndexError("no rows to draw from")
         if len(self._in_flight) == len(self):
@@ -113,11 +95,7 @@ class OnlineDraws:
         self._in_flight.clear()
 
     def update(self, spreads: Mapping[int, float]) -> None:
-        """End a step: learn the observed spreads, and let all rows be drawn again.
-
-        Args:
-            spreads: of each observed row, in [0, 1]. The order does not matter.
-        """
+        """End a step: learn the observed spreads, in [0, 1], and let all rows be drawn again."""
         decay = self._config.decay
         for row in sorted(spreads):
             if row not in self._in_flight:
@@ -139,44 +117,35 @@ class OnlineDraws:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume from a `state_dict` of as many rows."""
         self._spreads = np.array(state["spreads"], dtype=np.float32)
         self._fill(np.asarray(state["order"], dtype=np.int32), np.asarray(state["counts"]))
         self._in_flight = dict.fromkeys(state["in_flight"])
         self._random.bit_generator.state = state["random"]
 
 
-class StratifiedDraws:
-    """`OnlineDraws` inside each stratum; strata are drawn from in turns that keep the data's shares.
+class OnlineOrder(Order):
+    """Rows drawn again in every step: `OnlineDraws` inside each stratum; strata are drawn from in turns that keep the
+    data's shares."""
 
-    Args:
-        spreads: expected spread of each row, in whatever unit; shape `(rows,)`, at least 0.
-        strata: the number of each row's stratum; `None`: all rows are one.
-        config: floor and decay.
-        seed: see `OnlineDraws`.
-
-    Example:
-        >>> draws = StratifiedDraws(np.full(6, 0.5), np.array([0, 0, 0, 0, 1, 1]), OnlineConfig(), seed=0)
-        >>> sorted([draws.draw(), draws.draw(), draws.draw()])[-1] >= 4
-        True
-    """
-
-    def __init__(self, spreads: np.ndarray, strata: np.ndarray | None, config: OnlineConfig, *, seed: int) -> None:
-        self._strata = np.zeros(len(spreads), np.int32) if strata is None else np.asarray(strata, dtype=np.int32)
-        self._rows = [np.flatnonzero(self._strata == one) for one in range(int(self._strata.max(initial=0)) + 1)]
-        self._places = np.empty(len(spreads), dtype=np.int32)
-        for rows in self._rows:
-            self._places[rows] = np.arange(len(rows), dtype=np.int32)
-        halves = np.minimum(1.0, spreads / max(2.0 * float(np.mean(spreads)), 1e-9)) if len(spreads) else spreads
+    def __init__(self, rows: RowDifficulty, config: CurriculumConfig) -> None:
+        super().__init__(rows, config)
+        spreads = np.ones(len(rows)) if rows.spread is None else np.asarray(rows.spread, dtype=np.float64)
+        self.fingerprint = spreads.tobytes() + (b"" if self._strata is None else self._strata.tobytes())
+        self._stratum = np.zeros(len(rows), np.int32) if self._strata is None else self._strata
+        self._rows = [np.flatnonzero(self._stratum == one) for one in range(int(self._stratum.max(initial=0)) + 1)]
+        self._places = np.empty(len(rows), dtype=np.int32)
+        for of_stratum in self._rows:
+            self._places[of_stratum] = np.arange(len(of_stratum), dtype=np.int32)
+        halves = np.minimum(1.0, spreads / max(2.0 * float(np.mean(spreads)), 1e-9)) if len(rows) else spreads
         self._parts = [
-            OnlineDraws(halves[rows], config, seed=[seed, number]) for number, rows in enumerate(self._rows)
+            OnlineDraws(halves[of_stratum], config.online, seed=[config.seed, number])
+            for number, of_stratum in enumerate(self._rows)
         ]
-        self._shares = np.array([len(rows) for rows in self._rows]) / max(1, len(spreads))
+        self._shares = np.array([len(of_stratum) for of_stratum in self._rows]) / max(1, len(rows))
         self._drawn = np.zeros(len(self._rows), dtype=np.int64)
-        # A group's spread beside the typical one, which is the mean of those seen.
-        self._typical = 0.0
+        self._typical = 0.0  # spread of a group: the mean of those seen
 
-    def draw(self) -> int:
+    def row_at(self, epoch: int, position: int) -> int:
         """A row of the stratum that is most behind its share, see `OnlineDraws.draw`."""
         number = int(np.argmax(self._shares * (self._drawn.sum() + 1) - self._drawn))
         self._drawn[number] += 1
@@ -184,60 +153,30 @@ class StratifiedDraws:
 
     def spread(self, row: int) -> float:
         """What is expected of a row, in [0, 1]: 0.5 is typical."""
-        return self._parts[self._strata[row]].spread(int(self._places[row]))
+        return self._parts[self._stratum[row]].spread(int(self._places[row]))
 
-    def update(self, deviations: Mapping[int, float]) -> None:
-        """End a step: learn the standard deviations of the rows' groups, and let all rows be drawn again."""
+    def observe(self, rows: Sequence[int], deviations: Mapping[int, float]) -> dict[str, float]:
+        """Learn the standard deviations of the rows' groups, and let all rows be drawn again."""
+        expected = [self.spread(row) for row in rows]
         if deviations:
             mean = float(np.mean(list(deviations.values())))
             self._typical = 0.9 * self._typical + 0.1 * mean if self._typical else mean
         found: list[dict[int, float]] = [{} for _ in self._parts]
         for row, deviation in deviations.items():
             spread = min(1.0, deviation / (2.0 * self._typical)) if deviation > 0 else 0.0
-            found[self._strata[row]][int(self._places[row])] = spread
+            found[self._stratum[row]][int(self._places[row])] = spread
         for part, spreads in zip(self._parts, found, strict=True):
             part.update(spreads)
+        return {"ffr/curriculum/spread": float(np.mean(expected))} if expected else {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next draws depend on."""
         return {
             "parts": [part.state_dict() for part in self._parts],
             "drawn": self._drawn.copy(),
             "typical": self._typical,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume from a `state_dict` of the same rows."""
+    def load_state_dict(self, state: Any) -> None:
         for part, one in zip(self._parts, state["parts"], strict=True):
             part.load_state_dict(one)
         self._drawn, self._typical = np.array(state["drawn"]), float(state["typical"])
-
-
-class OnlineOrder:
-    """Rows drawn again in every step; see `StratifiedDraws`."""
-
-    needs_difficulty: ClassVar[bool] = False
-
-    def __init__(self, rows: RowDifficulty, config: CurriculumConfig) -> None:
-        spreads = np.ones(len(rows)) if rows.spread is None else np.asarray(rows.spread, dtype=np.float64)
-        strata = None if rows.strata is None else np.asarray(rows.strata, dtype=np.int32)
-        self._draws = StratifiedDraws(spreads, strata, config.online, seed=config.seed)
-        self._count = len(rows)
-        self.fingerprint = spreads.tobytes() + (b"" if strata is None else strata.tobytes())
-
-    def __len__(self) -> int:
-        return self._count
-
-    def row_at(self, epoch: int, position: int) -> int:
-        return self._draws.draw()
-
-    def observe(self, rows: Sequence[int], deviations: Mapping[int, float]) -> dict[str, float]:
-        expected = [self._draws.spread(row) for row in rows]
-        self._draws.update(deviations)
-        return {"ffr/curriculum/spread": float(np.mean(expected))} if expected else {}
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._draws.state_dict()
-
-    def load_state_dict(self, state: Any) -> None:
-        self._draws.load_state_dict(state)

@@ -18,12 +18,8 @@ _MALFORMED = "malformed"
 
 
 def has_spread(values: Sequence[float], *, min_std: float = 0.0) -> bool:
-    """Whether the population standard deviation of a group's rewards is above `min_std`; one answer has none to want.
-
-    Example:
-        >>> has_spread([0.5, 0.5]), has_spread([0.5, 0.5004]), has_spread([0.5, 0.5004], min_std=0.001)
-        (False, True, False)
-    """
+    """Whether the population standard deviation of a group's rewards is above `min_std`; one answer has none to
+    want."""
     return len(values) < 2 or float(np.std(values)) > min_std
 
 
@@ -72,18 +68,9 @@ def reward_metrics(answers: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def strata_metrics(answers: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, float]:
-    """How many ids answers name beside how many are gold, by stratum of the row.
+    """Mean numbers of ids that answers name and that are gold, `ffr/strata/NAME/{utterances,images}_{named,gold}`.
 
-    Args:
-        answers: the stratum of each, and its `reward_extra_info` with the keys that `FFRRewardManager` adds.
-
-    Returns:
-        `ffr/strata/NAME/{utterances,images}_{named,gold}`, mean numbers of ids.
-
-    Example:
-        >>> info = {"predicted_utterances": 2, "gold_utterances": 1, "predicted_images": 0, "gold_images": 1}
-        >>> strata_metrics([("with_images", info)])["ffr/strata/with_images/images_gold"]
-        1.0
+    `answers` are the stratum of each, and its `reward_extra_info` with the keys that `FFRRewardManager` adds.
     """
     found: dict[str, list[float]] = {}
     for stratum, info in answers:

@@ -29,12 +29,7 @@ class CurriculumSampler:
     """Gives the rows of a curriculum one after another, and can be stopped and resumed at any row.
 
     A torch `Sampler` as far as data loaders look (`__iter__`, `__len__`, `state_dict`, `load_state_dict`), without
-    torch. `benchmarks/curriculum.py` measures its memory.
-
-    Args:
-        rows: the difficulty of every row.
-        config: which order.
-        micro: where the policy stands, kept with the curriculum's state; `None` where nothing asks for it.
+    torch. `micro`, where the policy stands, is kept with the curriculum's state; `None` where nothing asks for it.
 
     Example:
         >>> rows = RowDifficulty(np.array([0.2, 1.0]), np.ones(2), np.array(["hard"] * 2), np.zeros(2, bool))
@@ -74,13 +69,8 @@ class CurriculumSampler:
             yield self.row_at(self._position)
 
     def row_at(self, position: int) -> int:
-        """The row at a position of the epoch; asked for in rising order, as a data loader does.
-
-        Position 0 after another one begins the next epoch. With `online` every call draws again.
-
-        Raises:
-            IndexError: for a position that an epoch does not have.
-        """
+        """The row at a position of the epoch; asked for in rising order, as a data loader does. Position 0 after
+        another one begins the next epoch. With `online` every call draws again."""
         if not 0 <= position < len(self):
             raise IndexError(f"position {position} of {len(self)}")
         if position == 0 and self._position:
@@ -93,7 +83,6 @@ class CurriculumSampler:
         return row
 
     def stratum(self, row: int) -> str:
-        """The name of a row's stratum."""
         return self.strata_names[0 if self._strata is None else int(self._strata[row])]
 
     def update(self, deviations: Mapping[int, float]) -> dict[str, float]:
@@ -138,11 +127,7 @@ class CurriculumSampler:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume where a `state_dict` was taken.
-
-        Raises:
-            FFRError: when it was taken of another order.
-        """
+        """Resume where a `state_dict` was taken; `FFRError` when it was taken of another order."""
         if not state and self.config.order == "file":
             return  # of a version that kept no state of this order
         if state.get("order") != self._fingerprint:

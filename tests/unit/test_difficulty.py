@@ -20,11 +20,11 @@ from ffr_verl.dialogues import content_text
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import Fragment, format_fragment, parse_fragment, parse_leniently
 from ffr_verl.inference.score import answers_of_predictions, score
+from ffr_verl.metrics import dispersion
 from ffr_verl.samplers.difficulty import (
     LEVELS,
     assign_levels,
     difficulty_f1,
-    dispersion,
     mean_logprob,
     select_rows,
     token_entropy,

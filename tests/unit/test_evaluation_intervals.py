@@ -13,7 +13,7 @@ from ffr_verl.errors import FFRError
 from ffr_verl.evaluation import BootstrapSettings, compare, count_records, evaluate, row_statistics
 from ffr_verl.evaluation.breakdowns import BREAKDOWNS, part_names
 from ffr_verl.fragments import Fragment, parse_leniently
-from ffr_verl.samplers.difficulty import dispersion
+from ffr_verl.metrics import dispersion
 
 
 def test_intervals_are_those_of_a_share() -> None:

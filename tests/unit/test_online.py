@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections import Counter
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from ffr_verl.errors import FFRError
 from ffr_verl.samplers import CurriculumConfig, CurriculumSampler, RowDifficulty, assign_levels
-from ffr_verl.samplers.online import OnlineDraws, StratifiedDraws
+from ffr_verl.samplers.online import OnlineDraws, OnlineOrder
 from ffr_verl.settings import OnlineConfig
 
 SCORES = st.lists(st.floats(0, 1), min_size=1, max_size=30)
@@ -27,6 +28,11 @@ def rows_of(f1: np.ndarray) -> RowDifficulty:
 def online_sampler(count: int, **settings: Any) -> CurriculumSampler:
     config = CurriculumConfig(order="online", seed=3, online=OnlineConfig(**settings))
     return CurriculumSampler(rows_of(np.linspace(0, 1, count)), config)
+
+
+def online_order(spreads: np.ndarray, strata: np.ndarray | None = None, **settings: Any) -> OnlineOrder:
+    rows = dataclasses.replace(rows_of(np.zeros(len(spreads))), spread=spreads, strata=strata)
+    return OnlineOrder(rows, CurriculumConfig(order="online", online=OnlineConfig(**settings)))
 
 
 @given(SCORES, st.integers(0, 3))
@@ -79,21 +85,21 @@ def test_a_row_is_the_decayed_mean_of_its_groups() -> None:
 
 
 def test_a_typical_deviation_is_in_the_middle_of_the_scale() -> None:
-    draws = StratifiedDraws(np.array([1.0, 2.0, 3.0]), None, OnlineConfig(decay=0.0), seed=0)
-    assert [draws.spread(row) for row in range(3)] == pytest.approx([0.25, 0.5, 0.75])
-    draws.update({0: 0.2, 1: 0.2, 2: 0.2})
-    assert draws.spread(0) == pytest.approx(0.5)
-    draws.update({0: 0.0, 1: 0.1, 2: 4.0})
-    assert draws.spread(0) == 0.0
-    assert 0.0 < draws.spread(1) < 0.5
-    assert draws.spread(2) == 1.0
+    order = online_order(np.array([1.0, 2.0, 3.0]), decay=0.0)
+    assert [order.spread(row) for row in range(3)] == pytest.approx([0.25, 0.5, 0.75])
+    order.observe([], {0: 0.2, 1: 0.2, 2: 0.2})
+    assert order.spread(0) == pytest.approx(0.5)
+    order.observe([], {0: 0.0, 1: 0.1, 2: 4.0})
+    assert order.spread(0) == 0.0
+    assert 0.0 < order.spread(1) < 0.5
+    assert order.spread(2) == 1.0
 
 
 @given(st.lists(st.integers(0, 3), min_size=4, max_size=60), st.integers(1, 80))
 def test_every_stretch_of_draws_has_the_shares_of_the_strata(strata: list[int], count: int) -> None:
     numbers = np.array(strata)
-    draws = StratifiedDraws(np.full(len(strata), 0.5), numbers, OnlineConfig(), seed=1)
-    drawn = np.bincount(numbers[[draws.draw() for _ in range(count)]], minlength=4)
+    order = online_order(np.full(len(strata), 0.5), numbers)
+    drawn = np.bincount(numbers[[order.row_at(0, place) for place in range(count)]], minlength=4)
     shares = np.bincount(numbers, minlength=4) / len(strata)
     assert (np.abs(drawn - shares * count) < 2).all()
 

@@ -141,7 +141,7 @@ def test_coherence_counts_only_with_embeddings() -> None:
 
 def test_missing_embeddings_are_said_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even when the threads of a reward worker meet the settings for the first time together."""
-    monkeypatch.setattr("ffr_verl.rewards.ffr._SAID", set())
+    monkeypatch.setattr("ffr_verl.rewards.ffr._SAID", threading.Lock())
     interval, barrier = sys.getswitchinterval(), threading.Barrier(8)
 
     def first(penalty: float) -> float:

@@ -8,6 +8,7 @@ into training curves.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import itertools
@@ -27,8 +28,8 @@ from ffr_verl.metrics import confusion
 from ffr_verl.rewards.coherence import open_scorer
 from ffr_verl.rewards.config import RewardConfig
 from ffr_verl.rewards.diagnosis import diagnose
-from ffr_verl.rewards.extra_info import row_ids
 from ffr_verl.rewards.ffr import compute_score, id_credits
+from ffr_verl.rewards.reading import row_ids
 
 __all__ = ["FFRRewardManager", "closing_tokens", "decode_answer"]
 
@@ -164,11 +165,8 @@ class FFRRewardManager(RewardManagerBase):
             scorer = open_scorer(self._settings.embeddings)
             missing = scorer.missing_in(parse_fragment(completion, style=style), extra_info)
         return {
+            **dataclasses.asdict(found),
             "malformed": found.malformed.value if found.malformed else "",
-            "predicted_utterances": found.predicted_utterances,
-            "predicted_images": found.predicted_images,
-            "gold_utterances": found.gold_utterances,
-            "gold_images": found.gold_images,
             "missing_embeddings": missing,
             "confusion": json.dumps(_confusion(completion, solution, extra_info, style)),
         }

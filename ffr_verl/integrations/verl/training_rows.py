@@ -67,7 +67,7 @@ class TrainingRows:
         if config.difficulty is not None:
             file = DifficultyFile(config.difficulty)
             difficulty = file.of_rows(np.array(keys, dtype=np.int64), name=files[0])
-            scored = file.mean_hits()
+            scored = file.mean_hits
         strata: np.ndarray | None = None
         names: tuple[str, ...] = ("all",)
         if config.strata == "gold":
