@@ -62,8 +62,7 @@ class Settings(msgspec.Struct, frozen=True):
     def from_mapping(cls: type[_Self], values: Mapping[str, Any]) -> _Self:
         """Check a node of a recipe; keys that are missing or null there have their defaults.
 
-        Raises:
-            FFRError: for an unknown key or a value out of range; the message names the key.
+        An unknown key or a value out of range is an `FFRError` that names the key.
 
         Example:
             >>> OnlineConfig.from_mapping({"floor": 2})
@@ -71,52 +70,37 @@ class Settings(msgspec.Struct, frozen=True):
                 ...
             ffr_verl.errors.FFRError: data.ffr.curriculum.online.floor: found 2, expected `float` <= 1.0
         """
-        plain = _plain(values, cls.node)
-        _refuse_unknown(cls, plain, cls.node)
-        try:
-            return msgspec.convert(plain, cls)
-        except msgspec.ValidationError as error:
-            text, _, path = str(error).partition(" - at `$.")
-            found: Any = plain
-            kind: Any = cls
-            where = cls.node
-            for key in path.rstrip("`").replace("[...]", "").split("."):
-                if isinstance(found, dict) and key in found:
-                    kind, found, where = _type_of(kind, key), found[key], f"{where}.{key}"
-            choices = [str(one) for part in (kind, *get_args(kind)) for one in get_args(part) if isinstance(one, str)]
-            choices += ["a list of names" for part in get_args(kind) if get_origin(part) is list]
-            expected = f"expected one of {', '.join(dict.fromkeys(choices))}" if choices else text.lower()
-            raise FFRError(f"{where}: found {found!r}, {expected}") from None
+        fields = {field.name: field for field in msgspec.structs.fields(cls)}
+        refuse_unknown_keys(values, allowed=fields, where=cls.node)
+        given = {name: value for name, value in values.items() if value is not None}
+        return cls(**{name: _checked(fields[name].type, value, f"{cls.node}.{name}") for name, value in given.items()})
+
+
+def _checked(kind: Any, value: Any, where: str) -> Any:
+    kinds = (kind, *get_args(kind))
+    inner = next((one for one in kinds if isinstance(one, type) and issubclass(one, Settings)), None)
+    if inner is not None and isinstance(value, Mapping):
+        return inner.from_mapping(value)
+    found = _plain(value, where)
+    try:
+        return msgspec.convert(found, kind)
+    except msgspec.ValidationError as error:
+        choices = [str(one) for part in kinds for one in get_args(part) if isinstance(one, str)]
+        choices += ["a list of names" for part in kinds if get_origin(part) is list]
+        text = str(error).partition(" - at `$")[0].lower()
+        expected = f"expected one of {', '.join(dict.fromkeys(choices))}" if choices else text
+        raise FFRError(f"{where}: found {found!r}, {expected}") from None
 
 
 def _plain(value: Any, where: str) -> Any:
+    """OmegaConf's containers as those of Python."""
     if isinstance(value, Mapping):
         return {key: _plain(one, f"{where}.{key}") for key, one in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(one, where) for one in value]
     if isinstance(value, float) and not math.isfinite(value):
         raise FFRError(f"{where}: found {value}, expected a finite number")
-    return (
-        [_plain(one, where) for one in value] if isinstance(value, Sequence) and not isinstance(value, str) else value
-    )
-
-
-def _settings_in(kind: Any) -> list[type[Settings]]:
-    return [one for one in (kind, *get_args(kind)) if isinstance(one, type) and issubclass(one, Settings)]
-
-
-def _type_of(kind: Any, name: str) -> Any:
-    fields = [field for one in _settings_in(kind) for field in msgspec.structs.fields(one)]
-    return next((field.type for field in fields if field.name == name), None)
-
-
-def _refuse_unknown(kind: type[Settings], values: dict[str, Any], where: str) -> None:
-    fields = {field.name: field for field in msgspec.structs.fields(kind)}
-    refuse_unknown_keys(values, allowed=fields, where=where)
-    for name, field in fields.items():
-        if name in values and values[name] is None and field.default is not None:
-            del values[name]  # null: the default
-        for inner in _settings_in(field.type):
-            if isinstance(values.get(name), dict):
-                _refuse_unknown(inner, values[name], f"{where}.{name}")
+    return value
 
 
 class OnlineConfig(Settings, frozen=True):
