@@ -36,7 +36,7 @@ import torch
 from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
 from ffr_verl.data.demo import INSTRUCTION, SYSTEM, TOPICS, demo_rows
-from ffr_verl.demo.base_model import PRETRAINING_TEXTS, write_random_model
+from ffr_verl.demo.base_model import PRETRAINING_TEXTS, write_base_model
 from ffr_verl.fragments import Fragment, format_fragment, parse_fragment
 
 __all__ = ["PretrainingSettings", "main", "pretrain"]
@@ -209,7 +209,7 @@ def pretrain(output: Path, settings: PretrainingSettings) -> dict[str, float]:
     rng = random.Random(settings.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_random_model(folder / "model", seed=settings.seed)
+        write_base_model(folder / "model", seed=settings.seed)
         model = Qwen2VLForConditionalGeneration.from_pretrained(folder / "model", attn_implementation="sdpa")
         batches = _Batches(folder, AutoProcessor.from_pretrained(folder / "model"))
         torch.manual_seed(settings.seed)

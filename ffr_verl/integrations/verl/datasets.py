@@ -32,11 +32,11 @@ def _checked(files: Sequence[str], kind: Kind, config: DataConfig, processor: An
 
     The preflight check of the recipes opens every image, here those of a sample of rows are decoded.
     """
+    check_columns(files, kind)
     family = family_of_processor(processor)
     least = max(config.min_pixels or 0, family.min_pixels)
     most = max(min(config.max_pixels, family.max_pixels), least)
     family = replace(family, min_pixels=least, max_pixels=most)
-    check_columns(files, kind)
     root = images_root(files, config)
     check_images(files, root, sample=True, max_pixels=most, family=family)
     return root, family
@@ -93,9 +93,7 @@ class FFRDataset(RLHFDataset):
             logger.warning(
                 "%s: verl leaves out %d of %d rows: their prompts are longer than data.max_prompt_length, or cannot "
                 "be made, which its output above tells",
-                ", ".join(files),
-                rows - len(self.dataframe),
-                rows,
+                *(", ".join(files), rows - len(self.dataframe), rows),
             )
         if files == as_list(config.get("train_files") or ()):
             self._follow_curriculum(files)
@@ -132,11 +130,7 @@ class FFRDataset(RLHFDataset):
         return {} if self.curriculum is None else self.curriculum.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume where a `state_dict` was taken.
-
-        Raises:
-            FFRError: when it was taken with another curriculum.
-        """
+        """Resume where a `state_dict` was taken; an `FFRError` when it was taken with another curriculum."""
         if self.curriculum is not None:
             self.curriculum.load_state_dict(state)
 
@@ -163,12 +157,7 @@ class FFRDataset(RLHFDataset):
 
 class FFRSFTDataset(MultiTurnSFTDataset):
     """verl's `MultiTurnSFTDataset` for `NAME.sft.parquet` of `ffr-verl prepare`; the loss is on the assistant's
-    answer only.
-
-    Images as in `FFRDataset`.
-
-    Raises:
-        FFRError: at construction, as `FFRDataset`.
+    answer only. Images and errors as with `FFRDataset`.
     """
 
     def __init__(

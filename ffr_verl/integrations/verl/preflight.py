@@ -74,7 +74,7 @@ class RecipeCallback(Callback):
 
 @contextmanager
 def _problems_end_the_process() -> Iterator[None]:
-    """Hydra turns an exception of a callback into a warning, so a failed check ends the process here, with status 2."""
+    """Hydra turns an exception of a callback into a warning, so a failed check ends the process, with status 2."""
     try:
         yield
     except FFRError as error:

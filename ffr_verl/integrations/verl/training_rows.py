@@ -23,29 +23,17 @@ _SCORED_ANSWERS, _UNSCORED_ANSWERS = 256.0, 32.0
 
 @dataclass(frozen=True, slots=True)
 class TrainingRows:
-    """Of the rows of RL files, in their order.
+    """Of the rows of RL files, in their order."""
 
-    Attributes:
-        difficulty: of every row, with its stratum.
-        micro_start: where the policy starts in the micro metric and how many answers that counts for, see
-            `MicroEstimate`: what the difficulty file says, or a neutral guess at half of the gold ids.
-    """
-
-    difficulty: RowDifficulty
+    difficulty: RowDifficulty  # with strata
+    # Where the policy starts in the micro metric and how many answers that counts for, see `MicroEstimate`: what the
+    # difficulty file says, or a neutral guess at half of the gold ids.
     micro_start: tuple[np.ndarray, float]
 
     @classmethod
     def of(cls, rows: Any, config: CurriculumConfig, files: Sequence[str]) -> TrainingRows:
-        """Look at every row once.
-
-        Args:
-            rows: a table of Hugging Face datasets with `extra_info` and `reward_model`.
-            config: names the difficulty file and the strata.
-            files: for messages.
-
-        Raises:
-            FFRError: for a difficulty file of other rows, and strata columns that the data do not have.
-        """
+        """Look at every row of a table of Hugging Face datasets; an `FFRError` for a difficulty file of other rows,
+        and for strata columns that the data do not have."""
         columns = config.strata if isinstance(config.strata, list) else []
         lacking = [name for name in columns if name not in rows.column_names]
         if lacking:
