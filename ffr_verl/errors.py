@@ -15,7 +15,6 @@ class FFRError(ValueError):
     Commands print the message and exit with status 2; as a `ValueError` it needs no special care in library use.
 
     Example:
-        >>> from ffr_verl.errors import FFRError
         >>> raise FFRError("train.json: row 3: field 'solution' is missing; add the gold answer")
         Traceback (most recent call last):
             ...
@@ -24,14 +23,8 @@ class FFRError(ValueError):
 
 
 def one_line(text: str, *, longest: int = 300) -> str:
-    """A text that a server or a file holds, as a line for a terminal and for a file.
-
-    Args:
-        text: may hold line ends, escape sequences, or half of a surrogate pair, which fits into no file.
-        longest: most characters of it.
-
-    Returns:
-        The text with one space for what is not printable.
+    """A text that a server or a file holds, of at most `longest` characters, as a line for a terminal and for a file:
+    with a space for line ends, escape sequences, and half of a surrogate pair, which fits into no file.
 
     Example:
         >>> one_line("too long:\\n\\x1b[31m \\ud83d 5000")

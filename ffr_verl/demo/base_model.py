@@ -134,8 +134,8 @@ def write_base_model(output: Path, *, seed: int | None = None) -> Path:
             model.load_state_dict({name: value.float() for name, value in load_file(weights).items()})
         except RuntimeError as error:
             raise FFRError(
-                f"{weights}: the demo's vocabulary has changed since ({one_line(str(error))}); make the weights again: "
-                "python tools/pretraining.py"
+                f"{weights}: the demo's vocabulary has changed since; make the weights again: python "
+                f"tools/pretraining.py ({one_line(str(error))})"
             ) from None
     model.generation_config = GenerationConfig(
         eos_token_id=ids["<|im_end|>"], pad_token_id=ids["<|endoftext|>"], do_sample=False
