@@ -40,7 +40,6 @@ class DemoSettings:
     heldout_rows: int = 192
     sft_steps: int = 64  # of 32 rows
     grpo_steps: int = 20  # of 16 prompts with 8 answers each
-    seed: int = 0  # of the data
     stack: StackName = "cpu"
 
     @classmethod
@@ -55,19 +54,17 @@ class _Stage:
     command: tuple[str, ...]
     makes: Path
     time_limit: float
-    total_steps: int | None = None
-    metrics: Path | None = None
+    total_steps: int | None = None  # of training
 
 
-_STEP = re.compile(r"step:(\d+) - (.*)")
 # What verl, Ray and vLLM print on the way to the first step, and what it means.
 _MILESTONES = (
-    (re.compile(r"Started a local Ray instance"), "Ray has started, loading the data"),
-    (re.compile(r"dataloader initialized"), "data loaded, starting the trainer"),
-    (re.compile(r"actor and ref model engine initialized"), "trainer ready, starting vLLM"),
-    (re.compile(r"vLLMHttpServer.*Loading safetensors"), "vLLM has the model, warming up"),
-    (re.compile(r"checkpoint engine manager initialized"), "vLLM ready, answering the held-out rows"),
-    (re.compile(r"Initial validation metrics"), "first step"),
+    ("Started a local Ray instance", "Ray has started, loading the data"),
+    ("dataloader initialized", "data loaded, starting the trainer"),
+    ("actor and ref model engine initialized", "trainer ready, starting vLLM"),
+    ("vLLMHttpServer.*Loading safetensors", "vLLM has the model, warming up"),
+    ("checkpoint engine manager initialized", "vLLM ready, answering the held-out rows"),
+    ("Initial validation metrics", "first step"),
 )
 _SHOWN = ("train/loss", "critic/score/mean", "actor/kl_loss", "response_length/mean")
 
@@ -149,7 +146,6 @@ def _stages(root: Path, settings: DemoSettings, stack: Stack) -> list[_Stage]:
             runs / "sft" / f"global_step_{settings.sft_steps}" / "data_0.pt",
             900,
             settings.sft_steps,
-            logs / "sft.metrics",
         ),
         merge("merge", runs / "sft", sft_model),
         _Stage("score", _command("score", model=sft_model, data=train, output=difficulty, **engine), difficulty, 600),
@@ -159,7 +155,6 @@ def _stages(root: Path, settings: DemoSettings, stack: Stack) -> list[_Stage]:
             runs / "grpo" / f"global_step_{settings.grpo_steps}" / "data.pt",
             1500,
             settings.grpo_steps,
-            logs / "grpo.metrics",
         ),
         merge("merge GRPO", runs / "grpo", grpo_model),
         infer("sft", sft_model),
@@ -201,7 +196,7 @@ def _progress(stage: _Stage, live: Live, console: Console) -> Callable[[str], No
 
     def on_line(line: str) -> None:
         nonlocal text_now, printed
-        match = _STEP.search(line)
+        match = re.search(r"step:(\d+) - (.*)", line)
         if match and match.group(1) != "0":
             values = dict(part.split(":", 1) for part in match.group(2).split(" - ") if ":" in part)
             shown = [
@@ -211,7 +206,7 @@ def _progress(stage: _Stage, live: Live, console: Console) -> Callable[[str], No
             ]
             text_now = f"step {match.group(1)} of {stage.total_steps}  " + "  ".join(shown)
         for pattern, meaning in _MILESTONES:
-            if pattern.search(line):
+            if re.search(pattern, line):
                 text_now = meaning
         elapsed = time.monotonic() - started
         text = f"  {stage.name}: {elapsed:4.0f} s  {text_now}"
@@ -231,9 +226,9 @@ def _shown(stage: _Stage) -> str:
 def _run_stage(stage: _Stage, root: Path, console: Console) -> float:
     log = root / "logs" / f"{stage.name.lower().replace(' ', '_')}.log"
     environment = {"RAY_DEDUP_LOGS": "0", "HF_HUB_OFFLINE": "1"}
-    if stage.metrics is not None:
-        attempt = len(list(log.parent.glob(f"{stage.metrics.name}.*.jsonl")))
-        environment["VERL_FILE_LOGGER_PATH"] = f"{stage.metrics}.{attempt}.jsonl"
+    if stage.total_steps is not None:
+        attempt = len(list(log.parent.glob(f"{log.stem}.metrics.*.jsonl")))
+        environment["VERL_FILE_LOGGER_PATH"] = str(log.with_suffix(f".metrics.{attempt}.jsonl"))
     console.print(f"\n$ {_shown(stage)}", style="bold", markup=False, highlight=False, soft_wrap=True)
     with Live(console=console, refresh_per_second=4, transient=True) as live:
         try:
@@ -258,8 +253,8 @@ def print_commands(root: Path, settings: DemoSettings, console: Console) -> None
         console.print(_shown(stage), markup=False, highlight=False, soft_wrap=True)
 
 
-def run_demo(root: Path, settings: DemoSettings, *, restart: bool, console: Console) -> dict[str, Any]:
-    """Run below the folder `root` what is not finished yet and print the table; returns its figures.
+def run_demo(root: Path, settings: DemoSettings, *, restart: bool, console: Console) -> None:
+    """Run below the folder `root` what is not finished yet and print the table.
 
     All is done again with other settings than last time, and where `restart` says so. `StageFailed` names the log of
     a command that failed; an `FFRError` says that `root` holds files of something else.
@@ -293,7 +288,7 @@ def run_demo(root: Path, settings: DemoSettings, *, restart: bool, console: Cons
         started = time.monotonic()
         console.print("Drawing the data set and building the tiny Qwen2-VL", highlight=False)
         rows = {"train_rows": settings.train_rows, "heldout_rows": settings.heldout_rows}
-        write_demo_set(root / "data", **rows, seed=settings.seed)
+        write_demo_set(root / "data", **rows)
         transformers_logging.disable_progress_bar()
         write_base_model(root / "models" / "base")
         record.finished("make data and model", time.monotonic() - started)
@@ -302,7 +297,7 @@ def run_demo(root: Path, settings: DemoSettings, *, restart: bool, console: Cons
             console.print(f"  {stage.name}: finished before ({record.seconds[stage.name]:.0f} s)", highlight=False)
             continue
         record.finished(stage.name, _run_stage(stage, root, console))
-    return _table(root, record, console)
+    _print_results(root, record, console)
 
 
 # What the table shows, and where it stands in a result of `ffr-verl evaluate --json`.
@@ -335,8 +330,7 @@ def _columns(first: str, *numbers: str) -> Table:
     return table
 
 
-def _table(root: Path, record: _Record, console: Console) -> dict[str, Any]:
-    figures: dict[str, Any] = {"seconds": record.seconds}
+def _print_results(root: Path, record: _Record, console: Console) -> None:
     measured = {name: json.loads((root / "heldout" / f"{name}.json").read_bytes()) for name in ("sft", "grpo")}
     nothing_read = {
         name: found["answers"]["malformed"] == 1.0 and not found["micro"]["joint"]["recall"]
@@ -346,13 +340,13 @@ def _table(root: Path, record: _Record, console: Console) -> dict[str, Any]:
     table = _columns("", "after SFT", "after GRPO", "GRPO less SFT")
     for label, place in _FIGURES:
         values = {name: _figure(found, place) for name, found in measured.items()}
-        difference, bounds = _figure(comparison["difference"], place), _figure(comparison["intervals"], place)
-        figures["_".join(place)] = {**values, "difference": difference, "low": bounds[0], "high": bounds[1]}
+        difference = _figure(comparison["difference"], place)
+        least, most = _figure(comparison["intervals"], place)
         gold = measured["sft"][place[0]].get(f"gold_{place[1]}") if place[0] == "answers" else None
         table.add_row(
             label if gold is None else f"{label} (gold {gold:.2f})",
             *["no answers" if nothing_read[name] else f"{value:.3f}" for name, value in values.items()],
-            f"{difference:+.3f} ({bounds[0]:+.3f} to {bounds[1]:+.3f})",
+            f"{difference:+.3f} ({least:+.3f} to {most:+.3f})",
             end_section=label in ("MCC, images", "macro F1, gold with images"),
         )
     console.print(
@@ -373,4 +367,3 @@ def _table(root: Path, record: _Record, console: Console) -> dict[str, Any]:
         ("logs", root / "logs"),
     ):
         console.print(f"{label}: {path}", highlight=False, soft_wrap=True)
-    return figures
