@@ -13,12 +13,6 @@ class FFRError(ValueError):
     """Something the user can mend: the message says where it is, what was found, what was expected and how to mend it.
 
     Commands print the message and exit with status 2; as a `ValueError` it needs no special care in library use.
-
-    Example:
-        >>> raise FFRError("train.json: row 3: field 'solution' is missing; add the gold answer")
-        Traceback (most recent call last):
-            ...
-        ffr_verl.errors.FFRError: train.json: row 3: field 'solution' is missing; add the gold answer
     """
 
 
@@ -35,10 +29,5 @@ def one_line(text: str, *, longest: int = 300) -> str:
 
 def printable(text: str) -> str:
     """A text that fits on a line of a terminal or a report: what would move the cursor, or cannot be encoded, is
-    written as a code.
-
-    Example:
-        >>> printable("a\\nb")
-        'a\\\\nb'
-    """
+    written as a code."""
     return _UNPRINTABLE.sub(lambda found: found.group().encode("unicode_escape", "surrogatepass").decode(), text)

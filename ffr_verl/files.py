@@ -20,15 +20,7 @@ __all__ = ["check_output", "disk_errors", "whole_or_nothing"]
 
 @contextlib.contextmanager
 def disk_errors(place: Path, mend: str = "give another --output") -> Iterator[None]:
-    """An `OSError` of the block as one line that says where and how to mend it.
-
-    Example:
-        >>> with disk_errors(Path("out")):
-        ...     raise PermissionError(13, "Permission denied")
-        Traceback (most recent call last):
-            ...
-        ffr_verl.errors.FFRError: out: Permission denied; give another --output
-    """
+    """An `OSError` of the block as an `FFRError` of one line that says where and how to mend it."""
     try:
         yield
     except OSError as error:

@@ -78,7 +78,7 @@ class PlatformCPU(PlatformBase):
     visible_devices_envvar = _always("CUDA_VISIBLE_DEVICES")
     ray_resource_name = _always("GPU")
     ray_noset_envvars = _always(["RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"])
-    nvtx_range = contextlib.nullcontext
+    nvtx_range: Any = contextlib.nullcontext
     set_device = synchronize = set_allocator_settings = empty_cache = _always(None)
     profiler_start = profiler_stop = cudart = _always(None)
 

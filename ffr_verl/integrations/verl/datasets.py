@@ -63,14 +63,11 @@ def _opened(part: Any, patch_size: int) -> Any:
 class FFRDataset(RLHFDataset):
     """verl's `RLHFDataset` for `NAME.rl.parquet` of `ffr-verl prepare`.
 
-    Image paths are taken below `data.ffr.images_root` (by default the root recorded in the file) and images are
-    bounded to `data.ffr.max_pixels`. Rows without images are fine, and so are files that hold their images
-    (`ffr-verl prepare --embed-images`). Further columns of the file, such as a difficulty, are in each row.
+    Images are found and bounded as `DataConfig` says. Rows without images are fine, and so are files that hold their
+    images (`ffr-verl prepare --embed-images`). Further columns of the file, such as a difficulty, are in each row.
 
     The training rows (`data.train_files`) come in the order of the curriculum, see `CurriculumConfig`; a `published`
-    one leaves rows out, and those that need a difficulty file keep the order of the file without one. `data.shuffle`
-    must be off. torchdata's `StatefulDataLoader` saves and restores the curriculum through `state_dict` and
-    `load_state_dict`.
+    one leaves rows out. `data.shuffle` must be off. torchdata's `StatefulDataLoader` saves and restores its state.
 
     Each training row has `ffr_row`, its number in the files after verl has dropped overlong prompts, and in
     `extra_info` `micro_counts`, where the policy stands, for the reward's `f1_mode: micro`.

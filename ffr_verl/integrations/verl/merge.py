@@ -68,6 +68,8 @@ def merge_checkpoint(checkpoint: Path, output: Path, *, force: bool = False) -> 
     united = output.with_name(f".{output.name}.united")
     folded = output.with_name(f".{output.name}.folded")
     try:
+        for left in (united, folded):  # by one that was killed
+            shutil.rmtree(left, ignore_errors=True)
         _unite_shards(shards, united)
         _fold_lora(united, folded)
         if output.exists():
@@ -84,7 +86,6 @@ def merge_checkpoint(checkpoint: Path, output: Path, *, force: bool = False) -> 
 
 
 def _unite_shards(shards: Path, target: Path) -> None:
-    shutil.rmtree(target, ignore_errors=True)
     command = [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp"]
     command += ["--local_dir", str(shards), "--target_dir", str(target)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -97,7 +98,6 @@ def _fold_lora(united: Path, folded: Path) -> None:
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    shutil.rmtree(folded, ignore_errors=True)
     model: Any = AutoModelForImageTextToText.from_pretrained(united, dtype="auto")
     adapter = united / "lora_adapter"
     if adapter.is_dir():

@@ -25,10 +25,6 @@ def micro_metrics(totals: np.ndarray) -> dict[str, float]:
     """`micro_KIND_f1` and `micro_KIND_mcc` of utterance, image and joint, as `ffr-verl evaluate` has them.
 
     `totals`, of shape `(2, 4)`, has true and false positives, false and true negatives of utterances and of images.
-
-    Example:
-        >>> round(micro_metrics(np.array([[2, 1, 0, 5], [0, 0, 1, 2]]))["micro_joint_f1"], 3)
-        0.4
     """
     utterances, images = (scores(Confusion(*[float(one) for one in kind])) for kind in totals)
     joint = joint_scores(utterances, images)
