@@ -53,14 +53,18 @@ class Settings(msgspec.Struct, frozen=True):
 
     @classmethod
     def from_mapping(cls: type[_Self], values: Mapping[str, Any]) -> _Self:
-        """Check a node of a recipe; keys that are missing or null there have their defaults.
+        """Check a node of a recipe; keys that are missing there, or null where that is no value, have their defaults.
 
         An unknown key or a value out of range is an `FFRError` that names the key.
         """
         fields = {field.name: field for field in msgspec.structs.fields(cls)}
         refuse_unknown_keys(values, allowed=fields, where=cls.node)
-        given = {name: value for name, value in values.items() if value is not None}
-        return cls(**{name: _checked(fields[name].type, value, f"{cls.node}.{name}") for name, value in given.items()})
+        given = {}
+        for name, value in values.items():
+            kind = fields[name].type
+            if value is not None or type(None) in get_args(kind):
+                given[name] = _checked(kind, value, f"{cls.node}.{name}")
+        return cls(**given)
 
 
 def _checked(kind: Any, value: Any, where: str) -> Any:
