@@ -11,13 +11,12 @@ from ffr_verl.files import whole_or_nothing
 __all__ = ["copy_recipe", "recipe_names", "recipe_path", "trainer_of"]
 
 
-def _folder() -> Path:
-    return Path(str(resources.files("ffr_verl.conf"))) / "recipe"
+_FOLDER = Path(str(resources.files("ffr_verl.conf"))) / "recipe"
 
 
 def recipe_names() -> list[str]:
     """Names for `+recipe=NAME`, sorted; parts that recipes have in common begin with `_` and are none."""
-    return sorted(path.stem for path in _folder().glob("[!_]*.yaml"))
+    return sorted(path.stem for path in _FOLDER.glob("[!_]*.yaml"))
 
 
 def trainer_of(name: str) -> str:
@@ -29,7 +28,7 @@ def recipe_path(name: str) -> Path:
     """The YAML file of a recipe; an `FFRError` that lists the recipes when there is none of that name."""
     if name not in recipe_names():
         raise FFRError(f"no recipe is called {name!r}; there are: {', '.join(recipe_names())}")
-    return _folder() / f"{name}.yaml"
+    return _FOLDER / f"{name}.yaml"
 
 
 def copy_recipe(name: str, folder: Path, *, new_name: str | None = None, force: bool = False) -> Path:

@@ -259,11 +259,9 @@ def run_demo(root: Path, settings: DemoSettings, *, restart: bool, console: Cons
     All is done again with other settings than last time, and where `restart` says so. `StageFailed` names the log of
     a command that failed; an `FFRError` says that `root` holds files of something else.
     """
-    if installed_stack() != settings.stack:
-        raise FFRError(
-            f"the vLLM that is installed is not of the {settings.stack} stack: make demo STACK={settings.stack}"
-        )
     stack = stack_of(settings.stack)
+    if installed_stack() != settings.stack:
+        raise FFRError(f"the installed vLLM is not of the {settings.stack} stack: make demo STACK={settings.stack}")
     root = root.absolute()
     path = root / "record.json"
     if root.exists() and not path.is_file() and any(root.iterdir()):

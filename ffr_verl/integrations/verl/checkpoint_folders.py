@@ -21,6 +21,7 @@ __all__ = ["best_checkpoint", "check_resume", "keep_best", "missing_in_step", "r
 
 logger = logging.getLogger(__name__)
 
+Stage = Literal["sft", "grpo"]
 RESULTS = "validation.json"
 # What verl's `checkpoint.load_contents` names, and the start of its files; `hf_model` is not read on resume.
 CONTENTS = {"model": "model", "optimizer": "optim", "extra": "extra_state"}
@@ -34,11 +35,7 @@ def steps_of(folder: Path) -> list[tuple[int, Path]]:
 
 
 def missing_in_step(
-    folder: Path,
-    stage: Literal["sft", "grpo"],
-    *,
-    contents: Collection[str] = tuple(CONTENTS),
-    all_ranks: bool = True,
+    folder: Path, stage: Stage, *, contents: Collection[str] = tuple(CONTENTS), all_ranks: bool = True
 ) -> list[str]:
     """What a `global_step_N` lacks to resume from: names of files that are missing or cut short.
 
@@ -57,11 +54,7 @@ def missing_in_step(
 
 
 def check_resume(
-    folder: Path,
-    stage: Literal["sft", "grpo"],
-    *,
-    contents: Collection[str] = tuple(CONTENTS),
-    all_ranks: bool = True,
+    folder: Path, stage: Stage, *, contents: Collection[str] = tuple(CONTENTS), all_ranks: bool = True
 ) -> int | None:
     """The step that a run with `trainer.resume_mode=auto` resumes from; `None` where it begins.
 

@@ -70,7 +70,12 @@ def merge_checkpoint(checkpoint: Path, output: Path, *, force: bool = False) -> 
     try:
         for left in (united, folded):  # by one that was killed
             shutil.rmtree(left, ignore_errors=True)
-        _unite_shards(shards, united)
+        command = [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp"]
+        command += ["--local_dir", str(shards), "--target_dir", str(united)]
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        if run.returncode != 0:
+            tail = "\n".join((run.stdout + run.stderr).strip().splitlines()[-15:])
+            raise FFRError(f"{shards}: verl.model_merger failed with status {run.returncode}; its last lines:\n{tail}")
         _fold_lora(united, folded)
         if output.exists():
             shutil.rmtree(output)
@@ -83,15 +88,6 @@ def merge_checkpoint(checkpoint: Path, output: Path, *, force: bool = False) -> 
         shutil.rmtree(united, ignore_errors=True)
         shutil.rmtree(folded, ignore_errors=True)
     return output
-
-
-def _unite_shards(shards: Path, target: Path) -> None:
-    command = [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp"]
-    command += ["--local_dir", str(shards), "--target_dir", str(target)]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    if run.returncode != 0:
-        tail = "\n".join((run.stdout + run.stderr).strip().splitlines()[-15:])
-        raise FFRError(f"{shards}: verl.model_merger failed with status {run.returncode}; its last lines:\n{tail}")
 
 
 def _fold_lora(united: Path, folded: Path) -> None:

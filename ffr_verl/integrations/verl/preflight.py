@@ -29,7 +29,7 @@ from ffr_verl.embeddings.store import EmbeddingStore
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import TAGS
 from ffr_verl.integrations.verl import SUPPORTED_VERL
-from ffr_verl.integrations.verl.checkpoint_folders import CONTENTS, check_resume
+from ffr_verl.integrations.verl.checkpoint_folders import CONTENTS, Stage, check_resume
 from ffr_verl.model_families import family_of_model, has_chat_template
 from ffr_verl.rewards import CoherenceScorer, RewardConfig
 from ffr_verl.samplers.difficulty_file import DifficultyFile, row_keys
@@ -413,7 +413,7 @@ def _check_model(config: Any, node: str) -> None:
         )
 
 
-def _check_folder(config: Any, stage: Literal["sft", "grpo"]) -> None:
+def _check_folder(config: Any, stage: Stage) -> None:
     """That the disk takes a checkpoint, and that the one to resume from is whole."""
     folder = select(config, "trainer.default_local_dir")
     if not isinstance(folder, str) or "://" in folder:

@@ -82,9 +82,14 @@ class _FFRSampling:
         if not all("confusion" in info for info in answers.infos.values()):
             return  # another reward manager
         found = self._validation.add(step, list(answers.sources.values()), list(answers.infos.values()))
-        for session, source in answers.sources.items():
-            answers.infos[session] = {**answers.infos[session], **found[source]}
-        answers.put_infos()
+        read = [list(lengths)[-1] for lengths in answers.lengths.values()]  # by verl, of each session
+        data = tq.kv_batch_get(keys=read, partition_id=answers.partition, select_fields=["extra_fields"])
+        extras = [
+            {**getattr(extra, "data", extra), "reward_extra_info": {**answers.infos[session], **found[source]}}
+            for extra, (session, source) in zip(list(data["extra_fields"]), answers.sources.items(), strict=True)
+        ]
+        fields = TensorDict({"extra_fields": NonTensorStack(*extras)}, batch_size=len(read))
+        tq.kv_batch_put(keys=read, partition_id=answers.partition, fields=fields)
         note_result(step, self._validation.metrics())
 
     def _reward_metrics(self, answers: _Answers) -> dict[str, float]:
@@ -232,17 +237,6 @@ class _Answers:
             elif values and values[0] is not None:
                 answers.rows[key.split("_")[0]] = int(values[0])
         return answers
-
-    def put_infos(self) -> None:
-        """Write `infos` back, on the output of each session that verl reads."""
-        last = [list(lengths)[-1] for lengths in self.lengths.values()]
-        data = tq.kv_batch_get(keys=last, partition_id=self.partition, select_fields=["extra_fields"])
-        extras = [
-            {**getattr(extra, "data", extra), "reward_extra_info": dict(info)}
-            for extra, info in zip(list(data["extra_fields"]), self.infos.values(), strict=True)
-        ]
-        fields = TensorDict({"extra_fields": NonTensorStack(*extras)}, batch_size=len(last))
-        tq.kv_batch_put(keys=last, partition_id=self.partition, fields=fields)
 
     def scored(self, session: str) -> ScoredAnswer:
         """An answer as `advantages_of` takes it."""
