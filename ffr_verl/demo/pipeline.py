@@ -25,36 +25,18 @@ from rich.table import Table
 from rich.text import Text
 
 from ffr_verl.demo.processes import StageFailed, run_logged
-from ffr_verl.demo.stacks import Stack, StackName, installed_stack, stack_of
+from ffr_verl.demo.stages import (
+    NO_FLASH_ATTENTION,
+    DemoSettings,
+    Stage,
+    has_flash_attention,
+    installed_stack,
+    stages_of,
+)
 from ffr_verl.errors import FFRError
 from ffr_verl.files import whole_or_nothing
 
-__all__ = ["DemoSettings", "print_commands", "run_demo"]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class DemoSettings:
-    """How much the demo does."""
-
-    train_rows: int = 2048
-    heldout_rows: int = 192
-    sft_steps: int = 64  # of 32 rows
-    grpo_steps: int = 20  # of 16 prompts with 8 answers each
-    stack: StackName = "cpu"
-
-    @classmethod
-    def quick(cls, stack: StackName = "cpu") -> DemoSettings:
-        """The same stages in less than six minutes."""
-        return cls(train_rows=768, heldout_rows=64, sft_steps=32, grpo_steps=6, stack=stack)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Stage:
-    name: str
-    command: tuple[str, ...]
-    makes: Path
-    time_limit: float
-    total_steps: int | None = None  # of training
+__all__ = ["print_commands", "run_demo"]
 
 
 # What verl, Ray and vLLM print on the way to the first step, and what it means.
@@ -67,102 +49,6 @@ _MILESTONES = (
     ("Initial validation metrics", "first step"),
 )
 _SHOWN = ("train/loss", "critic/score/mean", "actor/kl_loss", "response_length/mean")
-
-
-def _command(*call: Any, **options: Any) -> tuple[str, ...]:
-    """A command of ours; `max_new_tokens=64` becomes `--max-new-tokens 64`, `force=True` becomes `--force`."""
-    words = [sys.executable, "-m", "ffr_verl", *call]
-    for name, value in options.items():
-        words += [f"--{name.replace('_', '-')}", *([] if value is True else [value])]
-    return tuple(map(str, words))
-
-
-def _stages(root: Path, settings: DemoSettings, stack: Stack) -> list[_Stage]:
-    """The commands, in order; `root` is the demo's folder."""
-    data, parquet, runs = root / "data", root / "parquet", root / "runs"
-    base, sft_model, grpo_model = (root / "models" / name for name in ("base", "sft", "grpo"))
-    logs, measured, page = root / "logs", root / "heldout", root / "report.html"
-    train, heldout, difficulty = (parquet / f"{name}.parquet" for name in ("train.rl", "heldout.rl", "difficulty"))
-    engine = {"max_model_len": 1024, "max_new_tokens": 64, "force": True}
-
-    def prepare(split: str) -> _Stage:
-        command = _command("prepare", data / f"{split}.json", images_root=data, output=parquet, split=split)
-        return _Stage(f"prepare {split}", command, parquet / f"{split}.rl.parquet", 300)
-
-    def merge(name: str, run: Path, model: Path) -> _Stage:
-        return _Stage(name, _command("merge", run, output=model, force=True), model / "config.json", 180)
-
-    def infer(name: str, model: Path) -> _Stage:
-        answers = measured / f"{name}.jsonl"
-        command = _command("infer", model=model, data=heldout, output=answers, **engine)
-        return _Stage(f"infer {name}", command, answers, 300)
-
-    def evaluate(name: str, **against: Path) -> _Stage:
-        figures = measured / f"{name}.json"
-        command = _command("evaluate", measured / f"{name}.jsonl", **against, json=figures)
-        return _Stage(f"evaluate {name}", command, figures, 120)
-
-    sft = (
-        f"+recipe=ffr_sft{stack.recipe_suffix}",
-        f"model.path={base}",
-        f"data.train_files={parquet / 'train.sft.parquet'}",
-        "data.max_length=1024",
-        "optim.lr=3e-3",
-        f"trainer.total_training_steps={settings.sft_steps}",
-        "trainer.total_epochs=1000",
-        f"trainer.save_freq={max(1, settings.sft_steps // 2)}",
-        "trainer.logger=[console,file]",
-        f"trainer.default_local_dir={runs / 'sft'}",
-    )
-    grpo = (
-        f"+recipe=ffr_grpo{stack.recipe_suffix}",
-        f"actor_rollout_ref.model.path={sft_model}",
-        f"data.train_files={train}",
-        f"data.val_files={heldout}",
-        f"data.ffr.curriculum.difficulty={difficulty}",
-        "data.max_prompt_length=768",
-        "data.max_response_length=64",
-        "data.train_batch_size=16",
-        "data.filter_overlong_prompts=false",
-        "actor_rollout_ref.actor.ppo_mini_batch_size=8",
-        "actor_rollout_ref.actor.optim.lr=5e-4",
-        "actor_rollout_ref.actor.kl_loss_coef=0.001",
-        f"trainer.total_training_steps={settings.grpo_steps}",
-        f"trainer.save_freq={max(1, settings.grpo_steps // 2)}",
-        "trainer.val_before_train=false",
-        f"trainer.test_freq={settings.grpo_steps}",
-        "trainer.logger=[console,file]",
-        f"trainer.rollout_data_dir={runs / 'grpo' / 'rollouts'}",
-        f"trainer.default_local_dir={runs / 'grpo'}",
-    )
-    answers = measured / "sft.jsonl"
-    report = {"output": page, "compare": answers, "data": heldout, "training": logs, "force": True}
-    return [
-        prepare("train"),
-        prepare("heldout"),
-        _Stage(
-            "SFT",
-            (sys.executable, *stack.sft_program, *sft, *stack.sft),
-            runs / "sft" / f"global_step_{settings.sft_steps}" / "data_0.pt",
-            900,
-            settings.sft_steps,
-        ),
-        merge("merge", runs / "sft", sft_model),
-        _Stage("score", _command("score", model=sft_model, data=train, output=difficulty, **engine), difficulty, 600),
-        _Stage(
-            "GRPO",
-            (sys.executable, "-m", "verl.trainer.main_ppo", *grpo, *stack.grpo),
-            runs / "grpo" / f"global_step_{settings.grpo_steps}" / "data.pt",
-            1500,
-            settings.grpo_steps,
-        ),
-        merge("merge GRPO", runs / "grpo", grpo_model),
-        infer("sft", sft_model),
-        infer("grpo", grpo_model),
-        evaluate("sft"),
-        evaluate("grpo", compare=answers),
-        _Stage("report", _command("report", measured / "grpo.jsonl", **report), page, 120),
-    ]
 
 
 class _Record:
@@ -189,7 +75,7 @@ class _Record:
             temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
-def _progress(stage: _Stage, live: Live, console: Console) -> Callable[[str], None]:
+def _progress(stage: Stage, live: Live, console: Console) -> Callable[[str], None]:
     """Show the newest step of verl's console log: a line that changes in a terminal, a line now and then elsewhere."""
     started = time.monotonic()
     text_now, printed = "starting", started
@@ -219,11 +105,11 @@ def _progress(stage: _Stage, live: Live, console: Console) -> Callable[[str], No
     return on_line
 
 
-def _shown(stage: _Stage) -> str:
+def _shown(stage: Stage) -> str:
     return shlex.join([Path(part).name if part == sys.executable else part for part in stage.command])
 
 
-def _run_stage(stage: _Stage, root: Path, console: Console) -> float:
+def _run_stage(stage: Stage, root: Path, console: Console) -> float:
     log = root / "logs" / f"{stage.name.lower().replace(' ', '_')}.log"
     environment = {"RAY_DEDUP_LOGS": "0", "HF_HUB_OFFLINE": "1"}
     if stage.total_steps is not None:
@@ -249,7 +135,7 @@ def _run_stage(stage: _Stage, root: Path, console: Console) -> float:
 
 def print_commands(root: Path, settings: DemoSettings, console: Console) -> None:
     """What `run_demo` would run, a command a line."""
-    for stage in _stages(root.absolute(), settings, stack_of(settings.stack)):
+    for stage in stages_of(root.absolute(), settings, flash_attention=has_flash_attention()):
         console.print(_shown(stage), markup=False, highlight=False, soft_wrap=True)
 
 
@@ -259,7 +145,6 @@ def run_demo(root: Path, settings: DemoSettings, *, restart: bool, console: Cons
     All is done again with other settings than last time, and where `restart` says so. `StageFailed` names the log of
     a command that failed; an `FFRError` says that `root` holds files of something else.
     """
-    stack = stack_of(settings.stack)
     if installed_stack() != settings.stack:
         raise FFRError(f"the installed vLLM is not of the {settings.stack} stack: make demo STACK={settings.stack}")
     root = root.absolute()
@@ -274,8 +159,8 @@ def run_demo(root: Path, settings: DemoSettings, *, restart: bool, console: Cons
         path.unlink(missing_ok=True)
         record = _Record(path, settings)
     record.write()
-    if stack.note:
-        console.print(stack.note, markup=False, highlight=False, soft_wrap=True)
+    if settings.stack == "gpu" and not has_flash_attention():
+        console.print(NO_FLASH_ATTENTION, markup=False, highlight=False, soft_wrap=True)
 
     if "make data and model" not in record.seconds:
         from transformers.utils import logging as transformers_logging
@@ -290,7 +175,7 @@ def run_demo(root: Path, settings: DemoSettings, *, restart: bool, console: Cons
         transformers_logging.disable_progress_bar()
         write_base_model(root / "models" / "base")
         record.finished("make data and model", time.monotonic() - started)
-    for stage in _stages(root, settings, stack):
+    for stage in stages_of(root, settings, flash_attention=has_flash_attention()):
         if stage.name in record.seconds and stage.makes.exists():
             console.print(f"  {stage.name}: finished before ({record.seconds[stage.name]:.0f} s)", highlight=False)
             continue

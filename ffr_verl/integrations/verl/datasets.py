@@ -90,7 +90,9 @@ class FFRDataset(RLHFDataset):
             logger.warning(
                 "%s: verl leaves out %d of %d rows: their prompts are longer than data.max_prompt_length, or cannot "
                 "be made, which its output above tells",
-                *(", ".join(files), rows - len(self.dataframe), rows),
+                ", ".join(files),
+                rows - len(self.dataframe),
+                rows,
             )
         if files == as_list(config.get("train_files") or ()):
             self._follow_curriculum(files)

@@ -354,13 +354,9 @@ def _check_embeddings(config: Any, path: str) -> None:
                 f"ffr-verl embed {name} --model NAME --output {path}"
             )
         if lacking:
-            found = f"{len(lacking)} of {wanted} utterances and images looked for in {name} ({lacking[0]} ...)"
-            logger.warning(
-                "%s: %s lacks %s: they are left out of coherence; `ffr-verl embed` takes several data files at once",
-                key,
-                path,
-                found,
-            )
+            part = f"{len(lacking)} of {wanted} utterances and images looked for in {name} ({lacking[0]} ...)"
+            rest = "they are left out of coherence; `ffr-verl embed` takes several data files at once"
+            logger.warning("%s: %s lacks %s: %s", key, path, part, rest)
 
 
 def _check_model(config: Any, node: str) -> None:
