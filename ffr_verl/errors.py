@@ -13,25 +13,12 @@ class FFRError(ValueError):
     """Something the user can mend: the message says where it is, what was found, what was expected and how to mend it.
 
     Commands print the message and exit with status 2; as a `ValueError` it needs no special care in library use.
-
-    Example:
-        >>> from ffr_verl.errors import FFRError
-        >>> raise FFRError("train.json: row 3: field 'solution' is missing; add the gold answer")
-        Traceback (most recent call last):
-            ...
-        ffr_verl.errors.FFRError: train.json: row 3: field 'solution' is missing; add the gold answer
     """
 
 
 def one_line(text: str, *, longest: int = 300) -> str:
-    """A text that a server or a file holds, as a line for a terminal and for a file.
-
-    Args:
-        text: may hold line ends, escape sequences, or half of a surrogate pair, which fits into no file.
-        longest: most characters of it.
-
-    Returns:
-        The text with one space for what is not printable.
+    """A text that a server or a file holds, of at most `longest` characters, as a line for a terminal and for a file:
+    with a space for line ends, escape sequences, and half of a surrogate pair, which fits into no file.
 
     Example:
         >>> one_line("too long:\\n\\x1b[31m \\ud83d 5000")
@@ -42,10 +29,5 @@ def one_line(text: str, *, longest: int = 300) -> str:
 
 def printable(text: str) -> str:
     """A text that fits on a line of a terminal or a report: what would move the cursor, or cannot be encoded, is
-    written as a code.
-
-    Example:
-        >>> printable("a\\nb")
-        'a\\\\nb'
-    """
+    written as a code."""
     return _UNPRINTABLE.sub(lambda found: found.group().encode("unicode_escape", "surrogatepass").decode(), text)

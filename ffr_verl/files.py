@@ -20,15 +20,7 @@ __all__ = ["check_output", "disk_errors", "whole_or_nothing"]
 
 @contextlib.contextmanager
 def disk_errors(place: Path, mend: str = "give another --output") -> Iterator[None]:
-    """An `OSError` of the block as one line that says where and how to mend it.
-
-    Example:
-        >>> with disk_errors(Path("out")):
-        ...     raise PermissionError(13, "Permission denied")
-        Traceback (most recent call last):
-            ...
-        ffr_verl.errors.FFRError: out: Permission denied; give another --output
-    """
+    """An `OSError` of the block as an `FFRError` of one line that says where and how to mend it."""
     try:
         yield
     except OSError as error:
@@ -44,15 +36,8 @@ def whole_or_nothing(
     """Temporary names for `paths`, whose files are moved into place when the block ends well and removed otherwise.
 
     The names are this process's own, so two commands with one output do not write into one file; the last one wins,
-    with all of its files. A name whose file was not made is left out. The folder is made when it is missing.
-
-    Args:
-        paths: in one folder.
-        place: what errors name; the first of `paths` by default.
-        mend: what errors advise.
-
-    Raises:
-        FFRError: the disk does not take them.
+    with all of its files. A name whose file was not made is left out. The folder of all `paths` is made when it is
+    missing. Errors of the disk name `place`, by default the first of `paths`.
     """
     node = platform.node()
     partial = {path: path.with_name(f".{path.name}.{node}.{os.getpid()}.partial") for path in paths}
@@ -87,17 +72,9 @@ def _alone_in(folder: Path) -> Iterator[None]:
 def check_output(
     output: Path, *, force: bool, example: str, inputs: Iterable[Path] = (), option: str = "--output"
 ) -> None:
-    """Refuse an output that is a folder, that is an input, or that is there and shall not be replaced.
+    """Refuse an output that is a folder, that is an input, or that is there and shall not be replaced (`force`).
 
-    Args:
-        output: the file to write.
-        force: replace it; never an input.
-        example: name of such a file, for the message.
-        inputs: what is read.
-        option: how it was given.
-
-    Raises:
-        FFRError: see above.
+    `example` is the name of such a file, and `option` how it was given, for the message.
     """
     if output.is_dir():
         raise FFRError(f"{option} {output}: a folder; give the name of a file, such as {output / example}")

@@ -10,11 +10,9 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-__all__ = ["RECIPE_SEARCH_PATH", "register"]
+__all__ = ["register"]
 
 logger = logging.getLogger(__name__)
-
-RECIPE_SEARCH_PATH = "pkg://ffr_verl.conf"
 
 
 def _register_recipes() -> None:
@@ -26,7 +24,7 @@ def _register_recipes() -> None:
         """Appends the packaged recipes, so that folders of the user and of verl come first."""
 
         def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-            search_path.append(provider="ffr-verl", path=RECIPE_SEARCH_PATH)
+            search_path.append(provider="ffr-verl", path="pkg://ffr_verl.conf")
 
     Plugins.instance().register(FFRRecipes)
 

@@ -1,4 +1,4 @@
-"""Every setting of ours in a recipe: key, default, range. The published numbers are defaults here.
+"""Every setting of ours in a recipe: key, range, default (the published numbers); docs/recipes.md has their table.
 
 A misspelled key or a value out of range is an error that names the key, never a setting that is silently ignored.
 """
@@ -37,14 +37,7 @@ _Self = TypeVar("_Self", bound="Settings")
 
 
 def refuse_unknown_keys(keys: Iterable[object], *, allowed: Iterable[str], where: str) -> None:
-    """Raise `FFRError` for the first of `keys` that is not `allowed`, with the nearest allowed one.
-
-    Example:
-        >>> refuse_unknown_keys(["max_pixel"], allowed=["max_pixels"], where="data")
-        Traceback (most recent call last):
-            ...
-        ffr_verl.errors.FFRError: data.max_pixel: unknown key; did you mean 'max_pixels'? Allowed: max_pixels
-    """
+    """Raise an `FFRError` for the first of `keys` that is not `allowed`, with the nearest allowed one."""
     known = sorted(allowed)
     for key in keys:
         if key not in known:
@@ -60,82 +53,58 @@ class Settings(msgspec.Struct, frozen=True):
 
     @classmethod
     def from_mapping(cls: type[_Self], values: Mapping[str, Any]) -> _Self:
-        """Check a node of a recipe; keys that are missing or null there have their defaults.
+        """Check a node of a recipe; keys that are missing there, or null where that is no value, have their defaults.
 
-        Raises:
-            FFRError: for an unknown key or a value out of range; the message names the key.
-
-        Example:
-            >>> OnlineConfig.from_mapping({"floor": 2})
-            Traceback (most recent call last):
-                ...
-            ffr_verl.errors.FFRError: data.ffr.curriculum.online.floor: found 2, expected `float` <= 1.0
+        An unknown key or a value out of range is an `FFRError` that names the key.
         """
-        plain = _plain(values, cls.node)
-        _refuse_unknown(cls, plain, cls.node)
-        try:
-            return msgspec.convert(plain, cls)
-        except msgspec.ValidationError as error:
-            text, _, path = str(error).partition(" - at `$.")
-            found: Any = plain
-            kind: Any = cls
-            where = cls.node
-            for key in path.rstrip("`").replace("[...]", "").split("."):
-                if isinstance(found, dict) and key in found:
-                    kind, found, where = _type_of(kind, key), found[key], f"{where}.{key}"
-            choices = [str(one) for part in (kind, *get_args(kind)) for one in get_args(part) if isinstance(one, str)]
-            choices += ["a list of names" for part in get_args(kind) if get_origin(part) is list]
-            expected = f"expected one of {', '.join(dict.fromkeys(choices))}" if choices else text.lower()
-            raise FFRError(f"{where}: found {found!r}, {expected}") from None
+        fields = {field.name: field for field in msgspec.structs.fields(cls)}
+        refuse_unknown_keys(values, allowed=fields, where=cls.node)
+        given = {}
+        for name, value in values.items():
+            kind = fields[name].type
+            if value is not None or type(None) in get_args(kind):
+                given[name] = _checked(kind, value, f"{cls.node}.{name}")
+        return cls(**given)
+
+
+def _checked(kind: Any, value: Any, where: str) -> Any:
+    kinds = (kind, *get_args(kind))
+    inner = next((one for one in kinds if isinstance(one, type) and issubclass(one, Settings)), None)
+    if inner is not None and isinstance(value, Mapping):
+        return inner.from_mapping(value)
+    found = _plain(value, where)
+    try:
+        return msgspec.convert(found, kind)
+    except msgspec.ValidationError as error:
+        choices = [str(one) for part in kinds for one in get_args(part) if isinstance(one, str)]
+        choices += ["a list of names" for part in kinds if get_origin(part) is list]
+        text = str(error).partition(" - at `$")[0].lower()
+        expected = f"expected one of {', '.join(dict.fromkeys(choices))}" if choices else text
+        raise FFRError(f"{where}: found {found!r}, {expected}") from None
 
 
 def _plain(value: Any, where: str) -> Any:
+    """OmegaConf's containers as those of Python."""
     if isinstance(value, Mapping):
         return {key: _plain(one, f"{where}.{key}") for key, one in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(one, where) for one in value]
     if isinstance(value, float) and not math.isfinite(value):
         raise FFRError(f"{where}: found {value}, expected a finite number")
-    return (
-        [_plain(one, where) for one in value] if isinstance(value, Sequence) and not isinstance(value, str) else value
-    )
-
-
-def _settings_in(kind: Any) -> list[type[Settings]]:
-    return [one for one in (kind, *get_args(kind)) if isinstance(one, type) and issubclass(one, Settings)]
-
-
-def _type_of(kind: Any, name: str) -> Any:
-    fields = [field for one in _settings_in(kind) for field in msgspec.structs.fields(one)]
-    return next((field.type for field in fields if field.name == name), None)
-
-
-def _refuse_unknown(kind: type[Settings], values: dict[str, Any], where: str) -> None:
-    fields = {field.name: field for field in msgspec.structs.fields(kind)}
-    refuse_unknown_keys(values, allowed=fields, where=where)
-    for name, field in fields.items():
-        if name in values and values[name] is None and field.default is not None:
-            del values[name]  # null: the default
-        for inner in _settings_in(field.type):
-            if isinstance(values.get(name), dict):
-                _refuse_unknown(inner, values[name], f"{where}.{name}")
+    return value
 
 
 class OnlineConfig(Settings, frozen=True):
-    """Settings of `order: online`.
-
-    Attributes:
-        metric: of an answer, whose standard deviation in a group is the row's spread: `reward`, or a key that
-            `compute_score` returns.
-        decay: weight in [0, 1) of what was known of a row when its next group is observed.
-        floor: weight in (0, 1] of rows without spread, beside 1 of those with the most, so that none is forgotten.
-        scale: no longer read, as `target` and `width`: rows were drawn around a score before. Kept for older recipes.
-        target: see `scale`.
-        width: see `scale`.
-    """
+    """Settings of `order: online`."""
 
     node: ClassVar[str] = "data.ffr.curriculum.online"
+    # Of an answer, whose standard deviation in a group is the row's spread: `reward`, or a key of `compute_score`.
     metric: Name = "reward"
+    # Weight of what was known of a row when its next group is observed.
     decay: Annotated[float, Meta(ge=0, lt=1)] = 0.5
+    # Weight of rows without spread, beside 1 of those with the most, so that none is forgotten.
     floor: Annotated[float, Meta(gt=0, le=1)] = 0.1
+    # No longer read: rows were drawn around a score before. Kept for older recipes.
     scale: float | None = None
     target: float | None = None
     width: float | None = None
@@ -158,29 +127,21 @@ class LevelShares(Settings, frozen=True):
 class CurriculumConfig(Settings, frozen=True):
     """Settings of a curriculum.
 
-    Attributes:
-        difficulty: file that `ffr-verl score` made for the training rows.
-        order: `file`: as they stand in the file; `published`: the levels one after another, parts of them kept
-            (`select_rows`); `ascending`: all rows by falling f1, of equals by rising entropy; `competence`: all rows,
-            at each time drawn from the easiest ones, whose share grows; `shuffled`: all rows by chance, the baseline;
-            `online`: drawn again in every step, by the spread of the policy's own rewards.
-        strata: what every step shall have in the data's shares, whatever the order (but for `file` and `published`):
-            `gold`: rows without a gold id, with utterances only, with images; a list of columns of the data, whose
-            values are the strata; `None` for none.
-        shares: kept of each level, for `published`.
-        pacing: how the share of `competence` grows with the share of the epoch that is over: `linear`, `root` (fast
-            first) or in `steps`.
-        start: share of `competence` at the beginning, above 0 and at most 1.
-        steps: number of steps for `pacing: steps`.
-        seed: of `competence`, `shuffled` and `online`.
-        online: of `online`.
+    `order`: `file`: as they stand in the file; `published`: the levels one after another, parts of them kept
+    (`select_rows`); `ascending`: all rows by falling f1, of equals by rising entropy; `competence`: all rows, at each
+    time drawn from the easiest ones, whose share grows; `shuffled`: all rows by chance, the baseline; `online`: drawn
+    again in every step, by the spread of the policy's own rewards.
+    `strata`: what every step shall have in the data's shares, whatever the order (but for `file` and `published`):
+    `gold`: rows without a gold id, with utterances only, with images; a list of columns of the data, whose values are
+    the strata; `None` for none.
     """
 
     node: ClassVar[str] = "data.ffr.curriculum"
-    difficulty: str | None = None
+    difficulty: str | None = None  # file that `ffr-verl score` made for the training rows
     order: Literal["file", "published", "ascending", "competence", "shuffled", "online"] = "published"
     strata: Literal["gold"] | list[str] | None = "gold"
-    shares: LevelShares = LevelShares()
+    shares: LevelShares = LevelShares()  # kept of each level, for `published`
+    # How the share of `competence` grows with the share of the epoch that is over, from `start`, or in `steps`.
     pacing: Literal["linear", "root", "steps"] = "root"
     start: Annotated[float, Meta(gt=0, le=1)] = 0.1
     steps: Annotated[int, Meta(ge=1)] = 5
@@ -189,21 +150,13 @@ class CurriculumConfig(Settings, frozen=True):
 
 
 class DataConfig(Settings, frozen=True):
-    """Settings of `FFRDataset` and `FFRSFTDataset`.
-
-    Attributes:
-        images_root: folder that image paths are relative to; `None`: the one that `ffr-verl prepare` recorded in the
-            file.
-        max_pixels: images with more pixels are shrunk to at most so many; the published bound by default.
-        min_pixels: images with fewer pixels are enlarged to at least so many; `None` leaves qwen_vl_utils' own bound.
-        curriculum: order of the training rows (RL only); without a difficulty file that of the file.
-    """
+    """Settings of `FFRDataset` and `FFRSFTDataset`."""
 
     node: ClassVar[str] = "data.ffr"
-    images_root: str | None = None
-    max_pixels: Annotated[int, Meta(ge=1)] = DEFAULT_MAX_PIXELS
-    min_pixels: Annotated[int, Meta(ge=1)] | None = None
-    curriculum: CurriculumConfig = CurriculumConfig()
+    images_root: str | None = None  # that image paths are relative to; `None`: what `ffr-verl prepare` recorded
+    max_pixels: Annotated[int, Meta(ge=1)] = DEFAULT_MAX_PIXELS  # larger images are shrunk, smaller ones enlarged
+    min_pixels: Annotated[int, Meta(ge=1)] | None = None  # `None` leaves qwen_vl_utils' own bound
+    curriculum: CurriculumConfig = CurriculumConfig()  # RL only
 
     def __post_init__(self) -> None:
         if self.min_pixels is not None and self.min_pixels > self.max_pixels:
@@ -215,10 +168,9 @@ class DataConfig(Settings, frozen=True):
 class AdvantageConfig(Settings, frozen=True):
     """Settings of `algorithm.adv_estimator=ffr`.
 
-    Attributes:
-        credit: `answer`: every token has the reward less its group's mean; `id`: every id is credited to the tokens
-            that decide it (needs `f1_mode: micro` or `micro_f1_mcc`); `components`: GDPO.
-        components: of `components`: keys of the reward function and their weights.
+    `credit`: `answer`: every token has the reward less its group's mean; `id`: every id is credited to the tokens that
+    decide it (needs `f1_mode: micro` or `micro_f1_mcc`); `components`: GDPO of `components`, keys of the reward
+    function and their weights.
     """
 
     node: ClassVar[str] = "trainer.v1.sampler.sampler_kwargs.advantage"
@@ -234,33 +186,23 @@ class AdvantageConfig(Settings, frozen=True):
 
 
 class SamplerConfig(Settings, frozen=True):
-    """Settings of `FFRReplayBuffer`.
-
-    Attributes:
-        poll_interval: seconds between two looks at the rollouts, above 0.
-        filter_groups: evict groups whose metric hardly differs between answers, and generate others instead.
-        filter_groups_metric: `reward`, or a key that `compute_score` returns.
-        min_std: a group has no spread when the standard deviation of its metric is at most this. verl's own filter
-            knows 0 only, which a continuous reward never hits.
-        max_filtered_batches: after so many batches of evicted groups the filter rests until the next step, so that a
-            policy that always agrees with itself cannot regenerate without end; 0 for no limit.
-        train_batch_size: prompts a step; needed with `filter_groups`.
-        advantage: of `algorithm.adv_estimator=ffr`; `None` leaves advantages to verl.
-        best_checkpoint: of the validation, by whose largest value `BestCheckpoint` keeps a checkpoint:
-            `micro_joint_f1`, `micro_joint_mcc`, the same of `utterance` and `image`, or a key of the reward function;
-            `None` keeps none.
-        max_inflight_gen_batches: how many batches of replacement prompts may be generated at once.
-    """
+    """Settings of `FFRReplayBuffer`."""
 
     node: ClassVar[str] = "trainer.v1.sampler.sampler_kwargs"
-    poll_interval: Annotated[float, Meta(gt=0)] = 2.0
+    poll_interval: Annotated[float, Meta(gt=0)] = 2.0  # seconds between two looks at the rollouts
+    # Groups whose metric (`reward`, or a key of `compute_score`) hardly differs are evicted, and others generated: its
+    # standard deviation is at most `min_std`. verl's own filter knows 0 only, which a continuous reward never hits.
     filter_groups: bool = False
     filter_groups_metric: Name = "reward"
     min_std: Annotated[float, Meta(ge=0)] = 0.0
+    # After so many batches of evicted groups the filter rests until the next step, so that a policy that always agrees
+    # with itself cannot regenerate without end; 0 for no limit.
     max_filtered_batches: Annotated[int, Meta(ge=0)] = 10
-    train_batch_size: Annotated[int, Meta(ge=1)] | None = None
-    max_inflight_gen_batches: Annotated[int, Meta(ge=1)] = 1
-    advantage: AdvantageConfig | None = None
+    train_batch_size: Annotated[int, Meta(ge=1)] | None = None  # prompts a step; needed with `filter_groups`
+    max_inflight_gen_batches: Annotated[int, Meta(ge=1)] = 1  # batches of replacement prompts generated at once
+    advantage: AdvantageConfig | None = None  # of `algorithm.adv_estimator=ffr`; `None` leaves advantages to verl
+    # Of the validation, by whose largest value `BestCheckpoint` keeps a checkpoint: `micro_joint_f1`,
+    # `micro_joint_mcc`, the same of `utterance` and `image`, or a key of the reward function; `None` keeps none.
     best_checkpoint: Name | None = None
 
     def __post_init__(self) -> None:

@@ -33,38 +33,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
+from safetensors.torch import save_file
 from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
 from ffr_verl.data.demo import INSTRUCTION, SYSTEM, TOPICS, demo_rows
-from ffr_verl.demo.base_model import PRETRAINING_TEXTS, write_random_model
+from ffr_verl.demo.base_model import PRETRAINING_TEXTS, write_base_model
+from ffr_verl.files import whole_or_nothing
 from ffr_verl.fragments import Fragment, format_fragment, parse_fragment
-
-__all__ = ["PretrainingSettings", "main", "pretrain"]
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class PretrainingSettings:
-    """How the base model is made.
-
-    Attributes:
-        steps: updates.
-        batch_size: examples of an update.
-        lr: peak learning rate of AdamW; warm-up over `warmup` updates, then a cosine down to a tenth.
-        warmup: updates.
-        matching_steps: the first updates, on the task lines alone, one turn a topic, no pictures, and a word of the
-            query in every line.
-        turns: longest part of each topic in the dialogues afterwards, one value for each equal share of the updates.
-        heldout: rows of the final measurement.
-        seed: of weights and examples.
-    """
+    """How the base model is made: by `steps` updates with AdamW, see `_lr_factor`."""
 
     steps: int = 1700
     batch_size: int = 64
     lr: float = 7e-4
     warmup: int = 100
+    # The first updates: the task lines alone, one turn a topic, no pictures, and a word of the query in every line.
     matching_steps: int = 600
+    # Longest part of each topic in the dialogues afterwards, one value for each equal share of the updates.
     turns: tuple[int, ...] = (1, 2, 3)
     heldout: int = 256
     seed: int = 0
@@ -120,18 +111,13 @@ class _Batches:
         self._grids: dict[str, torch.Tensor] = {}
         self._image_pad = self._tokenizer.convert_tokens_to_ids("<|image_pad|>")
 
-    def _read(self, name: str) -> None:
-        from PIL import Image
-
-        if name not in self._pixels:
-            with Image.open(self._folder / name) as image:
-                found = self._processor.image_processor(images=[image.convert("RGB")], return_tensors="pt")
-            self._pixels[name], self._grids[name] = found["pixel_values"], found["image_grid_thw"]
-
     def _ids(self, example: _Example) -> tuple[list[int], list[int]]:
         text, *rest = example.prompt.split("<image>")
         for name, after in zip(example.pictures, rest, strict=True):
-            self._read(name)
+            if name not in self._pixels:
+                with Image.open(self._folder / name) as image:
+                    found = self._processor.image_processor(images=[image.convert("RGB")], return_tensors="pt")
+                self._pixels[name], self._grids[name] = found["pixel_values"], found["image_grid_thw"]
             count = int(self._grids[name].prod()) // 4
             text += "<|vision_start|>" + "<|image_pad|>" * count + "<|vision_end|>" + after
         prompt, answer = (
@@ -140,10 +126,9 @@ class _Batches:
         )
         return prompt, answer
 
-    def tokens(self, words: Sequence[str]) -> list[int]:
+    def tokens(self, words: Sequence[str]) -> Any:
         """Token ids of words, at the start of a text and inside one."""
-        found: list[int] = self._tokenizer.convert_tokens_to_ids([*words, *(f" {word}" for word in words)])
-        return found
+        return self._tokenizer.convert_tokens_to_ids([*words, *(f" {word}" for word in words)])
 
     def tensors(self, examples: Sequence[_Example], *, with_answer: bool = True) -> dict[str, torch.Tensor]:
         """Padded on the right with the answer, on the left without it."""
@@ -199,17 +184,12 @@ def _give_habits(model: Any, batches: _Batches) -> None:
 
 
 def pretrain(output: Path, settings: PretrainingSettings) -> dict[str, float]:
-    """Make the base model's weights and write `base.safetensors` and `base.json` to the folder `output`.
-
-    Returns:
-        The held-out share of right answers to the first task by the number of turns a topic, also in `base.json`.
-    """
-    from safetensors.torch import save_file
-
+    """Write `base.safetensors` and `base.json` to the folder `output`; returns the held-out share of right answers to
+    the first task by the number of turns a topic."""
     rng = random.Random(settings.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_random_model(folder / "model", seed=settings.seed)
+        write_base_model(folder / "model", seed=settings.seed)
         model = Qwen2VLForConditionalGeneration.from_pretrained(folder / "model", attn_implementation="sdpa")
         batches = _Batches(folder, AutoProcessor.from_pretrained(folder / "model"))
         torch.manual_seed(settings.seed)
@@ -224,10 +204,8 @@ def pretrain(output: Path, settings: PretrainingSettings) -> dict[str, float]:
             over = (step - settings.matching_steps) / (settings.steps - settings.matching_steps)
             turns = 1 if is_matching else settings.turns[int(over * len(settings.turns))]
             if (turns, is_matching) not in streams:
-                image_share, literal_share = (0.0, 1.0) if is_matching else (0.25, 0.8)
-                streams[turns, is_matching] = _rows(
-                    folder, turns, settings.seed, image_share=image_share, literal_share=literal_share
-                )
+                shares = {"image_share": 0.0, "literal_share": 1.0} if is_matching else {}
+                streams[turns, is_matching] = _rows(folder, turns, settings.seed, **shares)
             lines = settings.batch_size if is_matching else settings.batch_size * 3 // 4
             examples = [_lines(row) for row in itertools.islice(streams[turns, is_matching], lines)]
             pictures = sorted(str(path.relative_to(folder)) for path in (folder / "images").iterdir())
@@ -249,12 +227,11 @@ def pretrain(output: Path, settings: PretrainingSettings) -> dict[str, float]:
             rows = _rows(folder, turns, settings.seed + 1_000_003, least=turns)
             heldout = [_lines(row) for row in itertools.islice(rows, settings.heldout)]
             right_by_turns[str(turns)] = batches.share_right(model, heldout)
-        output.mkdir(parents=True, exist_ok=True)
         state = {key: value.to(torch.float16).contiguous() for key, value in model.state_dict().items()}
-        save_file(state, output / "base.safetensors.partial", metadata={"format": "pt"})
-        (output / "base.safetensors.partial").replace(output / "base.safetensors")
         record = {"settings": asdict(settings), "share_of_right_answers_by_turns": right_by_turns}
-        (output / "base.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        with whole_or_nothing([output / "base.safetensors", output / "base.json"]) as (weights, description):
+            save_file(state, weights, metadata={"format": "pt"})
+            description.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return right_by_turns
 
 
@@ -269,18 +246,11 @@ def _lr_factor(step: int, settings: PretrainingSettings) -> float:
 def _rows(
     folder: Path, turns: int, seed: int, *, least: int = 1, image_share: float = 0.25, literal_share: float = 0.8
 ) -> Iterator[dict[str, Any]]:
-    return demo_rows(
-        folder / "images",
-        rows=10**9,
-        seed=seed,
-        turns_per_topic=(least, turns),
-        emblems=16,
-        image_share=image_share,
-        literal_share=literal_share,
-    )
+    shares = {"image_share": image_share, "literal_share": literal_share}
+    return demo_rows(folder / "images", rows=10**9, seed=seed, turns_per_topic=(least, turns), emblems=16, **shares)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main() -> None:
     """The command of the module's docstring."""
     defaults = PretrainingSettings()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -288,12 +258,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=defaults.steps)
     parser.add_argument("--turns", type=int, nargs="+", default=list(defaults.turns))
     parser.add_argument("--seed", type=int, default=defaults.seed)
-    given = parser.parse_args(arguments)
+    given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logger.info(
-        "right: %s",
-        pretrain(given.output, PretrainingSettings(steps=given.steps, turns=tuple(given.turns), seed=given.seed)),
-    )
+    settings = PretrainingSettings(steps=given.steps, turns=tuple(given.turns), seed=given.seed)
+    logger.info("right: %s", pretrain(given.output, settings))
 
 
 if __name__ == "__main__":

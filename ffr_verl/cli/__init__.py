@@ -8,21 +8,8 @@ from typing import Annotated
 import typer
 
 from ffr_verl import __version__
-from ffr_verl.cli import (
-    build,
-    check,
-    demo,
-    doctor,
-    embed,
-    evaluate,
-    infer,
-    inspect,
-    merge,
-    prepare,
-    recipe,
-    report,
-    score,
-)
+from ffr_verl.cli import build, check, demo, doctor, embed, evaluate, infer, inspect, merge, prepare, report, score
+from ffr_verl.cli.recipe import app as recipe_app
 from ffr_verl.errors import FFRError
 
 __all__ = ["app", "main"]
@@ -69,7 +56,7 @@ for _command in (
     check.check,
 ):
     app.command()(_command)
-app.add_typer(recipe.app, name="recipe")
+app.add_typer(recipe_app, name="recipe")
 
 
 def main() -> None:

@@ -38,6 +38,5 @@ def check(
     found = find_problems(compose_run(chosen, overrides, config_dir=config_dir))
     for text in found.unchecked:
         warn(text)
-    if found.problems:
-        raise FFRError("\nffr-verl: error: ".join(found.problems))
+    found.stop()
     console.print(f"no problem found for verl.trainer.{chosen} +recipe={names[0]}", highlight=False)

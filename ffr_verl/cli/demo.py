@@ -27,8 +27,8 @@ def demo(
     Prints and runs the commands that a user would type: prepare, SFT, merge, score, GRPO, infer, evaluate, report. A
     second call resumes where the first one ended. `make demo` installs what it needs.
     """
-    from ffr_verl.demo.pipeline import DemoSettings, print_commands, run_demo
-    from ffr_verl.demo.stacks import installed_stack
+    from ffr_verl.demo.pipeline import print_commands, run_demo
+    from ffr_verl.demo.stages import DemoSettings, installed_stack
 
     chosen = stack or installed_stack()
     settings = DemoSettings.quick(chosen) if quick else DemoSettings(stack=chosen)

@@ -10,33 +10,18 @@ from __future__ import annotations
 import shutil
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from ffr_verl.data.demo import demo_vocabulary
-from ffr_verl.errors import FFRError
+from ffr_verl.errors import FFRError, one_line
 from ffr_verl.fragments import TAGS
 from ffr_verl.model_families import QWEN2_VL
 from ffr_verl.settings import DEFAULT_MAX_PIXELS
 
-__all__ = ["build_tokenizer", "write_base_model", "write_random_model"]
+__all__ = ["build_tokenizer", "write_base_model"]
 
-_SPECIAL = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    QWEN2_VL.image_start,
-    QWEN2_VL.image_end,
-    QWEN2_VL.image_pad,
-    "<|video_pad|>",
-)
-_PROMPT_TAGS = (
-    "<|utt_id_start|>",
-    "<|utt_id_end|>",
-    "<|img_id_start|>",
-    "<|img_id_end|>",
-    "<|query_start|>",
-    "<|query_end|>",
-)
+_IMAGE_TOKENS = (QWEN2_VL.image_start, QWEN2_VL.image_end, QWEN2_VL.image_pad)
+_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *_IMAGE_TOKENS, "<|video_pad|>")
+_PROMPT_TAGS = tuple([f"<|{name}_{end}|>" for name in ("utt_id", "img_id", "query") for end in ("start", "end")])
 _UNKNOWN = "<|unknown|>"
 _PUNCTUATION = ("[", "]", ", ", ",", ";", ":", " ", "\n", ".", "?", "!", "'")
 _LARGEST_ID = 127
@@ -66,8 +51,7 @@ _CHAT_TEMPLATE = (
 def build_tokenizer():  # type: ignore[no-untyped-def]  # a transformers class, imported late
     """A `PreTrainedTokenizerFast` whose tokens are the demo's words, the ids 0 to 127 and the FFR tags.
 
-    The tags are ordinary added tokens, never special ones: verl drops special tokens when it decodes an answer for the
-    reward. Decoding what was encoded gives the same text, except for words that the demo set does not have.
+    The tags are ordinary added tokens: verl drops special ones when it decodes an answer for the reward.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -94,48 +78,13 @@ def build_tokenizer():  # type: ignore[no-untyped-def]  # a transformers class, 
     )
 
 
-def write_base_model(output: Path) -> Path:
-    """Write the pretrained base model, tokenizer and processor to the folder `output` and return it.
+def write_base_model(output: Path, *, seed: int | None = None) -> Path:
+    """Write model, tokenizer and processor to the folder `output` (replaced as a whole) and return it.
 
-    Raises:
-        FFRError: when the weights of the package belong to another vocabulary: words of the demo set have changed
-            since; make them again with `python tools/pretraining.py`.
+    The weights are the pretrained ones; with a `seed` they are random, as `tools/pretraining.py` begins.
     """
-    return _write(output, seed=0, weights=Path(str(resources.files("ffr_verl.demo") / "weights" / "base.safetensors")))
-
-
-def _load(model: Any, weights: Path) -> None:
-    from safetensors.torch import load_file
-
-    state = {name: value.float() for name, value in load_file(weights).items()}
-    mine = model.state_dict()
-    wrong = [name for name in mine if name not in state or state[name].shape != mine[name].shape]
-    if wrong:
-        raise FFRError(
-            f"{weights}: {wrong[0]} is of another shape or missing: the demo's vocabulary has changed since; make the "
-            "weights again: python tools/pretraining.py"
-        )
-    model.load_state_dict(state)
-
-
-def write_random_model(output: Path, *, seed: int = 0, hidden_size: int = 128, layers: int = 3) -> Path:
-    """Write a model with random weights, tokenizer and processor to the folder `output` (replaced as a whole).
-
-    Weights are drawn with `initializer_range` 0.08: with the default 0.02 so small a model does not find the matching
-    of query and utterance.
-
-    Args:
-        output: a folder that becomes loadable with `from_pretrained`.
-        seed: of the random weights.
-        hidden_size: width of the language model, a multiple of 32: heads have 32 channels, vLLM's CPU attention takes
-            no smaller ones.
-        layers: depth of the language model.
-    """
-    return _write(output, seed=seed, hidden_size=hidden_size, layers=layers)
-
-
-def _write(output: Path, *, seed: int, hidden_size: int = 128, layers: int = 3, weights: Path | None = None) -> Path:
     import torch
+    from safetensors.torch import load_file
     from transformers import GenerationConfig, Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
     from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
@@ -145,13 +94,14 @@ def _write(output: Path, *, seed: int, hidden_size: int = 128, layers: int = 3, 
     config = Qwen2VLConfig(
         text_config={
             "vocab_size": len(tokenizer),
-            "hidden_size": hidden_size,
-            "intermediate_size": hidden_size * 3,
-            "num_hidden_layers": layers,
-            "num_attention_heads": hidden_size // 32,
-            "num_key_value_heads": max(1, hidden_size // 64),
+            "hidden_size": 128,
+            "intermediate_size": 384,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,  # of 32 channels: vLLM's CPU attention takes no smaller ones
+            "num_key_value_heads": 2,
             "max_position_embeddings": 4096,
             "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 6, 6]},
+            # With the default, 0.02, so small a model does not find the matching of query and utterance.
             "initializer_range": 0.08,
             "bos_token_id": None,
             "eos_token_id": ids["<|im_end|>"],
@@ -163,7 +113,7 @@ def _write(output: Path, *, seed: int, hidden_size: int = 128, layers: int = 3, 
             "embed_dim": 64,
             "num_heads": 2,
             "mlp_ratio": 2,
-            "hidden_size": hidden_size,
+            "hidden_size": 128,
             "patch_size": QWEN2_VL.patch_size,
             "spatial_merge_size": QWEN2_VL.merge_size,
             "temporal_patch_size": 2,
@@ -176,10 +126,17 @@ def _write(output: Path, *, seed: int, hidden_size: int = 128, layers: int = 3, 
         vision_end_token_id=ids[QWEN2_VL.image_end],
         tie_word_embeddings=False,
     )
-    torch.manual_seed(seed)
+    torch.manual_seed(seed or 0)
     model = Qwen2VLForConditionalGeneration(config)
-    if weights is not None:
-        _load(model, weights)
+    if seed is None:
+        weights = Path(str(resources.files("ffr_verl.demo") / "weights" / "base.safetensors"))
+        try:
+            model.load_state_dict({name: value.float() for name, value in load_file(weights).items()})
+        except RuntimeError as error:
+            raise FFRError(
+                f"{weights}: the demo's vocabulary has changed since; make the weights again: python "
+                f"tools/pretraining.py ({one_line(str(error))})"
+            ) from None
     model.generation_config = GenerationConfig(
         eos_token_id=ids["<|im_end|>"], pad_token_id=ids["<|endoftext|>"], do_sample=False
     )

@@ -1,15 +1,15 @@
-"""`ffr-verl demo`: both training stages on a drawn data set and a tiny Qwen2-VL, with the commands that a user would
-type.
+"""`ffr-verl demo`: both training stages on a drawn data set and a tiny Qwen2-VL, by a user's commands.
 
-Every stage is a command of its own in a process of its own. What a finished stage made is kept with a record of its
-settings, so a second call resumes where the first one ended, and verl itself resumes a training stage from its newest
-checkpoint.
+What a finished command made is kept with a record of the settings, so a second call resumes where the first one ended,
+and verl itself resumes a training stage from its newest checkpoint.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import operator
 import re
 import shlex
 import shutil
@@ -25,157 +25,30 @@ from rich.table import Table
 from rich.text import Text
 
 from ffr_verl.demo.processes import StageFailed, run_logged
-from ffr_verl.demo.stacks import Stack, StackName, installed_stack, stack_of
+from ffr_verl.demo.stages import (
+    NO_FLASH_ATTENTION,
+    DemoSettings,
+    Stage,
+    has_flash_attention,
+    installed_stack,
+    stages_of,
+)
 from ffr_verl.errors import FFRError
+from ffr_verl.files import whole_or_nothing
 
-__all__ = ["DemoSettings", "print_commands", "run_demo"]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class DemoSettings:
-    """How much the demo does.
-
-    Attributes:
-        train_rows: rows of the drawn training set.
-        heldout_rows: rows that neither stage trains on.
-        sft_steps: updates of the first stage, 32 rows each.
-        grpo_steps: updates of the second stage, 16 prompts with 8 answers each.
-        seed: of the data.
-        stack: which recipes train.
-    """
-
-    train_rows: int = 2048
-    heldout_rows: int = 192
-    sft_steps: int = 64
-    grpo_steps: int = 20
-    seed: int = 0
-    stack: StackName = "cpu"
-
-    @classmethod
-    def quick(cls, stack: StackName = "cpu") -> DemoSettings:
-        """The same stages in less than six minutes."""
-        return cls(train_rows=768, heldout_rows=64, sft_steps=32, grpo_steps=6, stack=stack)
+__all__ = ["print_commands", "run_demo"]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Stage:
-    name: str
-    command: tuple[str, ...]
-    makes: Path
-    time_limit: float
-    total_steps: int | None = None
-    metrics: Path | None = None
-
-
-_STEP = re.compile(r"step:(\d+) - (.*)")
 # What verl, Ray and vLLM print on the way to the first step, and what it means.
 _MILESTONES = (
-    (re.compile(r"Started a local Ray instance"), "Ray has started, loading the data"),
-    (re.compile(r"dataloader initialized"), "data loaded, starting the trainer"),
-    (re.compile(r"actor and ref model engine initialized"), "trainer ready, starting vLLM"),
-    (re.compile(r"vLLMHttpServer.*Loading safetensors"), "vLLM has the model, warming up"),
-    (re.compile(r"checkpoint engine manager initialized"), "vLLM ready, answering the held-out rows"),
-    (re.compile(r"Initial validation metrics"), "first step"),
+    ("Started a local Ray instance", "Ray has started, loading the data"),
+    ("dataloader initialized", "data loaded, starting the trainer"),
+    ("actor and ref model engine initialized", "trainer ready, starting vLLM"),
+    ("vLLMHttpServer.*Loading safetensors", "vLLM has the model, warming up"),
+    ("checkpoint engine manager initialized", "vLLM ready, answering the held-out rows"),
+    ("Initial validation metrics", "first step"),
 )
 _SHOWN = ("train/loss", "critic/score/mean", "actor/kl_loss", "response_length/mean")
-
-
-def _command(*call: Any, **options: Any) -> tuple[str, ...]:
-    """A command of ours; `max_new_tokens=64` becomes `--max-new-tokens 64`, `force=True` becomes `--force`."""
-    words = [str(word) for word in ("-m", "ffr_verl", *call)]
-    for name, value in options.items():
-        words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
-    return (sys.executable, *words)
-
-
-def _stages(root: Path, settings: DemoSettings, stack: Stack) -> list[_Stage]:
-    """The commands, in order; `root` is the demo's folder."""
-    data, parquet, runs = root / "data", root / "parquet", root / "runs"
-    base, sft_model, grpo_model = (root / "models" / name for name in ("base", "sft", "grpo"))
-    logs, measured, page = root / "logs", root / "heldout", root / "report.html"
-    train, heldout, difficulty = (parquet / f"{name}.parquet" for name in ("train.rl", "heldout.rl", "difficulty"))
-    engine = {"max_model_len": 1024, "max_new_tokens": 64, "force": True}
-
-    def prepare(split: str) -> _Stage:
-        command = _command("prepare", data / f"{split}.json", images_root=data, output=parquet, split=split)
-        return _Stage(f"prepare {split}", command, parquet / f"{split}.rl.parquet", 300)
-
-    def merge(name: str, run: Path, model: Path) -> _Stage:
-        return _Stage(name, _command("merge", run, output=model, force=True), model / "config.json", 180)
-
-    def infer(name: str, model: Path) -> _Stage:
-        answers = measured / f"{name}.jsonl"
-        command = _command("infer", model=model, data=heldout, output=answers, **engine)
-        return _Stage(f"infer {name}", command, answers, 300)
-
-    def evaluate(name: str, **against: Path) -> _Stage:
-        figures = measured / f"{name}.json"
-        command = _command("evaluate", measured / f"{name}.jsonl", **against, json=figures)
-        return _Stage(f"evaluate {name}", command, figures, 120)
-
-    sft = (
-        f"+recipe=ffr_sft{stack.recipe_suffix}",
-        f"model.path={base}",
-        f"data.train_files={parquet / 'train.sft.parquet'}",
-        "data.max_length=1024",
-        "optim.lr=3e-3",
-        f"trainer.total_training_steps={settings.sft_steps}",
-        "trainer.total_epochs=1000",
-        f"trainer.save_freq={max(1, settings.sft_steps // 2)}",
-        "trainer.logger=[console,file]",
-        f"trainer.default_local_dir={runs / 'sft'}",
-    )
-    grpo = (
-        f"+recipe=ffr_grpo{stack.recipe_suffix}",
-        f"actor_rollout_ref.model.path={sft_model}",
-        f"data.train_files={train}",
-        f"data.val_files={heldout}",
-        f"data.ffr.curriculum.difficulty={difficulty}",
-        "data.max_prompt_length=768",
-        "data.max_response_length=64",
-        "data.train_batch_size=16",
-        "data.filter_overlong_prompts=false",
-        "actor_rollout_ref.actor.ppo_mini_batch_size=8",
-        "actor_rollout_ref.actor.optim.lr=5e-4",
-        "actor_rollout_ref.actor.kl_loss_coef=0.001",
-        f"trainer.total_training_steps={settings.grpo_steps}",
-        f"trainer.save_freq={max(1, settings.grpo_steps // 2)}",
-        "trainer.val_before_train=false",
-        f"trainer.test_freq={settings.grpo_steps}",
-        "trainer.logger=[console,file]",
-        f"trainer.rollout_data_dir={runs / 'grpo' / 'rollouts'}",
-        f"trainer.default_local_dir={runs / 'grpo'}",
-    )
-    answers = measured / "sft.jsonl"
-    report = {"output": page, "compare": answers, "data": heldout, "training": logs, "force": True}
-    return [
-        prepare("train"),
-        prepare("heldout"),
-        _Stage(
-            "SFT",
-            (sys.executable, *stack.sft_program, *sft, *stack.sft),
-            runs / "sft" / f"global_step_{settings.sft_steps}" / "data_0.pt",
-            900,
-            settings.sft_steps,
-            logs / "sft.metrics",
-        ),
-        merge("merge", runs / "sft", sft_model),
-        _Stage("score", _command("score", model=sft_model, data=train, output=difficulty, **engine), difficulty, 600),
-        _Stage(
-            "GRPO",
-            (sys.executable, "-m", "verl.trainer.main_ppo", *grpo, *stack.grpo),
-            runs / "grpo" / f"global_step_{settings.grpo_steps}" / "data.pt",
-            1500,
-            settings.grpo_steps,
-            logs / "grpo.metrics",
-        ),
-        merge("merge GRPO", runs / "grpo", grpo_model),
-        infer("sft", sft_model),
-        infer("grpo", grpo_model),
-        evaluate("sft"),
-        evaluate("grpo", compare=answers),
-        _Stage("report", _command("report", measured / "grpo.jsonl", **report), page, 120),
-    ]
 
 
 class _Record:
@@ -197,33 +70,29 @@ class _Record:
         self.write()
 
     def write(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_suffix(".partial")
-        partial.write_text(
-            json.dumps({"settings": self._settings, "seconds": self.seconds}, indent=1), encoding="utf-8"
-        )
-        partial.replace(self._path)
+        content = {"settings": self._settings, "seconds": self.seconds}
+        with whole_or_nothing([self._path]) as (temporary,):
+            temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
-def _progress(stage: _Stage, live: Live, console: Console) -> Callable[[str], None]:
+def _progress(stage: Stage, live: Live, console: Console) -> Callable[[str], None]:
     """Show the newest step of verl's console log: a line that changes in a terminal, a line now and then elsewhere."""
     started = time.monotonic()
     text_now, printed = "starting", started
 
     def on_line(line: str) -> None:
         nonlocal text_now, printed
-        match = _STEP.search(line)
-        if match:
+        match = re.search(r"step:(\d+) - (.*)", line)
+        if match and match.group(1) != "0":
             values = dict(part.split(":", 1) for part in match.group(2).split(" - ") if ":" in part)
             shown = [
-                f"{name.split('/')[-2] if name.endswith('mean') else name.split('/')[-1]} {float(number[1]):.3f}"
+                f"{name.removesuffix('/mean').split('/')[-1]} {float(number[1]):.3f}"
                 for name in _SHOWN
                 if name in values and (number := re.match(r"(?:np\.\w+\()?([-\d.e]+)", values[name]))
             ]
-            if match.group(1) != "0":
-                text_now = f"step {match.group(1)} of {stage.total_steps}  " + "  ".join(shown)
+            text_now = f"step {match.group(1)} of {stage.total_steps}  " + "  ".join(shown)
         for pattern, meaning in _MILESTONES:
-            if pattern.search(line):
+            if re.search(pattern, line):
                 text_now = meaning
         elapsed = time.monotonic() - started
         text = f"  {stage.name}: {elapsed:4.0f} s  {text_now}"
@@ -236,17 +105,16 @@ def _progress(stage: _Stage, live: Live, console: Console) -> Callable[[str], No
     return on_line
 
 
-def _shown(stage: _Stage) -> str:
+def _shown(stage: Stage) -> str:
     return shlex.join([Path(part).name if part == sys.executable else part for part in stage.command])
 
 
-def _run_stage(stage: _Stage, root: Path, console: Console) -> float:
+def _run_stage(stage: Stage, root: Path, console: Console) -> float:
     log = root / "logs" / f"{stage.name.lower().replace(' ', '_')}.log"
     environment = {"RAY_DEDUP_LOGS": "0", "HF_HUB_OFFLINE": "1"}
-    if stage.metrics is not None:
-        attempt = len(list(stage.metrics.parent.glob(f"{stage.metrics.name}.*.jsonl")))
-        stage.metrics.parent.mkdir(parents=True, exist_ok=True)
-        environment["VERL_FILE_LOGGER_PATH"] = f"{stage.metrics}.{attempt}.jsonl"
+    if stage.total_steps is not None:
+        attempt = len(list(log.parent.glob(f"{log.stem}.metrics.*.jsonl")))
+        environment["VERL_FILE_LOGGER_PATH"] = str(log.with_suffix(f".metrics.{attempt}.jsonl"))
     console.print(f"\n$ {_shown(stage)}", style="bold", markup=False, highlight=False, soft_wrap=True)
     with Live(console=console, refresh_per_second=4, transient=True) as live:
         try:
@@ -267,28 +135,18 @@ def _run_stage(stage: _Stage, root: Path, console: Console) -> float:
 
 def print_commands(root: Path, settings: DemoSettings, console: Console) -> None:
     """What `run_demo` would run, a command a line."""
-    for stage in _stages(root.absolute(), settings, stack_of(settings.stack)):
+    for stage in stages_of(root.absolute(), settings, flash_attention=has_flash_attention()):
         console.print(_shown(stage), markup=False, highlight=False, soft_wrap=True)
 
 
-def run_demo(root: Path, settings: DemoSettings, *, restart: bool, console: Console) -> dict[str, Any]:
-    """Run what is not finished yet and print the table; returns its figures.
+def run_demo(root: Path, settings: DemoSettings, *, restart: bool, console: Console) -> None:
+    """Run below the folder `root` what is not finished yet and print the table.
 
-    Args:
-        root: the demo's folder; everything is made below it.
-        settings: with other settings than last time the folder's stages are done again.
-        restart: forget what is there.
-        console: for progress and the table.
-
-    Raises:
-        StageFailed: when a command fails; names its log.
-        FFRError: when `root` holds files of something else.
+    All is done again with other settings than last time, and where `restart` says so. `StageFailed` names the log of
+    a command that failed; an `FFRError` says that `root` holds files of something else.
     """
     if installed_stack() != settings.stack:
-        raise FFRError(
-            f"the vLLM that is installed is not of the {settings.stack} stack: make demo STACK={settings.stack}"
-        )
-    stack = stack_of(settings.stack)
+        raise FFRError(f"the installed vLLM is not of the {settings.stack} stack: make demo STACK={settings.stack}")
     root = root.absolute()
     path = root / "record.json"
     if root.exists() and not path.is_file() and any(root.iterdir()):
@@ -301,33 +159,28 @@ def run_demo(root: Path, settings: DemoSettings, *, restart: bool, console: Cons
         path.unlink(missing_ok=True)
         record = _Record(path, settings)
     record.write()
-    if stack.note:
-        console.print(stack.note, markup=False, highlight=False, soft_wrap=True)
+    if settings.stack == "gpu" and not has_flash_attention():
+        console.print(NO_FLASH_ATTENTION, markup=False, highlight=False, soft_wrap=True)
 
     if "make data and model" not in record.seconds:
+        from transformers.utils import logging as transformers_logging
+
+        from ffr_verl.data.demo import write_demo_set
+        from ffr_verl.demo.base_model import write_base_model
+
         started = time.monotonic()
         console.print("Drawing the data set and building the tiny Qwen2-VL", highlight=False)
-        _make_inputs(root, settings)
+        rows = {"train_rows": settings.train_rows, "heldout_rows": settings.heldout_rows}
+        write_demo_set(root / "data", **rows)
+        transformers_logging.disable_progress_bar()
+        write_base_model(root / "models" / "base")
         record.finished("make data and model", time.monotonic() - started)
-    for stage in _stages(root, settings, stack):
+    for stage in stages_of(root, settings, flash_attention=has_flash_attention()):
         if stage.name in record.seconds and stage.makes.exists():
             console.print(f"  {stage.name}: finished before ({record.seconds[stage.name]:.0f} s)", highlight=False)
             continue
         record.finished(stage.name, _run_stage(stage, root, console))
-    return _table(root, record, console)
-
-
-def _make_inputs(root: Path, settings: DemoSettings) -> None:
-    from ffr_verl.data.demo import write_demo_set
-    from ffr_verl.demo.base_model import write_base_model
-
-    write_demo_set(
-        root / "data", train_rows=settings.train_rows, heldout_rows=settings.heldout_rows, seed=settings.seed
-    )
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    write_base_model(root / "models" / "base")
+    _print_results(root, record, console)
 
 
 # What the table shows, and where it stands in a result of `ffr-verl evaluate --json`.
@@ -350,34 +203,33 @@ _FIGURES = (
 
 
 def _figure(values: Any, path: Sequence[str]) -> Any:
-    for name in path:
-        values = values[name]
-    return values
+    return functools.reduce(operator.getitem, path, values)
 
 
-def _has_no_answers(found: dict[str, Any]) -> bool:
-    """Whether nothing can be read of any answer."""
-    return bool(found["answers"]["malformed"] == 1.0 and not found["micro"]["joint"]["recall"])
+def _columns(first: str, *numbers: str) -> Table:
+    table = Table(first)
+    for name in numbers:
+        table.add_column(name, justify="right")
+    return table
 
 
-def _table(root: Path, record: _Record, console: Console) -> dict[str, Any]:
-    figures: dict[str, Any] = {"seconds": record.seconds}
-    measured = {
-        name: json.loads((root / "heldout" / f"{name}.json").read_text(encoding="utf-8")) for name in ("sft", "grpo")
+def _print_results(root: Path, record: _Record, console: Console) -> None:
+    measured = {name: json.loads((root / "heldout" / f"{name}.json").read_bytes()) for name in ("sft", "grpo")}
+    nothing_read = {
+        name: found["answers"]["malformed"] == 1.0 and not found["micro"]["joint"]["recall"]
+        for name, found in measured.items()
     }
     comparison = measured["grpo"]["comparison"]
-    table = Table()
-    for column in ("", "after SFT", "after GRPO", "GRPO less SFT"):
-        table.add_column(column, justify="left" if not column else "right")
+    table = _columns("", "after SFT", "after GRPO", "GRPO less SFT")
     for label, place in _FIGURES:
         values = {name: _figure(found, place) for name, found in measured.items()}
-        difference, bounds = _figure(comparison["difference"], place), _figure(comparison["intervals"], place)
-        figures["_".join(place)] = {**values, "difference": difference, "low": bounds[0], "high": bounds[1]}
+        difference = _figure(comparison["difference"], place)
+        least, most = _figure(comparison["intervals"], place)
         gold = measured["sft"][place[0]].get(f"gold_{place[1]}") if place[0] == "answers" else None
         table.add_row(
             label if gold is None else f"{label} (gold {gold:.2f})",
-            *["no answers" if _has_no_answers(measured[name]) else f"{value:.3f}" for name, value in values.items()],
-            f"{difference:+.3f} ({bounds[0]:+.3f} to {bounds[1]:+.3f})",
+            *["no answers" if nothing_read[name] else f"{value:.3f}" for name, value in values.items()],
+            f"{difference:+.3f} ({least:+.3f} to {most:+.3f})",
             end_section=label in ("MCC, images", "macro F1, gold with images"),
         )
     console.print(
@@ -385,9 +237,7 @@ def _table(root: Path, record: _Record, console: Console) -> dict[str, Any]:
         highlight=False,
     )
     console.print(table)
-    times = Table()
-    for column in ("stage", "seconds"):
-        times.add_column(column, justify="left" if column == "stage" else "right")
+    times = _columns("stage", "seconds")
     for name, seconds in record.seconds.items():
         times.add_row(name, f"{seconds:.0f}")
     times.add_row("[bold]all[/bold]", f"[bold]{sum(record.seconds.values()):.0f}[/bold]")
@@ -400,4 +250,3 @@ def _table(root: Path, record: _Record, console: Console) -> dict[str, Any]:
         ("logs", root / "logs"),
     ):
         console.print(f"{label}: {path}", highlight=False, soft_wrap=True)
-    return figures

@@ -1,4 +1,4 @@
-"""Run a command with its noise in a file, its progress on the screen and nothing left behind.
+"""Run a command with its output in a file and nothing left behind.
 
 Ray and vLLM start daemons that outlive a killed trainer. This process makes itself the reaper of its orphaned
 descendants, so that at the end of a command, however it ended, everything that it started can be found and ended too.
@@ -20,7 +20,7 @@ import psutil
 
 from ffr_verl.errors import FFRError
 
-__all__ = ["StageFailed", "end_descendants", "run_logged"]
+__all__ = ["StageFailed", "run_logged"]
 
 _PR_SET_CHILD_SUBREAPER = 36
 _ERROR_LINE = re.compile(r"^(?!.*Traceback).*\b(ffr-verl: error|\w*Error\b|\w*Exception\b|error:)")
@@ -30,27 +30,14 @@ class StageFailed(FFRError):
     """A command of the demo ended badly; the message names its log file and shows the lines that matter."""
 
 
-def _adopt_orphans() -> None:
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
-def end_descendants(*, grace: float = 5.0) -> int:
-    """End every process that this one started, directly or not: SIGTERM, then SIGKILL after `grace` seconds.
-
-    Returns:
-        How many there were.
-    """
-    processes = psutil.Process().children(recursive=True)
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.terminate()
-    _, alive = psutil.wait_procs(processes, timeout=grace)
-    for process in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(alive, timeout=grace)
-    return len(processes)
+def _end_descendants() -> None:
+    """End every process that this one started, directly or not: SIGTERM, then SIGKILL after 5 seconds."""
+    alive = psutil.Process().children(recursive=True)
+    for end in (psutil.Process.terminate, psutil.Process.kill):
+        for process in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                end(process)
+        _, alive = psutil.wait_procs(alive, timeout=5.0)
 
 
 @contextlib.contextmanager
@@ -63,14 +50,15 @@ def _nothing_left_behind() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        end_descendants()
+        _end_descendants()
         signal.signal(signal.SIGTERM, previous)
 
 
-def _lines_of_interest(log: Path, *, most: int = 12) -> str:
+def _failure(how: str, log: Path) -> StageFailed:
     lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()
     errors = [line for line in lines if _ERROR_LINE.search(line)]
-    return "\n".join(errors[-most:] or lines[-most:])
+    shown = "\n".join((errors or lines)[-12:])
+    return StageFailed(f"{how}; its output is in {log}, the lines that matter:\n{shown}")
 
 
 def run_logged(
@@ -82,24 +70,14 @@ def run_logged(
     environment: Mapping[str, str] | None = None,
     cwd: Path | None = None,
 ) -> float:
-    """Run `command`, append its output to `log`, hand each line to `on_line`, and leave no process behind.
+    """Run `command`, append its output to `log`, and leave no process behind; returns the seconds it took.
 
-    Args:
-        command: program and arguments.
-        log: file for everything that the command prints.
-        on_line: called with each finished line (also those that end in a carriage return, as progress bars do) and, at
-            least twice a second, with the empty string.
-        time_limit: seconds after which the command is ended; an engine that dies can leave a trainer waiting for ever.
-        environment: variables beside those of this process.
-        cwd: working directory.
-
-    Returns:
-        Seconds it took.
-
-    Raises:
-        StageFailed: for a non-zero status or at the time limit; names the log file and shows its lines that matter.
+    `on_line` gets each finished line (also those that end in a carriage return, as progress bars do) and, at least
+    twice a second, the empty string. For a non-zero status or at the time limit (an engine that dies can leave a
+    trainer waiting for ever) `StageFailed` names the log and shows its lines that matter.
     """
-    _adopt_orphans()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     log.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     with _nothing_left_behind(), log.open("ab") as sink, log.open("rb") as source:
@@ -125,14 +103,9 @@ def run_logged(
             if status is not None:
                 break
             if time.monotonic() - started > time_limit:
-                raise StageFailed(
-                    f"stopped after {time_limit:.0f} s without an end; its output is in {log}, the lines "
-                    f"that matter:\n" + _lines_of_interest(log)
-                )
+                raise _failure(f"stopped after {time_limit:.0f} s without an end", log)
             on_line("")
             time.sleep(0.4)
     if status != 0:
-        raise StageFailed(
-            f"ended with status {status}; its output is in {log}, the lines that matter:\n" + _lines_of_interest(log)
-        )
+        raise _failure(f"ended with status {status}", log)
     return time.monotonic() - started

@@ -12,8 +12,7 @@ import yaml
 from conftest import RunPython  # type: ignore[import-not-found]
 from omegaconf import OmegaConf
 
-from ffr_verl.demo.pipeline import DemoSettings, _stages
-from ffr_verl.demo.stacks import stack_of
+from ffr_verl.demo.stages import DemoSettings, stages_of
 from ffr_verl.recipes import recipe_names, recipe_path, trainer_of
 
 TRAINER = {
@@ -202,7 +201,7 @@ def test_real_commands_end_with_one_clear_message(run_python: RunPython, parquet
 
 @pytest.mark.parametrize("flash_attention", [True, False])
 def test_the_gpu_demo_composes(composed: Callable[..., Any], tmp_path: Path, flash_attention: bool) -> None:
-    stages = _stages(tmp_path, DemoSettings(stack="gpu"), stack_of("gpu", flash_attention=flash_attention))
+    stages = stages_of(tmp_path, DemoSettings(stack="gpu"), flash_attention=flash_attention)
     for trainer, node in (("sft_trainer", "model"), ("main_ppo", "actor_rollout_ref.model")):
         (command,) = (stage.command for stage in stages if f"verl.trainer.{trainer}" in stage.command)
         config = composed(trainer, *command[command.index(f"verl.trainer.{trainer}") + 1 :])

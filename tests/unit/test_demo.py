@@ -10,8 +10,8 @@ from rich.console import Console
 
 from ffr_verl.data.demo import TOPICS, demo_rows, demo_vocabulary
 from ffr_verl.demo.base_model import build_tokenizer
-from ffr_verl.demo.pipeline import DemoSettings, _Record, _stages, run_demo
-from ffr_verl.demo.stacks import stack_of
+from ffr_verl.demo.pipeline import _Record, run_demo
+from ffr_verl.demo.stages import DemoSettings, stages_of
 from ffr_verl.dialogues import parse_dialogue
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import TAGS, parse_fragment
@@ -100,7 +100,7 @@ def test_a_folder_with_other_files_is_not_touched(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("settings", [DemoSettings(), DemoSettings.quick()])
 def test_stages_are_the_users_commands(settings: DemoSettings, tmp_path: Path) -> None:
-    commands = [" ".join(stage.command[1:]) for stage in _stages(tmp_path, settings, stack_of("cpu"))]
+    commands = [" ".join(stage.command[1:]) for stage in stages_of(tmp_path, settings, flash_attention=False)]
     assert [command.split()[1] if "verl.trainer" in command else command.split()[2] for command in commands] == [
         *["prepare"] * 2,
         "verl.trainer.sft_trainer",
@@ -120,7 +120,7 @@ def test_the_gpu_demo_trains_with_the_gpu_recipes(tmp_path: Path) -> None:
     with_flash, without = (
         [
             " ".join(stage.command)
-            for stage in _stages(tmp_path, DemoSettings(stack="gpu"), stack_of("gpu", flash_attention=installed))
+            for stage in stages_of(tmp_path, DemoSettings(stack="gpu"), flash_attention=installed)
             if "verl.trainer" in " ".join(stage.command)
         ]
         for installed in (True, False)
@@ -130,5 +130,3 @@ def test_the_gpu_demo_trains_with_the_gpu_recipes(tmp_path: Path) -> None:
     ] * 2
     assert not any("use_remove_padding" in command for command in with_flash)
     assert all("use_remove_padding=false" in command for command in without)
-    assert stack_of("gpu", flash_attention=True).note is None
-    assert "pip install flash-attn" in str(stack_of("gpu", flash_attention=False).note)

@@ -62,7 +62,7 @@ def grpo(parquet: Path, model: Path, tmp_path: Path) -> dict[str, Any]:
 
 
 def check(config: dict[str, Any]) -> None:
-    preflight.check_run(OmegaConf.create(config))
+    preflight.find_problems(OmegaConf.create(config)).stop()
 
 
 def put(config: dict[str, Any], key: str, value: Any) -> None:

@@ -63,6 +63,7 @@ def test_strata_by_columns_of_the_users_choice() -> None:
     with pytest.raises(FFRError, match=r"curriculum\.strata: found 'topic', expected one of gold, a list of names"):
         CurriculumConfig.from_mapping({"strata": "topic"})
     assert CurriculumConfig.from_mapping({"strata": ["topic"]}).strata == ["topic"]
+    assert CurriculumConfig.from_mapping({"strata": None, "start": None}) == CurriculumConfig(strata=None)
 
 
 def test_the_policy_starts_where_the_sft_model_stands(tmp_path: Path) -> None:

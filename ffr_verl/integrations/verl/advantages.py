@@ -32,19 +32,10 @@ def publish(advantages: Mapping[str, np.ndarray]) -> None:
 def compute_ffr_advantage(
     token_level_rewards: torch.Tensor, response_mask: torch.Tensor, index: np.ndarray, config: Any = None, **_: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The published advantages as verl wants them.
+    """The published advantages as verl wants them: advantages and returns, the same, float32 of the mask's shape.
 
-    Args:
-        token_level_rewards: not read; part of verl's signature.
-        response_mask: shape `(answers, tokens)`, 1 on the tokens of a response.
-        index: key of each answer; verl's padding has another one and gets 0.
-        config: not read.
-
-    Returns:
-        Advantages and returns, the same, float32 of the mask's shape.
-
-    Raises:
-        FFRError: when nothing was published for any of the answers.
+    `response_mask`, of shape `(answers, tokens)`, is 1 on the tokens of a response; `index` is the key of each answer,
+    and verl's padding, which has another one, gets 0. `token_level_rewards` and `config` are not read.
     """
     advantages = torch.zeros(response_mask.shape, dtype=torch.float32, device=response_mask.device)
     known = 0

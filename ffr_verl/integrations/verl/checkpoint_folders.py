@@ -17,75 +17,57 @@ from typing import Literal
 
 from ffr_verl.errors import FFRError
 
-__all__ = [
-    "BEST",
-    "CONTENTS",
-    "RESULTS",
-    "best_checkpoint",
-    "check_resume",
-    "keep_best",
-    "missing_in_step",
-    "read_results",
-]
+__all__ = ["best_checkpoint", "check_resume", "keep_best", "missing_in_step", "read_results", "steps_of"]
 
 logger = logging.getLogger(__name__)
 
-BEST, RESULTS = "best", "validation.json"
-
+Stage = Literal["sft", "grpo"]
+RESULTS = "validation.json"
 # What verl's `checkpoint.load_contents` names, and the start of its files; `hf_model` is not read on resume.
 CONTENTS = {"model": "model", "optimizer": "optim", "extra": "extra_state"}
+SHARD = re.compile(r"(model|optim|extra_state)_world_size_(\d+)_rank_(\d+)\.pt")
 
-_TRACKER = "latest_checkpointed_iteration.txt"
-_SHARD = re.compile(r"(model|optim|extra_state)_world_size_(\d+)_rank_(\d+)\.pt")
+
+def steps_of(folder: Path) -> list[tuple[int, Path]]:
+    """Numbers and folders of the steps that a run has saved, the newest first."""
+    names = [(path.name.removeprefix("global_step_"), path) for path in folder.glob("global_step_*")]
+    return sorted([(int(number), path) for number, path in names if number.isdecimal()], reverse=True)
 
 
 def missing_in_step(
-    folder: Path,
-    stage: Literal["sft", "grpo"],
-    *,
-    contents: Collection[str] = tuple(CONTENTS),
-    all_ranks: bool = True,
+    folder: Path, stage: Stage, *, contents: Collection[str] = tuple(CONTENTS), all_ranks: bool = True
 ) -> list[str]:
     """What a `global_step_N` lacks to resume from: names of files that are missing or cut short.
 
-    Args:
-        folder: of the step.
-        stage: `grpo` keeps the model in `actor/`.
-        contents: what the run loads (verl's `checkpoint.load_contents`); other keys of `CONTENTS` are not looked for.
-        all_ranks: whether the shards of every rank must be here; not so when each node has a disk of its own.
+    `contents` is what the run loads (verl's `checkpoint.load_contents`); other keys of `CONTENTS` are not looked for.
+    `all_ranks`: whether the shards of every rank must be here; not so when each node has a disk of its own.
     """
     model = folder / "actor" if stage == "grpo" else folder
     data = [folder / "data.pt"] if stage == "grpo" else sorted(folder.glob("data_*.pt")) or [folder / "data_0.pt"]
-    shards = {match.group(0): match for path in model.glob("*.pt") if (match := _SHARD.fullmatch(path.name))}
-    wanted = list(data)
-    world = max([int(match.group(2)) for match in shards.values()], default=1)
-    ranks = range(world) if all_ranks else sorted({int(match.group(3)) for match in shards.values()} or {0})
+    shards = [match for path in model.glob("*.pt") if (match := SHARD.fullmatch(path.name))]
+    world = max([int(match.group(2)) for match in shards], default=1)
+    ranks = range(world) if all_ranks else sorted({int(match.group(3)) for match in shards} or {0})
     for kind in [kind for name, kind in CONTENTS.items() if name in contents]:
-        wanted += [model / f"{kind}_world_size_{world}_rank_{rank}.pt" for rank in ranks]
+        data += [model / f"{kind}_world_size_{world}_rank_{rank}.pt" for rank in ranks]
     # torch writes a zip archive whose table of contents comes last.
-    return [str(path.relative_to(folder)) for path in wanted if not (path.is_file() and zipfile.is_zipfile(path))]
+    return [str(path.relative_to(folder)) for path in data if not (path.is_file() and zipfile.is_zipfile(path))]
 
 
 def check_resume(
-    folder: Path,
-    stage: Literal["sft", "grpo"],
-    *,
-    contents: Collection[str] = tuple(CONTENTS),
-    all_ranks: bool = True,
+    folder: Path, stage: Stage, *, contents: Collection[str] = tuple(CONTENTS), all_ranks: bool = True
 ) -> int | None:
     """The step that a run with `trainer.resume_mode=auto` resumes from; `None` where it begins.
 
-    Args:
-        folder: `trainer.default_local_dir`.
-        stage: which trainer wrote it.
-        contents, all_ranks: see `missing_in_step`.
-
-    Raises:
-        FFRError: when the newest checkpoint is not whole; the message names the newest one that is.
+    An `FFRError` when the newest checkpoint of `folder` (`trainer.default_local_dir`) is not whole; the message names
+    the newest one that is. The other arguments are those of `missing_in_step`.
     """
-    tracker = folder / _TRACKER
+    tracker = folder / "latest_checkpointed_iteration.txt"
     if not tracker.is_file():
         return None
+
+    def missing_in(step: Path) -> list[str]:
+        return missing_in_step(step, stage, contents=contents, all_ranks=all_ranks)
+
     text = tracker.read_text(encoding="utf-8", errors="replace").strip()
     if not text.isdecimal():
         found = f"{tracker}: found {text!r}, expected the number of a step: the run was stopped while it wrote it"
@@ -93,28 +75,21 @@ def check_resume(
         step = folder / f"global_step_{text}"
         if not step.is_dir():
             found = f"{tracker} names step {text}, and {step} is not there"
-        elif missing := missing_in_step(step, stage, contents=contents, all_ranks=all_ranks):
+        elif missing := missing_in(step):
             found = f"{step}: the checkpoint was cut short: {', '.join(missing[:3])} missing or incomplete"
         else:
             return int(text)
-    raise FFRError(f"{found}; {_mend(folder, stage, contents, all_ranks=all_ranks)}")
-
-
-def _mend(folder: Path, stage: Literal["sft", "grpo"], contents: Collection[str], *, all_ranks: bool) -> str:
-    numbers = [path.name.removeprefix("global_step_") for path in folder.glob("global_step_*")]
-    for number in sorted([int(number) for number in numbers if number.isdecimal()], reverse=True):
-        step = folder / f"global_step_{number}"
-        if not missing_in_step(step, stage, contents=contents, all_ranks=all_ranks):
-            return f"resume from step {number}: echo {number} > {folder / _TRACKER}"
-    return f"no step in it is whole: start again with another trainer.default_local_dir, or remove {folder}"
+    for number, step in steps_of(folder):
+        if not missing_in(step):
+            raise FFRError(f"{found}; resume from step {number}: echo {number} > {tracker}")
+    raise FFRError(
+        f"{found}; no step in it is whole: start again with another trainer.default_local_dir, or remove {folder}"
+    )
 
 
 def read_results(folder: Path) -> dict[int, dict[str, float]]:
-    """What the validations of a run found (`validation.json`, which `FFRReplayBuffer` writes), by step; empty without.
-
-    Raises:
-        FFRError: when the file cannot be read.
-    """
+    """What the validations of a run found (`validation.json`, which `FFRReplayBuffer` writes), by step; empty without,
+    an `FFRError` when the file cannot be read."""
     path = folder / RESULTS
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -126,24 +101,17 @@ def read_results(folder: Path) -> dict[int, dict[str, float]]:
 
 
 def best_checkpoint(folder: Path, metric: str) -> tuple[int, float, Path]:
-    """The best checkpoint of a GRPO run of those that are there, whole and validated.
+    """Step, value and folder of the best checkpoint of a GRPO run, of those that are there, whole and validated.
 
-    Args:
-        folder: `trainer.default_local_dir`.
-        metric: of `validation.json`; the largest value is best, of equals the earlier step.
-
-    Returns:
-        Its step, its value, and its folder.
-
-    Raises:
-        FFRError: when there is none; the message says which metrics and steps there are.
+    The largest value of `metric` is best, of equals the earlier step. Where there is none an `FFRError` says which
+    metrics and steps there are.
     """
     results = read_results(folder)
     places: dict[int, Path] = {}
     for step in [step for step, found in results.items() if metric in found]:
-        for place in (folder / BEST / f"global_step_{step}", folder / f"global_step_{step}"):
+        for place in (folder / f"global_step_{step}", folder / "best" / f"global_step_{step}"):
             if place.is_dir() and not missing_in_step(place, "grpo"):
-                places.setdefault(step, place)
+                places[step] = place
     if not places:
         names = sorted({name for found in results.values() for name in found})
         if results and metric not in names:
@@ -155,21 +123,15 @@ def best_checkpoint(folder: Path, metric: str) -> tuple[int, float, Path]:
 
 
 def keep_best(folder: Path, metric: str) -> int | None:
-    """Keep the best checkpoint in `folder/best`, by links where the disk can; another one there is removed.
-
-    Args:
-        folder, metric: see `best_checkpoint`.
-
-    Returns:
-        Its step; `None` where no validated step is there.
-    """
+    """Keep the best checkpoint in `folder/best`, by links where the disk can, and remove another one there. Returns
+    its step; `None` where no validated step is there."""
     try:
         step, value, place = best_checkpoint(folder, metric)
     except FFRError as error:
         if read_results(folder):
             logger.warning("the best checkpoint is not kept: %s", error)
         return None
-    target = folder / BEST / f"global_step_{step}"
+    target = folder / "best" / f"global_step_{step}"
     if place != target:
         partial = target.with_name(f".{target.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -177,7 +139,7 @@ def keep_best(folder: Path, metric: str) -> int | None:
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
         logger.info("%s %.4f: step %d is the best so far, kept in %s", metric, value, step, target)
-    for other in (folder / BEST).glob("global_step_*"):
+    for other in target.parent.glob("global_step_*"):
         if other != target:
             shutil.rmtree(other)
     return step

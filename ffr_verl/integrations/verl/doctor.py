@@ -1,7 +1,5 @@
-"""`ffr-verl doctor`: checks that end in evidence, not in a belief.
-
-The recipes are composed by verl's own trainers in a fresh process each, as a user's command would, and a value that
-only the recipe sets is looked for in the composed config.
+"""`ffr-verl doctor`: the recipes are composed by verl's own trainers in a fresh process each, as a user's command
+would, and a value that only the recipe sets is looked for in the composed config.
 """
 
 from __future__ import annotations
@@ -14,8 +12,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import pyarrow.parquet as pq
@@ -29,8 +27,7 @@ from ffr_verl.settings import DataConfig
 __all__ = ["SUPPORTED", "Check", "run_checks"]
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
+class Check(NamedTuple):
     """One line of the table: what was checked, how it went, what was found, and how to mend it when it failed."""
 
     name: str
@@ -69,52 +66,35 @@ def _versions() -> list[Check]:
     return checks
 
 
-def _run(
-    code_or_args: Sequence[str], *, environment: dict[str, str] | None = None, seconds: float = 180
-) -> tuple[int, str]:
+def _run(*arguments: str) -> tuple[int, list[str]]:
+    """Status and output of a Python in a fresh process; at least one line."""
     try:
-        run = subprocess.run(
-            [sys.executable, *code_or_args],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=seconds,
-            env={**os.environ, **(environment or {})},
-        )
+        run = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, timeout=180)
     except subprocess.TimeoutExpired:
-        return 124, f"no end after {seconds:.0f} s"
-    return run.returncode, run.stdout if run.returncode == 0 else (run.stderr or run.stdout)
-
-
-def _last_line(text: str) -> str:
-    lines = text.strip().splitlines()
-    return lines[-1] if lines else "(no output)"
+        return 124, ["no end after 180 s"]
+    output = run.stdout if run.returncode == 0 else (run.stderr or run.stdout)
+    return run.returncode, output.strip().splitlines() or ["(no output)"]
 
 
 def _plugin() -> Check:
-    entry_points = [
-        point for point in importlib.metadata.entry_points(group="verl.plugins") if point.name == "ffr_verl"
-    ]
-    if not entry_points:
-        return Check(
-            "plugin installed", False, "no entry point ffr_verl in group verl.plugins", "pip install ffr-verl"
-        )
-    policy = os.environ.get("VERL_USE_EXTERNAL_PLUGINS", "auto")
+    if not importlib.metadata.entry_points(group="verl.plugins", name="ffr_verl"):
+        found = "no entry point ffr_verl in group verl.plugins"
+        return Check("plugin installed", False, found, "pip install ffr-verl")
     code = "import verl, sys; print('loaded' if 'ffr_verl.plugin' in sys.modules else 'not loaded')"
-    status, output = _run(["-c", code])
-    found = _last_line(output)
-    mend = "unset VERL_USE_EXTERNAL_PLUGINS" if policy != "auto" else "see the WARNING of `python -c 'import verl'`"
-    return Check("plugin loaded by `import verl`", status == 0 and found == "loaded", found, mend)
+    status, output = _run("-c", code)
+    is_default = os.environ.get("VERL_USE_EXTERNAL_PLUGINS", "auto") == "auto"
+    mend = "see the WARNING of `python -c 'import verl'`" if is_default else "unset VERL_USE_EXTERNAL_PLUGINS"
+    return Check("plugin loaded by `import verl`", status == 0 and output[-1] == "loaded", output[-1], mend)
 
 
 def _recipe(name: str) -> Check:
     trainer = trainer_of(name)
     expected = "name: FFRDataset" if trainer == "main_ppo" else "name: FFRSFTDataset"
-    status, output = _run(["-m", f"verl.trainer.{trainer}", f"+recipe={name}", "--cfg", "job"])
+    status, output = _run("-m", f"verl.trainer.{trainer}", f"+recipe={name}", "--cfg", "job")
     label = f"+recipe={name} through {trainer}"
-    if status == 0 and expected in output:
+    if status == 0 and expected in "\n".join(output):
         return Check(label, True, f"data.custom_cls.{expected}")
-    found = f"exit status {status}: {_last_line(output)}" if status else f"{expected!r} is not in the composed config"
+    found = f"exit status {status}: {output[-1]}" if status else f"{expected!r} is not in the composed config"
     return Check(label, False, found, "see the plugin's line above; `ffr-verl recipe list` shows what is packaged")
 
 
@@ -123,20 +103,18 @@ def _platform() -> Check:
         "import verl; from verl.plugin.platform import get_platform; import torch; p = get_platform(); "
         "print(p.device_name, torch.cuda.device_count() if torch.cuda.is_available() else 0)"
     )
-    status, output = _run(["-c", code])
+    status, output = _run("-c", code)
     if status != 0:
-        return Check(
-            "platform", False, _last_line(output), "unset VERL_PLATFORM, or set it to a platform that verl knows"
-        )
-    device, count = _last_line(output).split()
-    why = f"VERL_PLATFORM={os.environ['VERL_PLATFORM']}" if os.environ.get("VERL_PLATFORM") else "verl's own detection"
+        return Check("platform", False, output[-1], "unset VERL_PLATFORM, or set it to a platform that verl knows")
+    device, count = output[-1].split()
+    wanted = os.environ.get("VERL_PLATFORM")
+    why = f"VERL_PLATFORM={wanted}" if wanted else "verl's own detection"
+    found = f"{device} ({why})"
     if device != "cpu" and count == "0":
         return Check(
-            "platform",
-            True,
-            f"{device} ({why}); no device in sight: use the *_cpu recipes, which choose cpu themselves",
+            "platform", True, f"{found}; no device in sight: use the *_cpu recipes, which choose cpu themselves"
         )
-    return Check("platform", True, f"{device} ({why}), {count} devices")
+    return Check("platform", True, f"{found}, {count} devices")
 
 
 def _flash_attention() -> Check:
@@ -148,10 +126,9 @@ def _flash_attention() -> Check:
 
 
 def _vllm() -> Check:
-    status, output = _run(
-        ["-c", "import vllm; from vllm.platforms import current_platform as p; print(vllm.__version__, p.device_type)"]
-    )
-    return Check("vLLM imports", status == 0, _last_line(output), _INSTALL)
+    code = "import vllm; from vllm.platforms import current_platform as p; print(vllm.__version__, p.device_type)"
+    status, output = _run("-c", code)
+    return Check("vLLM imports", status == 0, output[-1], _INSTALL)
 
 
 def _resources() -> list[Check]:
@@ -179,11 +156,7 @@ def _data(path: Path) -> Check:
 
 
 def run_checks(data: Sequence[Path] = ()) -> list[Check]:
-    """All checks in order; those that need verl are left out where verl is not installed, whose line then fails.
-
-    Args:
-        data: parquet files to check too.
-    """
+    """All checks in order; those that need verl are left out where verl is not installed, whose line then fails."""
     checks = _versions()
     steps: list[Callable[[], Check]] = []
     if importlib.util.find_spec("verl") is not None:

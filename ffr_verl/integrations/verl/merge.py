@@ -10,7 +10,6 @@ import errno
 import json
 import logging
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ffr_verl.errors import FFRError
+from ffr_verl.integrations.verl.checkpoint_folders import SHARD, steps_of
 
 __all__ = ["compare_logits", "find_shards", "merge_checkpoint"]
 
@@ -26,32 +26,22 @@ logger = logging.getLogger(__name__)
 # Root mean square of the logits' differences over their standard deviation. verl's merger writes bf16, whose 8 bits
 # round every folded weight once; a tiny model measured 1.2 %, without its adapter 97 %.
 _LOGIT_TOLERANCE = 0.05
-_SHARD = re.compile(r"model_world_size_(\d+)_rank_(\d+)\.pt")
 
 
 def find_shards(checkpoint: Path) -> Path:
-    """The folder of FSDP shards for what a user may point at.
-
-    Args:
-        checkpoint: the trainer's `default_local_dir` (its newest step is taken), a `global_step_N` in it, or `actor`
-            in that.
-
-    Raises:
-        FFRError: when there are no shards, or some of them are missing (a run killed while it saved).
-    """
+    """The folder of FSDP shards for what a user may point at: the trainer's `default_local_dir` (its newest step is
+    taken), a `global_step_N` in it, or `actor` in that; an `FFRError` when shards are missing (a run killed while it
+    saved)."""
     if not checkpoint.is_dir():
         raise FFRError(
             f"{checkpoint}: no such folder; give a verl checkpoint such as checkpoints/ffr/sft/global_step_100"
         )
-    steps = [path for path in checkpoint.glob("global_step_*") if path.name.removeprefix("global_step_").isdecimal()]
-    steps.sort(key=lambda path: int(path.name.removeprefix("global_step_")))
-    candidates = [folder for step in [*steps[::-1][:1], checkpoint] for folder in (step / "actor", step)]
-    for folder in candidates:
-        found = [match for path in folder.glob("model_*.pt") if (match := _SHARD.fullmatch(path.name))]
+    newest = [step for _, step in steps_of(checkpoint)[:1]]
+    for folder in [folder for step in (*newest, checkpoint) for folder in (step / "actor", step)]:
+        found = [match for path in folder.glob("model_*.pt") if (match := SHARD.fullmatch(path.name))]
         if not found:
             continue
-        world_size = int(found[0].group(1))
-        missing = sorted(set(range(world_size)) - {int(match.group(2)) for match in found})
+        missing = sorted(set(range(int(found[0].group(2)))) - {int(match.group(3)) for match in found})
         if missing or not (folder / "huggingface").is_dir():
             what = f"shards of ranks {missing}" if missing else "the folder huggingface/"
             raise FFRError(f"{folder}: {what} missing, the checkpoint was cut short; take an earlier global_step_N")
@@ -62,16 +52,8 @@ def find_shards(checkpoint: Path) -> Path:
 
 
 def merge_checkpoint(checkpoint: Path, output: Path, *, force: bool = False) -> Path:
-    """Write the model of a verl checkpoint (SFT or GRPO, full or LoRA) to `output` for transformers, vLLM and the
-    next stage.
-
-    Args:
-        checkpoint: see `find_shards`.
-        output: the folder to make; written under a temporary name and moved.
-        force: replace an existing `output`.
-
-    Returns:
-        `output`: config, weights in safetensors, tokenizer, processor and chat template.
+    """Write the model of a verl checkpoint (SFT or GRPO, full or LoRA, see `find_shards`) to the folder `output`, for
+    transformers, vLLM and the next stage: config, weights in safetensors, tokenizer, processor and chat template.
 
     Raises:
         FFRError: for an incomplete checkpoint, an existing output without `force`, one that is no model's folder, a
@@ -86,7 +68,14 @@ def merge_checkpoint(checkpoint: Path, output: Path, *, force: bool = False) -> 
     united = output.with_name(f".{output.name}.united")
     folded = output.with_name(f".{output.name}.folded")
     try:
-        _unite_shards(shards, united)
+        for left in (united, folded):  # by one that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        command = [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp"]
+        command += ["--local_dir", str(shards), "--target_dir", str(united)]
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        if run.returncode != 0:
+            tail = "\n".join((run.stdout + run.stderr).strip().splitlines()[-15:])
+            raise FFRError(f"{shards}: verl.model_merger failed with status {run.returncode}; its last lines:\n{tail}")
         _fold_lora(united, folded)
         if output.exists():
             shutil.rmtree(output)
@@ -101,21 +90,10 @@ def merge_checkpoint(checkpoint: Path, output: Path, *, force: bool = False) -> 
     return output
 
 
-def _unite_shards(shards: Path, target: Path) -> None:
-    shutil.rmtree(target, ignore_errors=True)
-    command = [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp"]
-    command += ["--local_dir", str(shards), "--target_dir", str(target)]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    if run.returncode != 0:
-        tail = "\n".join((run.stdout + run.stderr).strip().splitlines()[-15:])
-        raise FFRError(f"{shards}: verl.model_merger failed with status {run.returncode}; its last lines:\n{tail}")
-
-
 def _fold_lora(united: Path, folded: Path) -> None:
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    shutil.rmtree(folded, ignore_errors=True)
     model: Any = AutoModelForImageTextToText.from_pretrained(united, dtype="auto")
     adapter = united / "lora_adapter"
     if adapter.is_dir():
@@ -126,7 +104,6 @@ def _fold_lora(united: Path, folded: Path) -> None:
             raise FFRError(
                 f"{united}: the adapter's lora_alpha is 0; lora_train_meta.json is missing beside the shards"
             )
-
         with torch.no_grad():
             model = PeftModel.from_pretrained(model, str(adapter))
             before = _logits(model)
@@ -154,11 +131,7 @@ def _logits(model: Any) -> Any:
 
 
 def compare_logits(before: Any, after: Any) -> None:
-    """That folding and writing have not changed the model.
-
-    Raises:
-        FFRError: when the logits differ by more than rounding to bf16 does.
-    """
+    """Raise an `FFRError` when the logits differ by more than rounding to bf16 does: the model is another one."""
     difference = float((before - after).square().mean().sqrt() / before.std())
     logger.info("logits before and after differ by %.2e of their standard deviation", difference)
     if not difference <= _LOGIT_TOLERANCE:

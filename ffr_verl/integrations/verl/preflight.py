@@ -14,79 +14,73 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from hydra import compose, initialize_config_module
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from ffr_verl.data.parquet_files import Kind, as_list, check_columns, check_images, dialogues_of_rows, images_root
 from ffr_verl.embeddings.store import EmbeddingStore
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import TAGS
 from ffr_verl.integrations.verl import SUPPORTED_VERL
-from ffr_verl.integrations.verl.checkpoint_folders import CONTENTS, check_resume
+from ffr_verl.integrations.verl.checkpoint_folders import CONTENTS, Stage, check_resume
 from ffr_verl.model_families import family_of_model, has_chat_template
 from ffr_verl.rewards import CoherenceScorer, RewardConfig
 from ffr_verl.samplers.difficulty_file import DifficultyFile, row_keys
 from ffr_verl.samplers.sampler import ORDERS, CurriculumSampler
 from ffr_verl.settings import DataConfig, SamplerConfig, refuse_unknown_keys
 
-__all__ = ["CONFIG_NAMES", "Findings", "RecipeCallback", "check_run", "compose_run", "find_problems"]
+__all__ = ["Findings", "RecipeCallback", "compose_run", "find_problems"]
 
 logger = logging.getLogger(__name__)
+select = OmegaConf.select  # `None` where a key is missing, or must be given (`???`)
 
 _LEAST_FREE_BYTES = 256 * 2**20
 _DATASETS = ("pkg://ffr_verl.integrations.verl.datasets", "pkg://ffr_verl.data.datasets")  # the second: older copies
-# What verl calls the config of each trainer.
-CONFIG_NAMES = {"main_ppo": "ppo_trainer", "sft_trainer": "sft_trainer_engine"}
 _T = TypeVar("_T")
 _TRL_CLASS = "AutoModelForCausalLMWithValueHead"
 
 
 class RecipeCallback(Callback):
-    """Hydra callback of every recipe: sets the platform and checks the run (`hydra.callbacks.ffr_verl`).
-
-    Args:
-        platform: `"cpu"` makes verl run on the CPU in this process and those it starts; `None` leaves verl's choice.
-
-    Hydra turns an exception of a callback into a warning, so a failed check prints its message and ends the process
-    with status 2.
+    """Hydra callback of every recipe (`hydra.callbacks.ffr_verl`): checks the run, and makes verl run on the CPU in
+    this process and those it starts where `platform` is `cpu`.
     """
 
     def __init__(self, platform: Literal["cpu"] | None = None, **unknown: Any) -> None:
-        try:
+        with _problems_end_the_process():
             refuse_unknown_keys(unknown, allowed=["platform"], where="hydra.callbacks.ffr_verl")
             if platform not in (None, "cpu"):
                 raise FFRError(
                     f"hydra.callbacks.ffr_verl.platform: found {platform!r}; give cpu, or null for verl's own choice"
                 )
-        except FFRError as error:
-            _stop(error)
         self.platform = platform
 
     def on_job_start(self, config: Any, **_kwargs: Any) -> None:
-        try:
-            check_run(config)
+        with _problems_end_the_process():
+            find_problems(config).stop()
             if "actor_rollout_ref" not in config:
                 _single_process_group_defaults()
-        except FFRError as error:
-            _stop(error)
         if self.platform == "cpu":
             from ffr_verl.integrations.verl import cpu_platform
 
             cpu_platform.activate()
 
 
-def _stop(error: FFRError) -> NoReturn:
-    sys.stderr.write(f"ffr-verl: error: {error}\n")
-    sys.stderr.flush()
-    raise SystemExit(2)
+@contextmanager
+def _problems_end_the_process() -> Iterator[None]:
+    """Hydra turns an exception of a callback into a warning, so a failed check ends the process, with status 2."""
+    try:
+        yield
+    except FFRError as error:
+        sys.stderr.write(f"ffr-verl: error: {error}\n")
+        sys.stderr.flush()
+        raise SystemExit(2) from None
 
 
 def _single_process_group_defaults() -> None:
@@ -94,7 +88,7 @@ def _single_process_group_defaults() -> None:
     if "RANK" in os.environ or "WORLD_SIZE" in os.environ:
         return
     wanted = os.environ.get("MASTER_PORT", "0")
-    with closing(socket.socket()) as probe:
+    with socket.socket() as probe:
         try:
             probe.bind(("127.0.0.1", int(wanted)))
         except (OSError, ValueError, OverflowError) as error:
@@ -105,39 +99,22 @@ def _single_process_group_defaults() -> None:
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
 
 
-def _select(config: Any, key: str) -> Any:
-    """The value at a dotted key; `None` where it is missing, `"???"` where it must be given."""
-    node = config
-    for part in key.split("."):
-        if isinstance(node, DictConfig) and OmegaConf.is_missing(node, part):
-            return "???"
-        if not isinstance(node, Mapping) or part not in node:
-            return None
-        node = node[part]
-    return node
-
-
-@dataclass(frozen=True, slots=True)
-class Findings:
-    """What the check found.
-
-    Attributes:
-        problems: a message each, which names the key or file and the remedy.
-        unchecked: what is not ours, and so was not looked at.
-    """
+class Findings(NamedTuple):
+    """Messages that name key or file and the remedy, and what is not ours and so was not looked at."""
 
     problems: tuple[str, ...]
     unchecked: tuple[str, ...]
 
+    def stop(self) -> None:
+        """Raise an `FFRError` with a line for each problem, if there is any."""
+        if self.problems:
+            raise FFRError("\nffr-verl: error: ".join(self.problems))
+
 
 def find_problems(config: Any) -> Findings:
-    """Everything that would stop the run of a composed config, looked for before anything is started.
-
-    Checks the keys of ours (`data.ffr`, `reward.custom_reward_function.reward_kwargs`,
-    `trainer.v1.sampler.sampler_kwargs`), verl's version and that an installed TRL suits it, that vLLM is there for
-    GRPO, the data files and every image in them, flash attention where it is asked for, a local model's files, that
-    the embedding store and the difficulty file belong to the data, free disk space, and that the checkpoint to
-    resume from is whole.
+    """Everything that would stop the run of a composed config, looked for before anything is started: our own keys,
+    versions, data files with every image in them, model, embedding store, difficulty file, checkpoint to resume from,
+    disk.
     """
     problems: list[str] = []
     unchecked: list[str] = []
@@ -152,22 +129,21 @@ def find_problems(config: Any) -> Findings:
     is_grpo = "actor_rollout_ref" in config
     attempt(_check_verl)
     attempt(_check_trl)
-    data_config = attempt(DataConfig.from_mapping, _select(config, "data.ffr") or {}) or DataConfig()
+    data_config = attempt(DataConfig.from_mapping, select(config, "data.ffr") or {}) or DataConfig()
     rewards = sampler = None
     if is_grpo:
         before = len(problems)
         rewards = attempt(_reward_config, config)
         if rewards is None and len(problems) == before:
             unchecked.append("the reward is not ours: its keyword arguments were not checked")
-        place = str(_select(config, "trainer.v1.sampler.custom_sampler.path"))
-        if place == "pkg://ffr_verl.samplers":
-            kwargs = _select(config, "trainer.v1.sampler.sampler_kwargs") or {}
+        if select(config, "trainer.v1.sampler.custom_sampler.path") == "pkg://ffr_verl.samplers":
+            kwargs = select(config, "trainer.v1.sampler.sampler_kwargs") or {}
             sampler = attempt(SamplerConfig.from_mapping, kwargs)
         if len(problems) == before:
             attempt(_check_advantages, config, sampler, rewards)
         attempt(_check_vllm)
         attempt(_check_adapter, config)
-    if str(_select(config, "data.custom_cls.path")) not in _DATASETS:
+    if select(config, "data.custom_cls.path") not in _DATASETS:
         unchecked.append("the dataset is not ours: data files and images were not checked")
     else:
         before = len(problems)
@@ -179,40 +155,22 @@ def find_problems(config: Any) -> Findings:
     attempt(_check_model, config, "actor_rollout_ref.model" if is_grpo else "model")
     if rewards is not None:
         attempt(_check_answer_tags, config)
-    attempt(_check_disk, _select(config, "trainer.default_local_dir"))
-    attempt(_check_resume, config, "grpo" if is_grpo else "sft")
+    attempt(_check_folder, config, "grpo" if is_grpo else "sft")
     return Findings(tuple(problems), tuple(unchecked))
 
 
-def check_run(config: Any) -> None:
-    """Refuse a composed config that cannot train, see `find_problems`.
-
-    Raises:
-        FFRError: a line for each problem.
-    """
-    if problems := find_problems(config).problems:
-        raise FFRError("\nffr-verl: error: ".join(problems))
-
-
 def compose_run(trainer: str, overrides: Sequence[str], *, config_dir: Path | None = None) -> Any:
-    """The config that a trainer of verl composes for a command line, with Hydra's own node.
+    """The config that `main_ppo` or `sft_trainer` composes for a command line, with Hydra's own node.
 
-    Args:
-        trainer: `main_ppo` or `sft_trainer`.
-        overrides: as they stand on the command line.
-        config_dir: its `--config-dir`.
-
-    Raises:
-        FFRError: Hydra cannot compose it, as for a recipe that is not there or a key that verl does not know.
+    An `FFRError` when Hydra cannot, as for a recipe that is not there or a key that verl does not know.
     """
     import verl  # noqa: F401  # loads the plugin, as `python -m verl.trainer...` does
 
-    given = list(overrides)
-    if config_dir is not None:
-        given.append(f"hydra.searchpath=[file://{config_dir.absolute()}]")
+    folders = [] if config_dir is None else [f"hydra.searchpath=[file://{config_dir.absolute()}]"]
     try:
         with initialize_config_module("verl.trainer.config", version_base=None):
-            return compose(CONFIG_NAMES[trainer], overrides=given, return_hydra_config=True)
+            name = {"main_ppo": "ppo_trainer", "sft_trainer": "sft_trainer_engine"}[trainer]
+            return compose(name, overrides=[*overrides, *folders], return_hydra_config=True)
     except HydraException as error:
         raise FFRError(" ".join(str(error).split())) from None
 
@@ -220,9 +178,9 @@ def compose_run(trainer: str, overrides: Sequence[str], *, config_dir: Path | No
 def _check_adapter(config: Any) -> None:
     """FSDP1 does not shard on one device (NO_SHARD), and verl 0.9.1 finds no adapter in it: seen on an H100."""
     node = "actor_rollout_ref"
-    devices = (_select(config, "trainer.n_gpus_per_node") or 0) * (_select(config, "trainer.nnodes") or 1)
-    has_adapter = _select(config, f"{node}.model.lora_rank") and not _select(config, f"{node}.model.lora.merge")
-    if devices == 1 and has_adapter and _select(config, f"{node}.actor.strategy") == "fsdp":
+    devices = (select(config, "trainer.n_gpus_per_node") or 0) * (select(config, "trainer.nnodes") or 1)
+    has_adapter = select(config, f"{node}.model.lora_rank") and not select(config, f"{node}.model.lora.merge")
+    if devices == 1 and has_adapter and select(config, f"{node}.actor.strategy") == "fsdp":
         raise FFRError(
             f"{node}.actor.strategy=fsdp: on one device verl hands vLLM an empty LoRA adapter, which ends the run; "
             f"give {node}.actor.strategy=fsdp2 {node}.actor.fsdp_config.strategy=fsdp2 "
@@ -258,24 +216,26 @@ def _check_trl() -> None:
         )
 
 
+def _local_files(config: Any, key: str) -> list[str]:
+    """The data files of a key; none where verl fetches one of them first, and the dataset checks them then."""
+    names = as_list(select(config, key) or ())
+    return [] if any("://" in name for name in names) else [str(Path(name).expanduser()) for name in names]
+
+
 def _check_files(config: Any, kind: Kind, data_config: DataConfig) -> None:
     node = "actor_rollout_ref.model" if kind == "rl" else "model"
-    folder = Path(str(_select(config, f"{node}.path"))).expanduser()
+    folder = Path(str(select(config, f"{node}.path"))).expanduser()
     for key in ("data.train_files", "data.val_files"):
-        value = _select(config, key)
-        if value is None and key == "data.val_files" and kind == "sft":
-            continue
-        if value in (None, "???"):
+        if select(config, key) is None:
+            if key == "data.val_files" and kind == "sft":
+                continue
             raise FFRError(f"{key} is not given; add {key}=PATH (a NAME.{kind}.parquet of `ffr-verl prepare`)")
-        files = as_list(value)
+        files = _local_files(config, key)
         for name in files:
-            if "://" in name:
-                return  # verl copies it here first, and the dataset checks it then
-            if not Path(name).expanduser().is_file():
+            if not Path(name).is_file():
                 raise FFRError(f"{key}: {name}: no such file; `ffr-verl prepare` writes NAME.{kind}.parquet")
-        files = [str(Path(name).expanduser()) for name in files]
         check_columns(files, kind)
-        if os.environ.get("RANK", "0") == "0":
+        if files and os.environ.get("RANK", "0") == "0":
             check_images(
                 files,
                 images_root(files, data_config),
@@ -287,7 +247,7 @@ def _check_files(config: Any, kind: Kind, data_config: DataConfig) -> None:
 
 def _check_advantages(config: Any, sampler: SamplerConfig | None, rewards: RewardConfig | None) -> None:
     """That reward, advantages and replay buffer suit each other."""
-    estimator = str(_select(config, "algorithm.adv_estimator"))
+    estimator = select(config, "algorithm.adv_estimator")
     key, node = "algorithm.adv_estimator", "trainer.v1.sampler.sampler_kwargs.advantage"
     advantage = None if sampler is None else sampler.advantage
     if estimator == "gdpo":
@@ -310,7 +270,7 @@ def _check_advantages(config: Any, sampler: SamplerConfig | None, rewards: Rewar
             f"{node}.credit=id: with f1_mode={rewards.f1_mode} an id has no worth of its own; give "
             "f1_mode=micro_f1_mcc, or credit=answer"
         )
-    if rewards.is_micro and estimator == "grpo" and _select(config, "algorithm.norm_adv_by_std_in_grpo") is not False:
+    if rewards.is_micro and estimator == "grpo" and select(config, "algorithm.norm_adv_by_std_in_grpo") is not False:
         raise FFRError(
             f"algorithm.norm_adv_by_std_in_grpo: with f1_mode={rewards.f1_mode} a reward's size is what an id is "
             "worth, and the group's deviation undoes it; give algorithm.norm_adv_by_std_in_grpo=false, or "
@@ -321,34 +281,29 @@ def _check_advantages(config: Any, sampler: SamplerConfig | None, rewards: Rewar
 def _check_curriculum(config: Any, data_config: DataConfig, is_micro: bool) -> None:
     """That the difficulty file belongs to the training rows, and nothing reorders them."""
     curriculum = data_config.curriculum
-    key = "data.ffr.curriculum.difficulty"
-    if is_micro and _select(config, "data.dataloader_num_workers"):
+    if is_micro and (workers := select(config, "data.dataloader_num_workers")):
         raise FFRError(
-            f"data.dataloader_num_workers: found {_select(config, 'data.dataloader_num_workers')}; the micro reward "
-            "asks the rows where the policy stands, which worker processes do not know: give "
-            "data.dataloader_num_workers=0"
+            f"data.dataloader_num_workers: found {workers}; the micro reward asks the rows where the policy stands, "
+            "which worker processes do not know: give data.dataloader_num_workers=0"
         )
     if curriculum.difficulty is not None or not (
         curriculum.order == "file" or ORDERS[curriculum.order].needs_difficulty
     ):
         for name, wanted in (("data.shuffle", False), ("data.dataloader_num_workers", 0)):
-            found = _select(config, name)
+            found = select(config, name)
             if found is not None and found != wanted:
                 raise FFRError(
                     f"{name}: found {found}; with data.ffr.curriculum.order={curriculum.order} give {name}={wanted}, "
                     "or the rows come in another order"
                 )
-    if curriculum.difficulty is None:
+    files = _local_files(config, "data.train_files")
+    if curriculum.difficulty is None or not files:
         return
-    files = as_list(_select(config, "data.train_files"))
-    if any("://" in name for name in files):
-        return
-    files = [str(Path(name).expanduser()) for name in files]
     try:
         rows = DifficultyFile(curriculum.difficulty).of_rows(row_keys(files), name=files[0])
     except FFRError as error:
-        raise FFRError(f"{key}: {error}") from None
-    count, batch = len(CurriculumSampler(rows, curriculum)), _select(config, "data.train_batch_size")
+        raise FFRError(f"data.ffr.curriculum.difficulty: {error}") from None
+    count, batch = len(CurriculumSampler(rows, curriculum)), select(config, "data.train_batch_size")
     if isinstance(batch, int) and count < batch:
         raise FFRError(
             f"data.ffr.curriculum: {count} rows are left of {len(rows)}, fewer than data.train_batch_size={batch}; "
@@ -358,18 +313,18 @@ def _check_curriculum(config: Any, data_config: DataConfig, is_micro: bool) -> N
 
 def _reward_config(config: Any) -> RewardConfig | None:
     """The settings of our reward, however it is asked for; `None` when another one is."""
-    path = _select(config, "reward.custom_reward_function.path")
+    path = select(config, "reward.custom_reward_function.path")
     if str(path) == "pkg://ffr_verl.rewards":
-        return RewardConfig.from_kwargs(_select(config, "reward.custom_reward_function.reward_kwargs") or {})
-    if not path and _select(config, "reward.reward_manager.name") == "ffr":
-        return RewardConfig.from_kwargs(_select(config, "reward.reward_kwargs") or {})
+        return RewardConfig.from_kwargs(select(config, "reward.custom_reward_function.reward_kwargs") or {})
+    if not path and select(config, "reward.reward_manager.name") == "ffr":
+        return RewardConfig.from_kwargs(select(config, "reward.reward_kwargs") or {})
     return None
 
 
 def _check_answer_tags(config: Any) -> None:
     """verl's own reward managers drop special tokens, and with them the tags of the answer."""
-    manager = _select(config, "reward.reward_manager.name")
-    folder = Path(str(_select(config, "actor_rollout_ref.model.path"))).expanduser()
+    manager = select(config, "reward.reward_manager.name")
+    folder = Path(str(select(config, "actor_rollout_ref.model.path"))).expanduser()
     if manager == "ffr" or not (folder / "tokenizer.json").is_file():
         return
     added = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")).get("added_tokens") or ()
@@ -388,36 +343,26 @@ def _check_embeddings(config: Any, path: str) -> None:
         scorer = CoherenceScorer(EmbeddingStore.open(path))
     except FFRError as error:
         raise FFRError(f"{key}: {error}") from None
-    for files in ("data.train_files", "data.val_files"):
-        for name in as_list(_select(config, files) or ()):
-            if "://" in name:
-                continue
-            wanted, lacking = 0, list[str]()
-            for info in dialogues_of_rows(str(Path(name).expanduser())):
-                wanted += len(set(info["utterance_ids"])) + len(set(info["images"] or ()))  # a picture may repeat
-                lacking += scorer.missing_of(info)
-            if wanted and len(lacking) == wanted:
-                raise FFRError(
-                    f"{key}: {path} has no vector for {name} ({lacking[0]} ...); make the store of this data: "
-                    f"ffr-verl embed {name} --model NAME --output {path}"
-                )
-            if lacking:
-                logger.warning(
-                    "%s: %s lacks %d of %d utterances and images looked for in %s (%s ...): they are left out of "
-                    "coherence; `ffr-verl embed` takes several data files at once",
-                    key,
-                    path,
-                    len(lacking),
-                    wanted,
-                    name,
-                    lacking[0],
-                )
+    for name in [*_local_files(config, "data.train_files"), *_local_files(config, "data.val_files")]:
+        wanted, lacking = 0, list[str]()
+        for info in dialogues_of_rows(name):
+            wanted += len(set(info["utterance_ids"])) + len(set(info["images"] or ()))  # a picture may repeat
+            lacking += scorer.missing_of(info)
+        if wanted and len(lacking) == wanted:
+            raise FFRError(
+                f"{key}: {path} has no vector for {name} ({lacking[0]} ...); make the store of this data: "
+                f"ffr-verl embed {name} --model NAME --output {path}"
+            )
+        if lacking:
+            part = f"{len(lacking)} of {wanted} utterances and images looked for in {name} ({lacking[0]} ...)"
+            rest = "they are left out of coherence; `ffr-verl embed` takes several data files at once"
+            logger.warning("%s: %s lacks %s: %s", key, path, part, rest)
 
 
 def _check_model(config: Any, node: str) -> None:
     if (
-        _select(config, f"{node}.use_remove_padding")
-        and _select(config, f"{node}.override_config.attn_implementation") in (None, "flash_attention_2")
+        select(config, f"{node}.use_remove_padding")
+        and select(config, f"{node}.override_config.attn_implementation") in (None, "flash_attention_2")
         and importlib.util.find_spec("flash_attn") is None
     ):
         raise FFRError(
@@ -426,61 +371,61 @@ def _check_model(config: Any, node: str) -> None:
             f"+{node}.override_config.attn_implementation=sdpa; without a GPU use the *_cpu recipes"
         )
     key = f"{node}.path"
-    path = _select(config, key)
-    if path in (None, "???"):
+    if select(config, key) is None:
         raise FFRError(f"{key} is not given; add {key}=FOLDER (for GRPO: the SFT model after `ffr-verl merge`)")
-    folder = Path(str(path)).expanduser()
+    path = str(select(config, key))
+    folder = Path(path).expanduser()
     if not folder.is_dir():
-        if "://" in str(path):
-            return  # verl fetches it
         # A hub model is called NAME or OWNER/NAME; models/sft beside a folder models is a path that does not exist.
-        looks_local = str(path).startswith((".", "/", "~")) or str(path).count("/") > 1
-        looks_local = looks_local or ("/" in str(path) and Path(str(path).split("/")[0]).is_dir())
-        if looks_local:
+        looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
+        looks_local = looks_local or ("/" in path and Path(path.split("/")[0]).is_dir())
+        if looks_local and "://" not in path:
             raise FFRError(f"{key}: {path}: no such folder; give a Hugging Face folder, or the name of a hub model")
-        return
-    for name, remedy in (
-        ("config.json", "not a Hugging Face model folder; a verl checkpoint becomes one through `ffr-verl merge`"),
+        return  # verl fetches it
+    save = "AutoProcessor.from_pretrained(BASE).save_pretrained(...)"
+    for names, problem in (
         (
-            "tokenizer_config.json",
-            "save the base model's tokenizer there: AutoTokenizer.from_pretrained(BASE).save_pretrained(...)",
+            ["config.json"],
+            "config.json is missing; not a Hugging Face model folder; a verl checkpoint becomes one through "
+            "`ffr-verl merge`",
+        ),
+        (
+            ["tokenizer_config.json"],
+            "tokenizer_config.json is missing; save the base model's tokenizer there: "
+            "AutoTokenizer.from_pretrained(BASE).save_pretrained(...)",
+        ),
+        (
+            ["preprocessor_config.json", "processor_config.json"],
+            "the model has no processor (preprocessor_config.json), so images cannot be read; save the base model's: "
+            + save,
         ),
     ):
-        if not (folder / name).is_file():
-            raise FFRError(f"{key}: {path}: {name} is missing; {remedy}")
-    if not any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
-        raise FFRError(
-            f"{key}: {path}: the model has no processor (preprocessor_config.json), so images cannot be read; "
-            "save the base model's: AutoProcessor.from_pretrained(BASE).save_pretrained(...)"
-        )
-    if not has_chat_template(folder) and not _select(config, f"{node}.custom_chat_template"):
+        if not any((folder / name).is_file() for name in names):
+            raise FFRError(f"{key}: {path}: {problem}")
+    if not has_chat_template(folder) and not select(config, f"{node}.custom_chat_template"):
         raise FFRError(
             f"{key}: {path}: the model has no chat template, so prompts cannot be written; save the base model's "
-            "processor there: AutoProcessor.from_pretrained(BASE).save_pretrained(...)"
+            f"processor there: {save}"
         )
 
 
-def _check_resume(config: Any, stage: Literal["sft", "grpo"]) -> None:
-    folder = _select(config, "trainer.default_local_dir")
-    if _select(config, "trainer.resume_mode") != "auto" or not isinstance(folder, str) or "://" in folder:
-        return
-    node = "actor_rollout_ref.actor.checkpoint" if stage == "grpo" else "checkpoint"
-    contents = _select(config, f"{node}.load_contents") or tuple(CONTENTS)
-    one_node = _select(config, "trainer.nnodes") in (None, 1)
-    step = check_resume(Path(folder).expanduser(), stage, contents=contents, all_ranks=one_node)
-    if step is not None:
-        logger.info("the run resumes from step %d in %s", step, folder)
-
-
-def _check_disk(folder: Any) -> None:
+def _check_folder(config: Any, stage: Stage) -> None:
+    """That the disk takes a checkpoint, and that the one to resume from is whole."""
+    folder = select(config, "trainer.default_local_dir")
     if not isinstance(folder, str) or "://" in folder:
         return
     place = Path(folder).expanduser().absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(next(one for one in (place, *place.parents) if one.exists())).free
     if free < _LEAST_FREE_BYTES:
         raise FFRError(
             f"trainer.default_local_dir: {folder}: {free / 2**20:.0f} MiB are free there, a checkpoint needs more; "
             "free some, or give another folder"
         )
+    if select(config, "trainer.resume_mode") != "auto":
+        return
+    node = "actor_rollout_ref.actor.checkpoint" if stage == "grpo" else "checkpoint"
+    contents = select(config, f"{node}.load_contents") or tuple(CONTENTS)
+    one_node = select(config, "trainer.nnodes") in (None, 1)
+    step = check_resume(Path(folder).expanduser(), stage, contents=contents, all_ranks=one_node)
+    if step is not None:
+        logger.info("the run resumes from step %d in %s", step, folder)

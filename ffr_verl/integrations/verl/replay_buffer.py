@@ -82,26 +82,35 @@ class _FFRSampling:
         if not all("confusion" in info for info in answers.infos.values()):
             return  # another reward manager
         found = self._validation.add(step, list(answers.sources.values()), list(answers.infos.values()))
-        for session, source in answers.sources.items():
-            answers.infos[session] = {**answers.infos[session], **found[source]}
-        answers.put_infos()
+        read = [list(lengths)[-1] for lengths in answers.lengths.values()]  # by verl, of each session
+        data = tq.kv_batch_get(keys=read, partition_id=answers.partition, select_fields=["extra_fields"])
+        extras = [
+            {**getattr(extra, "data", extra), "reward_extra_info": {**answers.infos[session], **found[source]}}
+            for extra, (session, source) in zip(list(data["extra_fields"]), answers.sources.items(), strict=True)
+        ]
+        fields = TensorDict({"extra_fields": NonTensorStack(*extras)}, batch_size=len(read))
+        tq.kv_batch_put(keys=read, partition_id=answers.partition, fields=fields)
         note_result(step, self._validation.metrics())
 
     def _reward_metrics(self, answers: _Answers) -> dict[str, float]:
-        groups, f1 = answers.values(FILTER_GROUPS_REWARD_METRIC), answers.values("f1")
         if self.filter_groups_metric is None:
             self._observe(answers)
-        flat = {uid for uid, values in groups.items() if not has_spread(values, min_std=self.ffr_config.min_std)}
-        flat_f1 = {uid for uid, values in f1.items() if not has_spread(values, min_std=self.ffr_config.min_std)}
+        groups = answers.values(FILTER_GROUPS_REWARD_METRIC)
+        flat, flat_f1 = (
+            {uid for uid, values in found.items() if not has_spread(values, min_std=self.ffr_config.min_std)}
+            for found in (groups, answers.values("f1"))
+        )
+        evicted = self._filtered_in_step
         metrics = {
-            "ffr/groups/without_spread": (len(flat) + self._filtered_in_step) / (len(groups) + self._filtered_in_step),
+            "ffr/groups/without_spread": (len(flat) + evicted) / (len(groups) + evicted),
             "ffr/groups/flat_in_f1_only": len(flat_f1 - flat) / len(groups),
             **reward_metrics(answers.infos.values()),
         }
         sampler = active_sampler()
         if sampler is not None and answers.rows:
-            strata = {session: sampler.stratum(answers.rows[session.split("_")[0]]) for session in answers.infos}
-            metrics |= strata_metrics([(strata[session], info) for session, info in answers.infos.items()])
+            metrics |= strata_metrics(
+                [(sampler.stratum(answers.rows[one.split("_")[0]]), info) for one, info in answers.infos.items()]
+            )
         return metrics
 
     def _observe(self, answers: _Answers) -> None:
@@ -127,21 +136,24 @@ class _FFRSampling:
         return metrics
 
     def _dapo_filtered_keys(self, partition_id: str) -> tuple[set[str], Counter[float]]:
-        """verl's group filter, with `min_std` for its exact 0 and an end to it.
-
-        Returns:
-            The finished groups to evict, and how many of them lie at each (rounded mean) metric value.
-        """
+        """verl's group filter, with `min_std` for its exact 0 and an end to it: the finished groups to evict, and how
+        many of them lie at each (rounded mean) metric value."""
         if partition_id == "val" or self.filter_groups_metric is None or self._filter_is_off:
             return set(), Counter()
-        cache = self._dapo_classification_cache[partition_id]
+        cache, metric = self._dapo_classification_cache[partition_id], self.filter_groups_metric
         finished = self.finished_keys[partition_id]
         for uid in cache.keys() - finished:
             del cache[uid]
         new = finished - cache.keys()
         answers = _Answers.of(partition_id, [key for key in self.partitions[partition_id] if key.split("_")[0] in new])
         self._observe(answers)
-        for uid, values in self._filter_values(answers, new).items():
+        groups = answers.values(metric)
+        if lacking := new - groups.keys():
+            raise RuntimeError(
+                f"trainer.v1.sampler.sampler_kwargs.filter_groups_metric: no {metric!r} in the rewards of "
+                f"{len(lacking)} groups; give `reward`, or a key that the reward function returns"
+            )
+        for uid, values in groups.items():
             flat = not has_spread(values, min_std=self.ffr_config.min_std)
             cache[uid] = round(float(np.mean(values)), 3) if flat else None
         filtered = {uid: value for uid, value in cache.items() if value is not None}
@@ -152,32 +164,18 @@ class _FFRSampling:
                 "more than %d groups of this step had no spread in %r above %g: the filter rests until the next step. "
                 "Raise rollout.temperature, or train on rows of another difficulty.",
                 limit,
-                self.filter_groups_metric,
+                metric,
                 self.ffr_config.min_std,
             )
             return set(), Counter()
         self._filtered_in_step += len(filtered)
         return set(filtered), Counter(filtered.values())
 
-    def _filter_values(self, answers: _Answers, uids: set[str]) -> dict[str, list[float]]:
-        """The filter's metric of every answer of the groups."""
-        metric = str(self.filter_groups_metric)
-        values = answers.values(metric)
-        lacking = uids - values.keys()
-        if lacking:
-            raise RuntimeError(
-                f"trainer.v1.sampler.sampler_kwargs.filter_groups_metric: no {metric!r} in the rewards of "
-                f"{len(lacking)} groups; give `reward`, or a key that the reward function returns"
-            )
-        return values
-
 
 class FFRReplayBuffer(_FFRSampling, ReplayBuffer):  # type: ignore[misc]
     """`ReplayBuffer` of verl's sync trainer, configured from `trainer.v1.sampler.sampler_kwargs`.
 
-    See `SamplerConfig` for the keys, `reward_metrics` and `CurriculumSampler.update` for what it adds to a step's
-    metrics, beside `ffr/groups/without_spread`: the share of the step's finished groups whose rewards differ by no
-    more than `min_std`. Use it through the recipe:
+    See `SamplerConfig` for the keys, docs/rewards.md for what it adds to a step's metrics. Use it through the recipe:
 
         trainer.v1.sampler.custom_sampler: {path: pkg://ffr_verl.samplers, name: FFRReplayBuffer}
     """
@@ -206,25 +204,17 @@ def _publish_advantages(answers: _Answers, config: AdvantageConfig) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Answers:
-    """What TransferQueue holds of finished answers.
+    """What TransferQueue holds of finished answers, by session.
 
     A session may have several outputs; verl puts the same reward on each, so the last one stands for all.
-
-    Attributes:
-        partition: of the queue.
-        infos: what the reward function returned, of each session.
-        rewards: of each session.
-        lengths: tokens of each output of each session, by its key.
-        sources: `data_source` of each session, in validation.
-        rows: `ffr_row` of each group, where the dataset gives one.
     """
 
     partition: str
-    infos: dict[str, Mapping[str, Any]]
+    infos: dict[str, Mapping[str, Any]]  # what the reward function returned
     rewards: dict[str, float]
-    lengths: dict[str, dict[str, int]]
-    sources: dict[str, str]
-    rows: dict[str, int]
+    lengths: dict[str, dict[str, int]]  # tokens of each output, by its key
+    sources: dict[str, str]  # `data_source`, in validation
+    rows: dict[str, int]  # `ffr_row` of each group, where the dataset gives one
 
     @classmethod
     def of(cls, partition_id: str, keys: Sequence[str]) -> _Answers:
@@ -233,42 +223,27 @@ class _Answers:
             return answers
         keys = sorted(keys, key=lambda key: (key.rpartition("_")[0], int(key.rpartition("_")[2])))
         is_validation = partition_id == "val"
-        further = "data_source" if is_validation else _ROW if active_sampler() is not None else None
-        fields = ["rm_scores", "extra_fields", *([further] if further else [])]
+        further = ["data_source"] if is_validation else [] if active_sampler() is None else [_ROW]
+        fields = ["rm_scores", "extra_fields", *further]
         data = tq.kv_batch_get(keys=keys, partition_id=partition_id, select_fields=fields)
-        values = list(data[further]) if further else [None] * len(keys)
-        for key, scores, extra, value in zip(
-            keys, list(data["rm_scores"]), list(data["extra_fields"]), values, strict=True
-        ):
+        for key, scores, *others in zip(keys, *[list(data[name]) for name in fields], strict=True):
             session = key.rpartition("_")[0]
-            answers.infos[session] = _reward_extra_info(extra)
+            extra, *values = [getattr(one, "data", one) for one in others]
+            answers.infos[session] = extra.get("reward_extra_info", {}) if isinstance(extra, dict) else {}
             answers.rewards[session] = float(scores.sum())
             answers.lengths[session][key] = len(scores)
-            value = getattr(value, "data", value)
             if is_validation:
-                answers.sources[session] = str(value)
-            elif value is not None:
-                answers.rows[key.split("_")[0]] = int(value)
+                answers.sources[session] = str(values[0])
+            elif values and values[0] is not None:
+                answers.rows[key.split("_")[0]] = int(values[0])
         return answers
-
-    def put_infos(self) -> None:
-        """Write `infos` back, on the output of each session that verl reads."""
-        last = [list(lengths)[-1] for lengths in self.lengths.values()]
-        data = tq.kv_batch_get(keys=last, partition_id=self.partition, select_fields=["extra_fields"])
-        extras = [
-            {**getattr(extra, "data", extra), "reward_extra_info": dict(info)}
-            for extra, info in zip(list(data["extra_fields"]), self.infos.values(), strict=True)
-        ]
-        fields = TensorDict({"extra_fields": NonTensorStack(*extras)}, batch_size=len(last))
-        tq.kv_batch_put(keys=last, partition_id=self.partition, fields=fields)
 
     def scored(self, session: str) -> ScoredAnswer:
         """An answer as `advantages_of` takes it."""
         info = self.infos[session]
         credits = info.get("id_credits")
-        ids = None if not credits else [IdCredit(*one) for one in json.loads(credits)]
-        tokens = list(self.lengths[session].values())[-1]
-        return ScoredAnswer(tokens, self.rewards[session], info, ids)
+        ids = [IdCredit(*one) for one in json.loads(credits)] if credits else None
+        return ScoredAnswer(list(self.lengths[session].values())[-1], self.rewards[session], info, ids)
 
     def values(self, metric: str) -> dict[str, list[float]]:
         """A metric of every answer, by group; groups whose answers lack it are left out."""
@@ -280,8 +255,3 @@ class _Answers:
             elif metric in info:
                 found[uid].append(float(info[metric]))
         return dict(found)
-
-
-def _reward_extra_info(extra_fields: Any) -> Mapping[str, Any]:
-    value = getattr(extra_fields, "data", extra_fields)
-    return value.get("reward_extra_info", {}) if isinstance(value, dict) else {}

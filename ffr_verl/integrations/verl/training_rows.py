@@ -23,29 +23,17 @@ _SCORED_ANSWERS, _UNSCORED_ANSWERS = 256.0, 32.0
 
 @dataclass(frozen=True, slots=True)
 class TrainingRows:
-    """Of the rows of RL files, in their order.
+    """Of the rows of RL files, in their order."""
 
-    Attributes:
-        difficulty: of every row, with its stratum.
-        micro_start: where the policy starts in the micro metric and how many answers that counts for, see
-            `MicroEstimate`: what the difficulty file says, or a neutral guess at half of the gold ids.
-    """
-
-    difficulty: RowDifficulty
+    difficulty: RowDifficulty  # with strata
+    # Where the policy starts in the micro metric and how many answers that counts for, see `MicroEstimate`: what the
+    # difficulty file says, or a neutral guess at half of the gold ids.
     micro_start: tuple[np.ndarray, float]
 
     @classmethod
     def of(cls, rows: Any, config: CurriculumConfig, files: Sequence[str]) -> TrainingRows:
-        """Look at every row once.
-
-        Args:
-            rows: a table of Hugging Face datasets with `extra_info` and `reward_model`.
-            config: names the difficulty file and the strata.
-            files: for messages.
-
-        Raises:
-            FFRError: for a difficulty file of other rows, and strata columns that the data do not have.
-        """
+        """Look at every row of a table of Hugging Face datasets; an `FFRError` for a difficulty file of other rows,
+        and for strata columns that the data do not have."""
         columns = config.strata if isinstance(config.strata, list) else []
         lacking = [name for name in columns if name not in rows.column_names]
         if lacking:
@@ -75,21 +63,12 @@ class TrainingRows:
         elif columns:
             different, numbers = np.unique(np.array(values), return_inverse=True)
             strata, names = numbers.astype(np.int32), tuple(different.tolist())
-        table = np.array(sizes, dtype=np.float64).reshape(-1, 4)
-        difficulty = dataclasses.replace(
-            difficulty, strata=strata, strata_names=names, spread=_expected_spread(table[:, [0, 2]])
-        )
-        return cls(difficulty, _start(table.mean(axis=0), scored))
-
-
-def _expected_spread(golds: np.ndarray) -> np.ndarray:
-    """How far answers may differ in the micro reward: by what their gold ids are worth, a list of the usual length a
-    quarter, and by what they name beside these."""
-    return 0.25 + 0.25 * (golds / np.maximum(golds.mean(axis=0), 1e-9)).sum(axis=1)
-
-
-def _start(means: np.ndarray, scored: np.ndarray | None) -> tuple[np.ndarray, float]:
-    gold, universe = means[[0, 2]], means[[1, 3]]
-    hits, predicted = (0.5 * gold, gold) if scored is None else scored
-    start = np.stack([hits, predicted, gold, universe], axis=-1)
-    return start, _UNSCORED_ANSWERS if scored is None else _SCORED_ANSWERS
+        sums = np.array(sizes, dtype=np.float64).reshape(-1, 4)
+        golds, (gold, universe) = sums[:, [0, 2]], sums.mean(axis=0).reshape(2, 2).T
+        # How far answers may differ in the micro reward: by what their gold ids are worth, a list of the usual length
+        # a quarter, and by what they name beside these.
+        spread = 0.25 + 0.25 * (golds / np.maximum(gold, 1e-9)).sum(axis=1)
+        hits, predicted = (0.5 * gold, gold) if scored is None else scored
+        start = np.stack([hits, predicted, gold, universe], axis=-1)
+        difficulty = dataclasses.replace(difficulty, strata=strata, strata_names=names, spread=spread)
+        return cls(difficulty, (start, _UNSCORED_ANSWERS if scored is None else _SCORED_ANSWERS))

@@ -22,17 +22,9 @@ __all__ = ["ValidationTotals", "micro_metrics", "note_result", "results_go_to"]
 
 
 def micro_metrics(totals: np.ndarray) -> dict[str, float]:
-    """Micro F1 and MCC of summed counts.
+    """`micro_KIND_f1` and `micro_KIND_mcc` of utterance, image and joint, as `ffr-verl evaluate` has them.
 
-    Args:
-        totals: shape `(2, 4)`: true and false positives, false and true negatives of utterances and of images.
-
-    Returns:
-        `micro_KIND_f1` and `micro_KIND_mcc` of utterance, image and joint, as `ffr-verl evaluate` has them.
-
-    Example:
-        >>> round(micro_metrics(np.array([[2, 1, 0, 5], [0, 0, 1, 2]]))["micro_joint_f1"], 3)
-        0.4
+    `totals`, of shape `(2, 4)`, has true and false positives, false and true negatives of utterances and of images.
     """
     utterances, images = (scores(Confusion(*[float(one) for one in kind])) for kind in totals)
     joint = joint_scores(utterances, images)
@@ -55,16 +47,10 @@ class ValidationTotals:
     def add(
         self, step: int, sources: Sequence[str], answers: Sequence[Mapping[str, Any]]
     ) -> dict[str, dict[str, float]]:
-        """Count the answers of a batch.
+        """Count the answers of a batch: `data_source` of each, which verl averages by, and `reward_extra_info`.
 
-        Args:
-            step: of the validation; another one begins from nothing.
-            sources: `data_source` of each answer, which verl averages by.
-            answers: `reward_extra_info` of each, with `FFRRewardManager`'s `confusion`.
-
-        Returns:
-            For each source what its rows of this batch must hold for verl's mean over all of its rows so far to be the
-            metric; of a single batch it is the metric.
+        Another `step` begins from nothing. Returns for each source what its rows of this batch must hold for verl's
+        mean over all of its rows so far to be the metric; of a single batch it is the metric.
         """
         if step != self._step:
             self._step, self._totals, self._rows, self._rewards = step, {}, {}, defaultdict(float)
