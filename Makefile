@@ -18,6 +18,8 @@ PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.10 python3 pyth
 # Of the report's tests; Debian: apt-get install chromium.
 CHROMIUM ?= $(shell for candidate in chromium chromium-browser google-chrome google-chrome-stable; do \
 	command -v $$candidate && break; done)
+# Only these are imported for their examples: the others need torch and verl, which take long to import.
+WITH_EXAMPLES = $(shell grep -rl --include='*.py' --include='*.md' '>>> ' ffr_verl docs)
 NO_BROWSER = NOTE: the browser tests were not run, since there is no Chromium (Debian: apt-get install chromium; or make CHROMIUM=/path/to/it)
 DEMO ?= demo
 ARGS ?=
@@ -56,7 +58,7 @@ lint: install-cpu  ## ruff and mypy
 	$(CPU_BIN)/mypy
 
 unit: install-cpu  ## unit tests and doctests (two minutes on a busy machine)
-	$(CPU_BIN)/pytest -q tests/unit ffr_verl docs --doctest-modules --doctest-glob='docs/*.md' $(ARGS)
+	$(CPU_BIN)/pytest -q tests/unit $(WITH_EXAMPLES) --doctest-modules --doctest-glob='docs/*.md' $(ARGS)
 
 integration: install-cpu  ## the contract with verl, recipes through Hydra, installs
 	$(CPU_BIN)/pytest -q tests/integration $(ARGS)

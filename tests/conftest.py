@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
+import typer.main
+import typer.testing
 
 from ffr_verl.data.demo import write_demo_set
 from ffr_verl.data.prepare import prepare
@@ -14,6 +18,16 @@ from ffr_verl.data.prepare import prepare
 # A busy machine is no fault of the code: nothing here is timed.
 hypothesis.settings.register_profile("ffr", deadline=None)
 hypothesis.settings.load_profile("ffr")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def commands_are_built_once() -> Iterator[None]:
+    """Typer builds all of its commands at each call, ten times as long as a refused command takes."""
+    built = functools.cache(typer.main.get_command)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.main, "get_command", built)
+        patch.setattr(typer.testing, "_get_command", built)
+        yield
 
 
 @pytest.fixture(scope="session")

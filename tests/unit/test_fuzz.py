@@ -1,4 +1,4 @@
-"""A hundred thousand answers that no model should give: nothing is raised, the keys stay, so does the range."""
+"""Twenty thousand answers that no model should give: nothing is raised, the keys stay, so does the range."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ def store_in(folder: Path) -> str:
     return str(folder / "fuzz")
 
 
-def test_a_hundred_thousand_near_misses(tmp_path: Path) -> None:
+def test_twenty_thousand_near_misses(tmp_path: Path) -> None:
     store, answers = store_in(tmp_path), near_misses(random.Random(0))
     sound = 0
-    for number, answer in zip(range(100_000), answers, strict=False):
+    for number, answer in zip(range(20_000), answers, strict=False):
         check(answer, store, "reasoning" if number % 3 == 2 else "plain", MODES[number % 7 % 3])
         sound += parse_fragment(answer) is not None
-    assert 1_000 < sound < 60_000, "the generator must stay near the format, and miss it"
+    assert 200 < sound < 12_000, "the generator must stay near the format, and miss it"
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=300)
 @given(st.text(max_size=200), st.sampled_from(["plain", "reasoning"]))
 def test_any_text(tmp_path_factory: object, answer: str, style: str) -> None:
     check(answer, store_in(tmp_path_factory.getbasetemp()), style)  # type: ignore[attr-defined]
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=200)
 @given(
     st.from_regex(
         r"<\|utt_ids_start\|>\[[0-9, ]*\]<\|utt_ids_end\|>;?<\|img_ids_start\|>\[[\d,\s]*\]<\|img_ids_end\|>.?"
