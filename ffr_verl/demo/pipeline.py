@@ -146,7 +146,8 @@ def run_demo(root: Path, settings: DemoSettings, *, restart: bool, console: Cons
     a command that failed; an `FFRError` says that `root` holds files of something else.
     """
     if installed_stack() != settings.stack:
-        raise FFRError(f"the installed vLLM is not of the {settings.stack} stack: make demo STACK={settings.stack}")
+        wanted = settings.stack
+        raise FFRError(f"the vLLM that is installed is not of the {wanted} stack: make demo STACK={wanted}")
     root = root.absolute()
     path = root / "record.json"
     if root.exists() and not path.is_file() and any(root.iterdir()):

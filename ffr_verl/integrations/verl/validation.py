@@ -91,6 +91,5 @@ def note_result(step: int, metrics: Mapping[str, float]) -> None:
     if _folder is None:
         return
     results = {**read_results(_folder), step: dict(metrics)}
-    _folder.mkdir(parents=True, exist_ok=True)
     with whole_or_nothing([_folder / RESULTS]) as (temporary,):
         temporary.write_text(json.dumps({str(key): results[key] for key in sorted(results)}, indent=1), "utf-8")
