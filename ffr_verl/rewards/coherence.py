@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -40,15 +40,14 @@ class VectorSource(Protocol):
 
 
 class _Dialogue:
-    """What answers have needed of a dialogue: vectors, `None` where there is none, and cosines."""
+    """What answers have needed of a dialogue: vectors with their lengths, `None` where there is none, and cosines."""
 
     def __init__(self, source: VectorSource, row: RowDialogue) -> None:
         self.row, self._source = row, source
         self.cosines: dict[Pair, float] = {}
         self.missing: set[str] = set()  # keys that were looked up, and the source has never heard of
         self.counted = 0  # by the scorer, of `size`
-        self._utterances: dict[int, Any] = {}
-        self._images: dict[int, Any] = {}
+        self._vectors: dict[Element, tuple[Any, float] | None] = {}
         # A store tells "known to have no vector" from "never heard of".
         self._row_of = getattr(source, "row_of", source.get)
         self._prefix = utterance_key(row.dialogue_id, "")
@@ -72,40 +71,49 @@ class _Dialogue:
             and row.image_ids == (list(range(len(row.images))) if image_ids is None else _plain_list(image_ids))
         )
 
-    def _utterance_key(self, one: int) -> str:
-        return f"{self._prefix}{one}"
+    def _key(self, element: Element) -> str | None:
+        """The key of an utterance or an image; `None` for an id that the dialogue does not have."""
+        row = self.row
+        if not isinstance(element, tuple):
+            return f"{self._prefix}{element}" if element in row.utterance_ids else None
+        return image_key(row.images[row.image_ids.index(element[0])]) if element[0] in row.image_ids else None
 
-    def _image_key(self, one: int) -> str:
-        return image_key(self.row.images[self.row.image_ids.index(one)])
+    def unknown(self, fragment: Fragment) -> list[str]:
+        """Keys of those named ids that the dialogue has and the source has never heard of."""
+        keys = [self._key(one) for one in dict.fromkeys(fragment.utterance_ids)]
+        keys += [self._key((one,)) for one in dict.fromkeys(fragment.image_ids)]
+        return [key for key in keys if key is not None and self._row_of(key) is None]
 
-    def unknown(self, utterance_ids: Iterable[int], image_ids: Iterable[int]) -> list[str]:
-        """Keys of those that the dialogue has and the source has never heard of."""
-        keys = [self._utterance_key(one) for one in dict.fromkeys(utterance_ids) if one in self.row.utterance_ids]
-        keys += [self._image_key(one) for one in dict.fromkeys(image_ids) if one in self.row.image_ids]
-        return [key for key in keys if self._row_of(key) is None]
+    def _has_vector(self, element: Element) -> bool:
+        """Whether an utterance or an image has a vector; it is looked up when an answer first names it."""
+        if element not in self._vectors:
+            key = self._key(element)
+            vector = None if key is None else self._source.get(key)
+            if vector is None and key is not None and self._row_of(key) is None:
+                self.missing.add(key)
+            self._vectors[element] = None if vector is None else self._measured(element, vector)
+        return self._vectors[element] is not None
 
-    def _with_vector(
-        self, named: Iterable[int], vectors: dict[int, Any], known: Sequence[int], key_of: Callable[[int], str]
-    ) -> list[int]:
-        """Those of the named ids that have a vector; it is looked up when an answer first names one."""
-        found = []
-        for one in named:
-            vector = vectors.get(one)
-            if vector is None and one not in vectors and one in known:
-                vector = vectors[one] = self._source.get(key := key_of(one))
-                if vector is None and self._row_of(key) is None:
-                    self.missing.add(key)
-            if vector is not None:
-                found.append(one)
-        return found
+    def _measured(self, element: Element, vector: Any) -> tuple[Any, float]:
+        """A vector and its length. `FFRError` for what is no vector of finite numbers."""
+        if type(vector) is np.ndarray and vector.dtype.char == "f":  # as most stores have them
+            square = float(vector.dot(vector))
+            if 1e-30 < square < 1e30:
+                return vector, math.sqrt(square)
+        try:
+            vector = np.asarray(vector, dtype=np.float64)
+            length = math.sqrt(vector.dot(vector)) if vector.ndim == 1 else math.nan
+        except (TypeError, ValueError):
+            length = math.nan
+        if not math.isfinite(length):
+            raise self._unusable(element, "a number that is not finite, or no list of numbers")
+        return vector, length
 
     def sequence(self, predicted: Fragment, mode: CoherenceMode) -> list[Element]:
         """What is compared: by utterance id, the utterance if it was predicted, then its predicted images."""
         row = self.row
-        utterances = self._with_vector(
-            set(predicted.utterance_ids), self._utterances, row.utterance_ids, self._utterance_key
-        )
-        images = self._with_vector(sorted(set(predicted.image_ids)), self._images, row.image_ids, self._image_key)
+        utterances = [one for one in set(predicted.utterance_ids) if self._has_vector(one)]
+        images = [one for one in sorted(set(predicted.image_ids)) if self._has_vector((one,))]
         if mode == "published" and not (utterances and images):
             return []
         elements: dict[int, Any] = {2 * one: one for one in utterances}  # its images come behind an utterance
@@ -117,49 +125,33 @@ class _Dialogue:
     def cosines_of(self, pairs: Sequence[Pair]) -> list[float]:
         """Of each pair, clipped to [-1, 1]; 0 when one of the two has length 0.
 
-        Raises `FFRError` for what is no vector of finite numbers, or not as long as the others.
+        Raises `FFRError` for a vector that is not as long as the others.
         """
-        cosines = self.cosines
-        try:
-            return [cosines[pair] for pair in pairs]
-        except KeyError:
-            pass  # at least one is new
-        measured: dict[Element, tuple[Any, float]] = {}
+        cosines, vectors = self.cosines, self._vectors
         for pair in pairs:
-            one, other = pair
-            first, first_length = measured.get(one) or self._measured(one)
-            second, second_length = measured[other] = self._measured(other)
-            length = first_length * second_length
-            try:
-                value = float(first.dot(second)) / length if length else 0.0
-            except ValueError:
-                raise self._unusable(other, f"{len(second)} numbers where others are {len(first)}") from None
-            cosines[pair] = -1.0 if value < -1.0 else 1.0 if value > 1.0 else value
+            if pair not in cosines:
+                first, first_length = vectors.get(pair[0]) or self._mean(pair[0])
+                second, second_length = vectors.get(pair[1]) or self._mean(pair[1])
+                length = first_length * second_length
+                try:
+                    value = float(first.dot(second)) / length if length else 0.0
+                except ValueError:
+                    raise self._unusable(pair[1], f"{len(second)} numbers where others are {len(first)}") from None
+                cosines[pair] = -1.0 if value < -1.0 else 1.0 if value > 1.0 else value
         return [cosines[pair] for pair in pairs]
 
-    def _measured(self, element: Element) -> tuple[Any, float]:
-        """Vector of an element, of several images their mean, and its length."""
+    def _mean(self, images: Any) -> tuple[Any, float]:
+        """The mean vector of several images and its length."""
+        vectors = [found[0] for one in images if (found := self._vectors[one,]) is not None]
         try:
-            if not isinstance(element, tuple):
-                vector = self._utterances[element]
-            elif len(element) == 1:
-                vector = self._images[element[0]]
-            else:
-                vector = np.stack([self._measured((one,))[0] for one in element]).mean(axis=0, dtype=np.float64)
-            if type(vector) is np.ndarray and vector.dtype.char == "f":  # as most stores have them
-                square = float(vector.dot(vector))
-                if 1e-30 < square < 1e30:
-                    return vector, math.sqrt(square)
-            vector = np.asarray(vector, dtype=np.float64)
-            length = math.sqrt(vector.dot(vector)) if vector.ndim == 1 else math.nan
-        except (TypeError, ValueError):
-            length = math.nan
-        if not math.isfinite(length):
-            raise self._unusable(element, "a number that is not finite, or no list of numbers")
-        return vector, length
+            mean = np.stack(vectors).mean(axis=0, dtype=np.float64)
+        except ValueError:
+            raise self._unusable(images, f"vectors of {sorted({len(one) for one in vectors})} numbers") from None
+        found = self._vectors[images] = self._measured(images, mean)
+        return found
 
     def _unusable(self, element: Element, found: str) -> FFRError:
-        key = self._image_key(element[0]) if isinstance(element, tuple) else self._utterance_key(element)
+        key = self._key(element)
         return FFRError(
             f"{getattr(self._source, 'path', 'embeddings')}: {key}: found {found}, expected a vector of "
             "finite numbers, as long as the others; make the embeddings again, with `ffr-verl embed` or what made them"
@@ -233,12 +225,12 @@ class CoherenceScorer:
     def missing_of(self, info: Mapping[str, Any]) -> list[str]:
         """Keys of the dialogue's utterances and images that the source lacks; nothing is logged or counted."""
         row = RowDialogue.read(info)
-        return list(dict.fromkeys(_Dialogue(self._source, row).unknown(row.utterance_ids, row.image_ids)))
+        whole = Fragment(tuple(row.utterance_ids), tuple(row.image_ids))
+        return list(dict.fromkeys(_Dialogue(self._source, row).unknown(whole)))
 
     def missing_in(self, predicted: Fragment | None, info: Mapping[str, Any]) -> int:
         """How many ids of the prediction exist in the dialogue and were left out for want of a vector."""
-        named = predicted or _EMPTY
-        return len(self._dialogue(info).unknown(named.utterance_ids, named.image_ids))
+        return len(self._dialogue(info).unknown(predicted or _EMPTY))
 
     def score(
         self,
