@@ -18,6 +18,7 @@ from ffr_verl.cli import (
     infer,
     inspect,
     merge,
+    plan,
     prepare,
     recipe,
     report,
@@ -67,6 +68,7 @@ for _command in (
     demo.demo,
     doctor.doctor,
     check.check,
+    plan.plan,
 ):
     app.command()(_command)
 app.add_typer(recipe.app, name="recipe")
