@@ -46,7 +46,7 @@ def plan(
     actor_rollout_ref.actor.fsdp_config.param_offload=true
     """
     chosen = chosen_trainer(overrides, trainer)
-    from ffr_verl.integrations.verl.memory import plan_memory, read_run
+    from ffr_verl.integrations.verl.memory import plan_memory, read_model, read_run, read_training
     from ffr_verl.integrations.verl.preflight import compose_run
 
     config = compose_run(chosen, overrides, config_dir=config_dir)
@@ -55,7 +55,8 @@ def plan(
         raise FFRError(
             f"--model: {model}: no such folder; give a Hugging Face model folder, only its config.json is read"
         )
-    shape, run = read_run(config, model_folder=folder, gpus=gpus, nodes=nodes, images=images)
+    shape = read_model(folder, read_training(config))
+    run = read_run(config, shape, gpus=gpus, nodes=nodes, images=images)
     found = plan_memory(shape, run, gpu=int(gpu_memory * _GIB))
     if as_json:
         typer.echo(json.dumps(found.as_dict(), indent=2))

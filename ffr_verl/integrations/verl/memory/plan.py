@@ -14,8 +14,8 @@ given), `r` of a gradient on its way (`reduce_dtype`; fp32). `T` is the tokens o
 | gathered weights | d · (root + the two largest units) | FSDP: one computes, the next is fetched, the root stays |
 | gathered gradients | (d + r) · trained of the largest unit | computed, then copied to be reduced |
 | layer inputs | T · layers · h · d | what gradient checkpointing keeps |
-| one layer | T · (8h + 2dh + 4dq + 4di), backward 2d(i + h) | what autograd saves in a decoder layer: `_saved` |
-| logits | T · vocabulary · d · copies + T · h · (4 + 2d) | one copy with flash-attn, else three: `_logits` |
+| one layer | T · (8h + 2dh + 4dq + 4di + ...), backward 2d(i + h) | what autograd saves: `_saved` |
+| logits | T · vocabulary · d · copies + T · h · (5 + 2d) | one copy with flash-attn, else three: `_logits` |
 | pixels | patches · values of one · 4 | the processor's fp32 |
 | vision tower | patches · (values of one · d + w · (30 + 7d)) | one block's attention, which rotates in fp32 |
 | reference model | 0 | with LoRA the base itself, else verl keeps it in the host's memory |
@@ -210,6 +210,7 @@ def _activations(shape: ModelShape, run: Run) -> tuple[int, int]:
     """
     saved = _saved(shape, run)
     backward = run.tokens * 2 * run.computed * (shape.intermediate + shape.hidden)
+    backward += run.tokens * shape.hidden * (1 if run.checkpoints_layers else 10)  # norms in fp32, still there without
     kept = shape.layers * (run.tokens * shape.hidden * run.computed if run.checkpoints_layers else saved)
     if shape.trains_tower and shape.tower:
         patches = run.visual_tokens * shape.family.merge_size**2
@@ -221,16 +222,18 @@ def _saved(shape: ModelShape, run: Run) -> int:
     """What autograd saves in one decoder layer.
 
     Of a token: the input of both norms in fp32 (4h each) and their outputs (dh each); query, key, value and output of
-    flash attention, keys and values repeated to the query heads as verl's patched attention does (4dq); gate, its
-    activation, up and their product (4di). Full fine-tuning saves what the weight of a norm is multiplied with as well
-    (2dh), a model with norms of queries and keys their inputs in fp32 and outputs. Without flash attention there is a
-    mask of all pairs of tokens, eager attention keeps their scores.
+    flash attention, keys and values repeated to the query heads as verl's patched attention does (4dq), and before
+    that (dk); gate, its activation, up and their product (4di); sums of softmax and norms in fp32; what the adapter
+    makes of each linear's input. Full fine-tuning saves what the weight of a norm is multiplied with as well (2dh), a
+    model with norms of queries and keys their inputs in fp32 and outputs. Without flash attention there is a mask of
+    all pairs of tokens, eager attention keeps their scores.
     """
-    size, hidden = run.computed, shape.hidden
-    token = 8 * hidden + 2 * size * hidden + 4 * size * shape.queries + 4 * size * shape.intermediate
-    token += 0 if shape.lora else 2 * size * hidden
+    size, hidden, keys = run.computed, shape.hidden, shape.kv_heads * shape.head_dim
+    token = 8 * hidden + 2 * size * hidden + size * (4 * shape.queries + keys + 4 * shape.intermediate)
+    token += 4 * (shape.queries // shape.head_dim) + 8
+    token += 7 * size * run.training.lora_rank if shape.lora else 2 * size * hidden
     if shape.normalises_queries:
-        token += (4 + size) * (shape.queries + shape.kv_heads * shape.head_dim)
+        token += (4 + size) * (shape.queries + keys)
     pairs = math.ceil(run.tokens / run.row_tokens) * min(run.tokens, run.row_tokens) ** 2
     if run.attention == "eager":
         return run.tokens * token + pairs * (shape.queries // shape.head_dim) * (4 + size)
@@ -249,7 +252,7 @@ def _logits(shape: ModelShape, run: Run, tokens: int, *, training: bool) -> int:
     are two more copies. The entropy of a training step takes three more. Log-probs ask for the entropy as well, which
     takes two more where it is not compiled.
     """
-    ends = tokens * shape.hidden * (4 + 2 * run.computed)
+    ends = tokens * shape.hidden * (5 + (2 if shape.lora else 4) * run.computed)
     if run.fused_kernels:
         return ends
     if training:
