@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from ffr_verl.integrations.verl.memory.plan import _ADAPTER_RANKS
 
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "benchmarks" / "models"
+DOCS = ROOT / "docs" / "hardware.md"
 LORA = Training(lora_rank=8, exclude_modules=".*visual.*")
 FULL = Training(freeze_tower=True)
 GIB = 2**30
@@ -383,8 +385,26 @@ def test_too_small_a_share_for_vllm_is_said(composed: Composed) -> None:
 
 
 def test_docs_show_what_plan_says() -> None:
-    text = (ROOT / "docs" / "hardware.md").read_text(encoding="utf-8")
+    text = DOCS.read_text(encoding="utf-8")
     for table in hardware.tables().split("\n\n"):
         assert table in text
     for overrides in hardware.TRAINED.values():
         assert overrides in text
+
+
+def test_every_override_in_the_docs_composes_and_every_logger_is_one_of_verl(composed: Composed) -> None:
+    from verl.utils.tracking import Tracking
+
+    text = DOCS.read_text(encoding="utf-8")
+    found = {one for one in re.findall(r"`([a-z_][\w.]*\.[^`\n]*=[^`\n]*)`", text) if "=[console," not in one}
+    assert len(found) > 20
+    for one in sorted(found):
+        trainer = "main_ppo" if "actor_rollout_ref" in one else "sft_trainer"
+        recipe = "ffr_grpo" if trainer == "main_ppo" else "ffr_sft"
+        composed(trainer, f"+recipe={recipe}", *one.split())
+    loggers = re.findall(r"`(trainer\.logger=\[console,(\w+)\])`", text)
+    for override, name in loggers:
+        assert name in Tracking.supported_backend
+        assert list(composed("main_ppo", "+recipe=ffr_grpo", override).trainer.logger) == ["console", name]
+    listed = text[text.index("verl 0.9.1 knows") :].partition(";")[0]
+    assert set(re.findall(r"`(\w+)`", listed)) == set(Tracking.supported_backend)
