@@ -8,7 +8,21 @@ from typing import Annotated
 import typer
 
 from ffr_verl import __version__
-from ffr_verl.cli import build, check, demo, doctor, embed, evaluate, infer, inspect, merge, prepare, report, score
+from ffr_verl.cli import (
+    build,
+    check,
+    demo,
+    doctor,
+    embed,
+    evaluate,
+    infer,
+    inspect,
+    merge,
+    plan,
+    prepare,
+    report,
+    score,
+)
 from ffr_verl.cli.recipe import app as recipe_app
 from ffr_verl.errors import FFRError
 
@@ -54,6 +68,7 @@ for _command in (
     demo.demo,
     doctor.doctor,
     check.check,
+    plan.plan,
 ):
     app.command()(_command)
 app.add_typer(recipe_app, name="recipe")

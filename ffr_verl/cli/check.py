@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,6 +11,26 @@ import typer
 from ffr_verl.cli.console import console, warn
 from ffr_verl.errors import FFRError
 
+Trainer = Literal["main_ppo", "sft_trainer"]
+
+
+def recipe_of(overrides: Sequence[str]) -> str:
+    """The recipe that a command line names.
+
+    Raises:
+        FFRError: when it names none.
+    """
+    names = [one.split("=", 1)[1] for one in overrides if one.lstrip("+").startswith("recipe=")]
+    if not names:
+        raise FFRError("give +recipe=NAME; `ffr-verl recipe list` shows the names")
+    return names[0]
+
+
+def chosen_trainer(overrides: Sequence[str], trainer: Trainer | None) -> Trainer:
+    """The trainer that a command line is for: the one given, else by the name of its recipe."""
+    recipe = recipe_of(overrides)
+    return trainer or ("sft_trainer" if "sft" in recipe else "main_ppo")
+
 
 def check(
     overrides: Annotated[
@@ -17,7 +38,7 @@ def check(
     ],
     config_dir: Annotated[Path | None, typer.Option(help="The run's --config-dir, with recipes of your own.")] = None,
     trainer: Annotated[
-        Literal["main_ppo", "sft_trainer"] | None,
+        Trainer | None,
         typer.Option(help="Which trainer gets it; by default sft_trainer for a recipe with sft in its name."),
     ] = None,
 ) -> None:
@@ -29,14 +50,11 @@ def check(
     Example: ffr-verl check +recipe=ffr_grpo actor_rollout_ref.model.path=models/sft
     data.train_files=data/train.rl.parquet data.val_files=data/val.rl.parquet
     """
-    names = [one.split("=", 1)[1] for one in overrides if one.lstrip("+").startswith("recipe=")]
-    if not names:
-        raise FFRError("give +recipe=NAME; `ffr-verl recipe list` shows the names")
+    chosen = chosen_trainer(overrides, trainer)
     from ffr_verl.integrations.verl.preflight import compose_run, find_problems
 
-    chosen = trainer or ("sft_trainer" if "sft" in names[0] else "main_ppo")
     found = find_problems(compose_run(chosen, overrides, config_dir=config_dir))
     for text in found.unchecked:
         warn(text)
     found.stop()
-    console.print(f"no problem found for verl.trainer.{chosen} +recipe={names[0]}", highlight=False)
+    console.print(f"no problem found for verl.trainer.{chosen} +recipe={recipe_of(overrides)}", highlight=False)
