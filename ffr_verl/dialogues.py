@@ -9,8 +9,6 @@ of appearance.
 from __future__ import annotations
 
 import hashlib
-import itertools
-import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -64,13 +62,7 @@ class Utterance(NamedTuple):  # a tuple, because millions are made
     captions: tuple[str, ...] = ()  # one for each image (empty where it has none), or none at all
 
     def to_line(self, *, captions: bool = False) -> str:
-        """The utterance's line in a prompt.
-
-        Example:
-            >>> Utterance(0, "user1", "look", (0,), ("a cat",)).to_line(captions=True)
-            '<|utt_id_start|>0<|utt_id_end|> user1: look<|img_id_start|>0<|img_id_end|><image><|caption_start|>a \
-cat<|caption_end|>'
-        """
+        """The utterance's line in a prompt."""
         images = ""
         for position, image in enumerate(self.image_ids):
             images += f"<|img_id_start|>{image}<|img_id_end|>{IMAGE}"
@@ -90,13 +82,12 @@ class Dialogue:
     @property
     def image_utterances(self) -> tuple[int, ...]:
         """For each image, in the order of the dialogue, the id of its utterance."""
-        held = [utterance for utterance in self.utterances if utterance.image_ids]
-        return tuple([utterance.id for utterance in held for _ in utterance.image_ids])
+        return tuple([utterance.id for utterance in self.utterances for _ in utterance.image_ids])
 
     @property
     def image_ids(self) -> tuple[int, ...]:
         """All image ids in the order of the dialogue."""
-        return tuple(itertools.chain.from_iterable(map(operator.attrgetter("image_ids"), self.utterances)))
+        return tuple([image for utterance in self.utterances for image in utterance.image_ids])
 
     @property
     def tagged_query(self) -> str:
@@ -128,26 +119,14 @@ class Dialogue:
 
 def reserved_token(text: str, *, allowed: Sequence[str] = ()) -> str | None:
     """The first piece of a text, but for `allowed` ones, that the wire format, verl or the chat template does not take
-    for text.
-
-    Example:
-        >>> reserved_token("see <image> there")
-        '<image>'
-        >>> reserved_token("a < b, b > c") is None
-        True
-    """
+    for text."""
     if "<" not in text:
         return None
     return next((piece for piece in _RESERVED.findall(text) if piece not in allowed), None)
 
 
 def unwritable(text: str) -> str | None:
-    """Why no prompt can hold a text: parquet or a tokenizer cannot take it, or it holds a file; `None` when it may.
-
-    Example:
-        >>> unwritable("a\\0b")
-        'holds a NUL character'
-    """
+    """Why no prompt can hold a text: parquet or a tokenizer cannot take it, or it holds a file; `None` when it may."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -159,23 +138,13 @@ def unwritable(text: str) -> str | None:
 
 
 def control_token(text: str) -> str | None:
-    """The first piece of a whole prompt that verl or the chat template would take for a command.
-
-    Example:
-        >>> control_token("<|query_start|>a <|image_pad|><|query_end|>")
-        '<|image_pad|>'
-    """
+    """The first piece of a whole prompt that verl or the chat template would take for a command."""
     found = _CONTROL_TOKEN.search(text)
     return found.group() if found else None
 
 
 def utterance_spans(content: str) -> list[tuple[int, int]]:
-    """Where each utterance of a prompt starts and ends, its id tag included; the last one ends with the prompt.
-
-    Example:
-        >>> utterance_spans("Hello <|utt_id_start|>0<|utt_id_end|> a: b")
-        [(6, 42)]
-    """
+    """Where each utterance of a prompt starts and ends, its id tag included; the last one ends with the prompt."""
     starts = [match.start() for match in _UTTERANCE.finditer(content)]
     return list(zip(starts, [*starts[1:], len(content)], strict=True)) if starts else []
 
@@ -232,11 +201,8 @@ def parse_dialogue(messages: Sequence[Mapping[str, Any]], dialogue_id: str) -> D
 
 
 def content_text(content: Any, *, image: str = IMAGE) -> str:
-    """The text of a message's `content`: a text, a list of parts (see `with_image_parts`), or nothing.
-
-    Args:
-        content: of a message, whatever it is; a part that is no text, such as a thought, counts for nothing.
-        image: what stands for an image part.
+    """The text of a message's `content`: a text, a list of parts (see `with_image_parts`), or nothing; `image` stands
+    for an image part, and a part that is no text, such as a thought, counts for nothing.
 
     Example:
         >>> content_text([{"type": "text", "text": "look: "}, {"type": "image"}, "!", None])
@@ -257,17 +223,9 @@ def content_text(content: Any, *, image: str = IMAGE) -> str:
 
 
 def dialogue_message(messages: Sequence[tuple[str, str]]) -> str | None:
-    """The text that holds the dialogue: the last of the user's with an utterance in it, for what stands before are
-    examples of how to answer; the user's last one where none has any, and `None` without a message of the user's.
-
-    Args:
-        messages: role and text of each.
-
-    Example:
-        >>> first, second = ("user", "<|utt_id_start|>0<|utt_id_end|> a: b"), ("user", "Sure?")
-        >>> dialogue_message([("user", "Hello"), first, ("assistant", "[0]"), second]) == first[1]
-        True
-    """
+    """Of messages as role and text, the text that holds the dialogue: the last of the user's with an utterance in it,
+    for what stands before are examples of how to answer; the user's last one where none has any, and `None` without a
+    message of the user's."""
     last = None
     for role, text in reversed(messages):
         if role == "user":
@@ -282,17 +240,11 @@ _DEFAULT_GREATEST = 20
 
 
 class Ids(NamedTuple):
-    """The ids of one modality of a dialogue.
+    """The ids of one modality of a dialogue."""
 
-    Attributes:
-        first: the smallest; 0 when there are none.
-        end: behind the greatest; 0 when there are none.
-        others: all of them where some between `first` and `end` are missing, else `None`.
-    """
-
-    first: int
-    end: int
-    others: frozenset[int] | None = None
+    first: int  # the smallest; 0 when there are none
+    end: int  # behind the greatest; 0 when there are none
+    others: frozenset[int] | None = None  # all of them where some between `first` and `end` are missing
 
     @property
     def universe(self) -> int:
@@ -300,12 +252,7 @@ class Ids(NamedTuple):
         return self.end or _DEFAULT_GREATEST + 1
 
     def outside(self, identifiers: Iterable[int]) -> int:
-        """How many of the ids the dialogue does not have.
-
-        Example:
-            >>> Ids(0, 3).outside({1, 3, 4})
-            2
-        """
+        """How many of the ids the dialogue does not have."""
         known = range(self.first, self.end) if self.others is None else self.others
         return sum([identifier not in known for identifier in identifiers])
 

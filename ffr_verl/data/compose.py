@@ -186,7 +186,7 @@ def _short_dialogue(number: int, row: Mapping[str, Any], query_fields: Sequence[
     turns, reader = row.get("dialogue"), RawReader()
     if not isinstance(turns, list) or not turns:
         raise FFRError("field 'dialogue': missing or empty; expected a list of turns")
-    _, _, ids = reader.turns("", turns)
+    _, _, ids = reader.turns(turns)
     queries: list[Query] = []
     has_gold = "queries" in row or ("gt_turns" in row and "query_text" in query_fields)
     if has_gold:

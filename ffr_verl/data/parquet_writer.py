@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,7 +14,7 @@ from ffr_verl.data.checks.checked_row import CheckedRow
 from ffr_verl.data.parquet_files import IMAGES_ROOT_KEY
 from ffr_verl.dialogues import extra_info
 
-__all__ = ["RejectedRows", "SplitWriter"]
+__all__ = ["SplitWriter"]
 
 _FORMAT_VERSION = {b"ffr_verl.format_version": b"1"}
 _ROW_GROUP = 768  # the footer takes some 50 kB of memory for each, and 1,024 took more for what waits
@@ -40,36 +39,11 @@ _EXTRA_INFO = {
 
 def _schemas(images: pa.DataType, images_root: Path) -> tuple[pa.Schema, pa.Schema]:
     """Of the RL and of the SFT file."""
-    rl = {
-        "data_source": _TEXT,
-        "prompt": _MESSAGES,
-        "images": images,
-        "ability": _TEXT,
-        "reward_model": pa.struct({"style": _TEXT, "ground_truth": _TEXT}),
-        "extra_info": pa.struct(_EXTRA_INFO),
-    }
+    rl = {"data_source": _TEXT, "prompt": _MESSAGES, "images": images, "ability": _TEXT}
+    rl |= {"reward_model": pa.struct({"style": _TEXT, "ground_truth": _TEXT}), "extra_info": pa.struct(_EXTRA_INFO)}
     sft = {"messages": _MESSAGES, "images": images, "dialogue_id": _TEXT}
     metadata = {IMAGES_ROOT_KEY: os.fsencode(images_root), **_FORMAT_VERSION}
     return pa.schema(rl, metadata), pa.schema(sft, metadata)
-
-
-class RejectedRows:
-    """A JSONL file of refused rows with the reasons; made with the first of them."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: IO[str] | None = None
-
-    def add(self, record: Mapping[str, Any]) -> None:
-        """Write a record."""
-        if self._file is None:
-            self._file = self._path.open("w", encoding="utf-8")
-        self._file.write(json.dumps(record) + "\n")
-
-    def close(self) -> None:
-        """Close the file, if there is one."""
-        if self._file is not None:
-            self._file.close()
 
 
 class SplitWriter:

@@ -6,16 +6,15 @@ import contextlib
 import gc
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from ffr_verl.data.checks.checked_row import CheckedRow, CheckSettings, check_limits
+from ffr_verl.data.checks.checked_row import CheckSettings
 from ffr_verl.data.checks.other_splits import OtherSplits
 from ffr_verl.data.checks.problems import Problem, ProblemLog
 from ffr_verl.data.checks.validation import RowChecker
-from ffr_verl.data.parquet_writer import RejectedRows, SplitWriter
+from ffr_verl.data.parquet_writer import SplitWriter
 from ffr_verl.data.sources import SOURCES, SourceFormat
 from ffr_verl.data.sources.json_rows import read_rows
 from ffr_verl.data.sources.raw_dialogues import RawDialogueError
@@ -76,31 +75,10 @@ def prepare(
 ) -> PrepareSummary:
     """Check every row of `source` and write `{split}.rl.parquet` and `{split}.sft.parquet` into `output`.
 
-    Memory does not grow with the source but for some 130 bytes a row, to tell repeated rows and for the files' footer.
+    Memory does not grow with the source but for some 600 bytes a row, to tell repeated rows and for the files' footer.
 
-    Args:
-        source: a JSON list or JSONL, gzipped or not.
-        images_root: folder that the rows' image paths are relative to; recorded in the files.
-        output: folder for the files; made when missing.
-        split: name of the split.
-        source_format: a name of `ffr_verl.data.sources.SOURCES`.
-        data_source: value of verl's field of that name.
-        skip_invalid: write the good rows, and the others with the reasons as `{split}.rejected.jsonl`.
-        decode: decode every image, instead of reading its header and end.
-        embed_images: store the images' bytes in the files, instead of their paths.
-        max_images: most images of a row.
-        max_pixels: bound to which the model shrinks an image; the recipes' `data.ffr.max_pixels`.
-        tokenizer: of the model, to count prompt tokens: a folder, a tokenizer.json or a hub name.
-        model_family: of the model, see `ffr_verl.model_families`: sizes of images and chat format; by default the one
-            of the `tokenizer`'s folder.
-        max_prompt_tokens: most tokens of a prompt, checked with a `tokenizer`.
-        against: parquet files of other splits, whose dialogues must not occur.
-        window: cut dialogues that are longer.
-        language: of the instructions around raw dialogues; by default each dialogue's own.
-        template: a YAML file with instructions for raw dialogues, see `PromptTemplate.read`.
-        captions: write the captions of raw dialogues into the prompt.
-        report: where a JSON report is written, also when the source is refused.
-        on_position: told after each row how many bytes of the source have been read.
+    The options are those of the command, whose help says what they do; `data_source` is the value of verl's field of
+    that name, and `on_position` is told after each row how many bytes of the source have been read.
 
     Returns:
         What was written, and what was found.
@@ -142,6 +120,7 @@ def prepare(
             max_prompt_tokens=max_prompt_tokens,
             other_splits=OtherSplits(against),
             has_prompts=form.has_prompts,
+            window=window,
         )
         checker = RowChecker(settings)
         stack.enter_context(disk_errors(output))
@@ -152,20 +131,18 @@ def prepare(
             image_bytes = (lambda name: resolve_image(root, name).read_bytes()) if embed_images else None
             writer = SplitWriter(rl_path, sft_path, split, data_source, root, image_bytes)
             files.callback(writer.close)
-            rejected = RejectedRows(rejected_path)
-            files.callback(rejected.close)
+            rejected = files.enter_context(rejected_path.open("w", encoding="utf-8"))
             try:
                 for number, row in read_rows(source, on_position=on_position):
                     try:
-                        made, problems = _checked(
-                            number, form.rows(row, template=texts, captions=captions), checker, window
-                        )
+                        made, problems = checker.check(number, form.rows(row, template=texts, captions=captions))
                     except RawDialogueError as error:  # what else can be told of a row that gives no rows?
                         rest = {"dialogue_id": row.get("dialogue_id"), "images": list(error.images)}
                         made, problems = [], [Problem(number, *problem) for problem in error.problems]
                         problems += checker.check_id_and_images(number, rest)
                     if log.add(problems):
-                        rejected.add({"row": number, "problems": [one.to_dict() for one in problems], "content": row})
+                        told = {"row": number, "problems": [one.to_dict() for one in problems], "content": row}
+                        rejected.write(json.dumps(told) + "\n")
                     elif not log.rejected or skip_invalid:
                         for part in made:
                             writer.add(part)
@@ -182,28 +159,13 @@ def prepare(
                 raise FFRError(f"{source}: no rows in it")
             writer.finish()
         if not log.rejected:
-            paths[2].unlink(missing_ok=True)  # an earlier call's, which would be taken for this one's
+            for path in (rejected_path, paths[2]):  # an earlier call's would be taken for this one's
+                path.unlink(missing_ok=True)
     rejected_at = paths[2] if log.rejected else None
     seconds = time.monotonic() - started
     return PrepareSummary(
         len(statistics), log.rejected, log, statistics.summary(), seconds, paths[0], paths[1], rejected_at
     )
-
-
-def _checked(
-    number: int, rows: Iterable[Mapping[str, Any]], checker: RowChecker, window: WindowSettings | None
-) -> tuple[list[CheckedRow], list[Problem]]:
-    """The rows and windows that a row of the source gives, and all problems; of no use when one is an error."""
-    made: list[CheckedRow] = []
-    problems: list[Problem] = []
-    for one in rows:
-        good, found = checker.check(number, one)
-        problems += found
-        for part in () if good is None else [good] if window is None else good.cut(window):
-            limited, found = check_limits(number, part, checker.settings)
-            problems += found
-            made.append(limited)
-    return made, list(dict.fromkeys(problems))  # several queries of a dialogue have the same problems
 
 
 @contextlib.contextmanager

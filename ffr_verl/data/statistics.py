@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from ffr_verl.data.checks.checked_row import CheckedRow
-from ffr_verl.data.compact_map import CompactMap
 from ffr_verl.data.tokens import estimated_tokens
 from ffr_verl.metrics import dispersion
 
@@ -30,20 +29,20 @@ _FIGURES = {  # by their names in the closing table
 
 
 class SplitStatistics:
-    """Counts how often each value occurs, so that memory does not grow with the rows but for 16 bytes a dialogue."""
+    """Counts how often each value occurs, so that memory grows with the dialogues, not with the rows."""
 
     def __init__(self) -> None:
         self._counts: dict[str, Counter[float]] = {name: Counter() for name in _FIGURES}
-        self._dialogues = CompactMap()
+        self._dialogues: set[int] = set()
         self._rows = self._empty = 0
 
     def add(self, row: CheckedRow) -> None:
         """Take a row."""
         counts, utterance_ids, image_ids = self._counts, row.gold.utterance_ids, row.gold.image_ids
-        turns, images, dialogues = len(row.dialogue.utterances), len(row.images), len(self._dialogues)
-        self._dialogues.setdefault(row.fingerprint, 0)
+        turns, images = len(row.dialogue.utterances), len(row.images)
         self._rows += 1
-        if len(self._dialogues) > dialogues:
+        if row.fingerprint not in self._dialogues:
+            self._dialogues.add(row.fingerprint)
             whole_turns, whole_images = row.whole_size or (turns, images)
             counts["turns"][whole_turns] += 1
             counts["images"][whole_images] += 1

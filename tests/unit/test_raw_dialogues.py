@@ -13,12 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ffr_verl.data.prepare import prepare
-from ffr_verl.data.sources.raw_dialogues import (
-    RawDialogueError,
-    dialogue_of_turns,
-    rows_of_raw_dialogue,
-    turns_of_dialogue,
-)
+from ffr_verl.data.sources.raw_dialogues import RawDialogueError, rows_of_raw_dialogue
 from ffr_verl.data.templates import TEMPLATES, PromptTemplate, detect_language
 from ffr_verl.dialogues import Dialogue, Utterance, parse_dialogue, reserved_token
 from ffr_verl.errors import FFRError
@@ -68,15 +63,6 @@ def test_a_prompt_and_a_dialogue_are_each_others_inverse(made: tuple[Dialogue, l
 def test_a_template_keeps_the_dialogue(made: tuple[Dialogue, list[str]], template: PromptTemplate) -> None:
     dialogue, _ = made
     assert parse_dialogue(template.messages(dialogue, captions=True), "d") == dialogue
-
-
-@given(dialogues())
-def test_raw_turns_and_a_dialogue_are_each_others_inverse(made: tuple[Dialogue, list[str]]) -> None:
-    dialogue, paths = made
-    turns = json.loads(json.dumps(turns_of_dialogue(dialogue, paths)))
-    found, found_paths, ids = dialogue_of_turns("d", turns, dialogue.query)
-    assert (found, list(found_paths)) == (dialogue, paths)
-    assert ids == {number: number for number in range(len(dialogue.utterances))}
 
 
 RAW: dict[str, Any] = {
@@ -188,6 +174,9 @@ def test_a_chat_comes_back_out_of_both_files(tmp_path: Path) -> None:
         {"utterance_idx": 4, "speaker": "O'Neil <o@x.org>", "utterance": "a < b & c > d | <3"},
         {"utterance_idx": 5, "speaker": "x", "utterance": [{"image_url": "cat.png"}]},
     ]
+    utterances = [Utterance(number, str(turn["speaker"]), str(turn["utterance"])) for number, turn in enumerate(turns)]
+    utterances[3] = Utterance(3, "Bob:", "two: of\nthem", (0, 1, 2), ('a 🐈; "quoted"', "", "קטע"))
+    utterances[5] = Utterance(5, "x", "", (3,))
     (tmp_path / "chat.json").write_text(
         json.dumps([{"dialogue_id": "群聊", "dialogue": turns, "query_text": "小狗 🐶?", "gt_turns": [3, 5]}])
     )
@@ -198,7 +187,8 @@ def test_a_chat_comes_back_out_of_both_files(tmp_path: Path) -> None:
             (row,) = pq.read_table(file).to_pylist()
             dialogue = parse_dialogue(row[column], "群聊")
             images = [image["path"] if embed else image for image in row["images"]]
-            assert turns_of_dialogue(dialogue, images) == turns
+            assert images == ["cat.png", "犬 1.png", "cat.png", "cat.png"]
+            assert dialogue.utterances == tuple(utterances)
             assert dialogue.query == "小狗 🐶?"
 
 

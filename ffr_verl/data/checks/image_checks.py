@@ -11,50 +11,29 @@ from ffr_verl.model_families import QWEN2_VL, ModelFamily
 
 __all__ = ["ImageVerdict", "check_image"]
 
-_KINDS = (
-    ("no such file", ProblemKind.IMAGE_MISSING),
-    ("cannot be read", ProblemKind.IMAGE_MISSING),
-    ("too large", ProblemKind.IMAGE_SIZE),
-)
-
 
 class ImageVerdict(NamedTuple):
-    """What is known of an image.
+    """What is known of an image."""
 
-    Attributes:
-        tokens: that the model spends on it; `None` when it cannot be used.
-        problems: kind and message of each.
-    """
-
-    tokens: int | None
-    problems: tuple[tuple[ProblemKind, str], ...] = ()
+    tokens: int | None  # that the model spends on it; `None` when it cannot be used
+    problems: tuple[tuple[ProblemKind, str], ...] = ()  # kind and message of each
 
 
 def check_image(
     root: Path, name: str, *, decode: bool, max_pixels: int, family: ModelFamily = QWEN2_VL
 ) -> ImageVerdict:
-    """Find out whether an image can be used.
-
-    Args:
-        root: resolved folder that it must be below.
-        name: its path as it stands in the row.
-        decode: decode it, instead of reading its header and end.
-        max_pixels: bound to which it is shrunk, see `resized`.
-        family: of the model.
-
-    Example:
-        >>> check_image(Path("/data"), "../cat.png", decode=False, max_pixels=602_112).problems[0][1]
-        '../cat.png: leaves the images root /data'
-    """
+    """Find out whether an image below a resolved folder can be used; `decode` it, or read its header and end."""
+    kind = ProblemKind.IMAGE_PATH
     try:
         path = resolve_image(root, name)
-    except ValueError as error:
-        return ImageVerdict(None, ((ProblemKind.IMAGE_PATH, f"{name}: {error}"),))
-    try:
+        kind = ProblemKind.IMAGE_BROKEN
         facts = read_image_facts(path, decode=decode)
     except ValueError as error:
         message = str(error)
-        kind = next((kind for start, kind in _KINDS if message.startswith(start)), ProblemKind.IMAGE_BROKEN)
+        if message.startswith(("no such file", "cannot be read")):
+            kind = ProblemKind.IMAGE_MISSING
+        elif message.startswith("too large"):
+            kind = ProblemKind.IMAGE_SIZE
         return ImageVerdict(None, ((kind, f"{name}: {message}"),))
     problems = []
     if facts.is_animated:

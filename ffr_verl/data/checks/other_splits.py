@@ -5,18 +5,18 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import operator
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ffr_verl.data.compact_map import CompactMap
 from ffr_verl.data.parquet_files import holds_images, read_schema, recorded_root, rows_of_files
 from ffr_verl.data.windows import window_id
 from ffr_verl.dialogues import Dialogue, Utterance, parse_dialogue
 from ffr_verl.errors import FFRError
 
-__all__ = ["OtherSplits", "dialogue_fingerprint", "image_file", "moved_fingerprint"]
+__all__ = ["OtherSplits", "dialogue_fingerprint", "image_file"]
 
 _SPEAKER, _TEXT = operator.attrgetter("speaker"), operator.attrgetter("text")
 _folder = functools.lru_cache(maxsize=4096)(os.path.realpath)
@@ -37,52 +37,38 @@ def image_file(root: Path, name: str, *, follow: bool = True) -> str:
 
 
 def dialogue_fingerprint(dialogue: Dialogue, files: Sequence[str]) -> int:
-    """Identifies who says what and shows which files (see `image_file`) in a dialogue; a signed number of 64 bits."""
+    """Identifies who says what and shows which files (see `image_file`) in a dialogue; a number of 64 bits."""
     text = "\0".join([*map(_SPEAKER, dialogue.utterances), *map(_TEXT, dialogue.utterances), "\0", *files])
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8)
-    return int.from_bytes(digest.digest(), "little", signed=True)
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
-def moved_fingerprint(dialogue: Dialogue, files: Sequence[str], root: Path) -> int:
+def _moved_fingerprint(dialogue: Dialogue, files: Sequence[str], root: Path) -> int:
     """The same where the folder of the images has moved: with their places below it."""
     return dialogue_fingerprint(dialogue, [os.path.relpath(file, root) for file in files])
 
 
 class OtherSplits:
-    """Tells in which parquet file of `ffr-verl prepare` a dialogue is.
-
-    Args:
-        files: RL or SFT files. Windows are known by themselves and as the whole dialogue that they were cut from.
-
-    Raises:
-        FFRError: when one is no file of `ffr-verl prepare`.
-
-    Example:
-        >>> OtherSplits().file_of(Dialogue("d", (), ""), [], Path("/data")) is None
-        True
-    """
+    """Tells in which RL or SFT file of `ffr-verl prepare` a dialogue is; windows are known by themselves and as the
+    whole dialogue that they were cut from. Raises an `FFRError` for another file."""
 
     def __init__(self, files: Sequence[Path] = ()) -> None:
-        self._files = tuple(files)
-        self._numbers = CompactMap()
-        for number, file in enumerate(self._files):
+        self._files: dict[int, Path] = {}
+        for file in files:
             try:
                 root = recorded_root(file) or Path()
                 for dialogue, images in _dialogues(file):
                     places = [image_file(root, name) for name in images]
-                    self._numbers.setdefault(dialogue_fingerprint(dialogue, places), number)
-                    self._numbers.setdefault(moved_fingerprint(dialogue, places, root), number)
+                    self._files.setdefault(dialogue_fingerprint(dialogue, places), file)
+                    self._files.setdefault(_moved_fingerprint(dialogue, places, root), file)
             except FFRError as error:
                 raise FFRError(f"--against {error}") from None
 
-    def file_of(self, dialogue: Dialogue, files: Sequence[str], root: Path) -> str | None:
+    def file_of(self, dialogue: Dialogue, files: Sequence[str], root: Path) -> Path | None:
         """The first file that has a dialogue, whose images have these files below `root`; `None` when none has it."""
         if not self._files:
             return None
-        number = self._numbers.get(dialogue_fingerprint(dialogue, files))
-        if number is None:
-            number = self._numbers.get(moved_fingerprint(dialogue, files, root))
-        return None if number is None else str(self._files[number])
+        found = self._files.get(dialogue_fingerprint(dialogue, files))
+        return found or self._files.get(_moved_fingerprint(dialogue, files, root))
 
 
 def _rows(file: Path) -> Iterator[tuple[Dialogue, list[str]]]:
@@ -106,29 +92,24 @@ def _dialogues(file: Path) -> Iterator[tuple[Dialogue, list[str]]]:
     """Of each row, and the dialogues whose windows follow each other in the file."""
     windows: list[tuple[Dialogue, list[str]]] = []
     previous: tuple[str, int] | None = None
-    for dialogue, images in _rows(file):
-        yield dialogue, images
-        found = window_id(dialogue.dialogue_id)
+    for row in itertools.chain(_rows(file), [None]):
+        found = None if row is None else window_id(row[0].dialogue_id)
         if windows and (found is None or previous is None or found != (previous[0], previous[1] + 1)):
             yield _united(windows)
             windows.clear()
-        if found is not None:
-            windows.append((dialogue, images))
+        if row is not None:
+            yield row
+            windows += [row] if found is not None else []
         previous = found
-    if windows:
-        yield _united(windows)
 
 
 def _united(windows: Sequence[tuple[Dialogue, Sequence[str]]]) -> tuple[Dialogue, list[str]]:
     """The dialogue that windows were cut from, and its image paths; utterance ids are those of the whole dialogue."""
     whole: dict[int, tuple[Utterance, list[str]]] = {}
     for dialogue, images in windows:
-        at = 0
+        left = iter(images)
         for utterance in dialogue.utterances:
-            end = at + len(utterance.image_ids)
-            whole[utterance.id] = utterance, list(images[at:end])
-            at = end
+            whole[utterance.id] = utterance, list(itertools.islice(left, len(utterance.image_ids)))
     parts = [part for _, part in sorted(whole.items())]
-    return Dialogue("", tuple([utterance for utterance, _ in parts]), ""), [
-        image for _, held in parts for image in held
-    ]
+    paths = [image for _, held in parts for image in held]
+    return Dialogue("", tuple([utterance for utterance, _ in parts]), ""), paths

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ffr_verl.data.checks.checked_row import CheckedRow, CheckSettings
@@ -12,7 +13,6 @@ from ffr_verl.data.checks.image_checks import ImageVerdict, check_image
 from ffr_verl.data.checks.other_splits import dialogue_fingerprint, image_file
 from ffr_verl.data.checks.problems import Problem, ProblemKind
 from ffr_verl.data.checks.unread_fields import unread_fields
-from ffr_verl.data.compact_map import CompactMap
 from ffr_verl.dialogues import (
     IMAGE,
     Dialogue,
@@ -31,8 +31,6 @@ _MESSAGE = frozenset({"role", "content"})
 _ROLES = (["system", "user", "assistant"], ["user", "assistant"])
 _CACHED_IMAGES = 8192
 _LONGEST_PATH = 4096
-_GOLD_BITS = 28
-_GOLD_MASK = 2**_GOLD_BITS - 1
 _QUERY_START = "<|query_start|>"
 _UTTERANCE_START = "<|utt_id_start|>"
 _IMAGE_WITH_ID = f"<|img_id_end|>{IMAGE}"
@@ -46,39 +44,36 @@ _BASE64 = re.compile("(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR)[A-Za-z0-9+/]{40}")
 
 
 class RowChecker:
-    """Checks rows one after another; remembers what a later row may repeat or contradict.
-
-    Args:
-        settings: what to check against.
-
-    Example:
-        >>> from pathlib import Path
-        >>> checker = RowChecker(CheckSettings(Path("/data")))
-        >>> checker.check(0, {"dialogue_id": "d", "images": []})[1][0].message
-        'missing; expected system, user, assistant'
-    """
+    """Checks rows one after another; remembers what a later row may repeat or contradict."""
 
     def __init__(self, settings: CheckSettings) -> None:
         self.settings = settings
-        root, decode = settings.images_root, settings.decode
+        self.image = functools.lru_cache(maxsize=_CACHED_IMAGES)(self._image)
+        self._asked: dict[int, tuple[int, int]] = {}  # dialogue and query: number of the row, and its gold
+        self._named: dict[str, int] = {}  # dialogue id: fingerprint of the dialogue
 
-        @functools.lru_cache(maxsize=_CACHED_IMAGES)
-        def image(name: str) -> tuple[ImageVerdict, str]:
-            verdict = check_image(root, name, decode=decode, max_pixels=settings.max_pixels, family=settings.family)
-            return verdict, image_file(root, name)
+    def _image(self, name: str) -> tuple[ImageVerdict, str]:
+        """What is known of an image, and its file."""
+        root, decode, settings = self.settings.images_root, self.settings.decode, self.settings
+        verdict = check_image(root, name, decode=decode, max_pixels=settings.max_pixels, family=settings.family)
+        return verdict, image_file(root, name)
 
-        self.image: Callable[[str], tuple[ImageVerdict, str]] = image
-        self._asked = CompactMap()  # dialogue and query: the row and, in the last bits, its gold
-        self._named = CompactMap()  # dialogue id: fingerprint of the dialogue
-
-    def check(self, number: int, row: Mapping[str, Any]) -> tuple[CheckedRow | None, list[Problem]]:
-        """Check a row in the MLDR format: the row, `None` when something is wrong with it; and all problems, warnings
-        among them, under its number."""
-        check = _Check(number, row, self)
-        checked = check.run()
-        if checked is not None:
-            self._compare(check, checked)
-        return (None if any(problem.kind.is_error for problem in check.problems) else checked), check.problems
+    def check(self, number: int, rows: Iterable[Mapping[str, Any]]) -> tuple[list[CheckedRow], list[Problem]]:
+        """Of the rows in the MLDR format that a row of the source gives: those and their windows, of no use when one
+        of the problems is an error; and all problems, warnings among them, under its number."""
+        made: list[CheckedRow] = []
+        problems: list[Problem] = []
+        for row in rows:
+            check = _Check(number, row, self)
+            whole = check.run()
+            if whole is not None:
+                self._compare(check, whole)
+                if not any(problem.kind.is_error for problem in check.problems):
+                    window = self.settings.window
+                    parts = [whole] if window is None else whole.cut(window)
+                    made += [self._within_limits(check, part) for part in parts]
+            problems += check.problems
+        return made, list(dict.fromkeys(problems))  # several queries of a dialogue have the same problems
 
     def check_id_and_images(self, number: int, row: Mapping[str, Any]) -> list[Problem]:
         """The problems with these two fields alone, of a row that cannot be checked as a whole."""
@@ -89,22 +84,39 @@ class RowChecker:
     def _compare(self, check: _Check, row: CheckedRow) -> None:
         """Against earlier rows and other splits."""
         dialogue, content = row.dialogue, row.fingerprint
-        in_file = self.settings.other_splits.file_of(dialogue, row.image_files, self.settings.images_root)
-        if in_file is not None:
-            check.report(ProblemKind.OTHER_SPLIT, "messages", f"dialogue {dialogue.dialogue_id} is in {in_file} too")
-        if self._named.setdefault(hash(dialogue.dialogue_id), content) != content:
+        self._in_other_split(check, row, "dialogue")
+        if self._named.setdefault(dialogue.dialogue_id, content) != content:
             message = f"{dialogue.dialogue_id} was the id of another dialogue before"
             check.report(ProblemKind.SAME_ID, "dialogue_id", message)
-        gold = hash((frozenset(row.gold.utterance_ids), frozenset(row.gold.image_ids))) & _GOLD_MASK
-        count = len(self._asked)
-        known = self._asked.setdefault(hash((content, dialogue.query)), check.number << _GOLD_BITS | gold)
-        if len(self._asked) > count:
-            return
-        earlier = f"row {known >> _GOLD_BITS} asks the same of this dialogue"
-        if known & _GOLD_MASK == gold:
+        asked = check.number, hash((frozenset(row.gold.utterance_ids), frozenset(row.gold.image_ids)))
+        known = self._asked.setdefault(hash((content, dialogue.query)), asked)
+        earlier = f"row {known[0]} asks the same of this dialogue"
+        if known is not asked and known[1] == asked[1]:
             check.report(ProblemKind.REPEATED_ROW, "messages", earlier)
-        else:
+        elif known is not asked:
             check.report(ProblemKind.CONTRADICTION, "solution", f"{earlier} and has another answer")
+
+    def _in_other_split(self, check: _Check, row: CheckedRow, what: str) -> None:
+        in_file = self.settings.other_splits.file_of(row.dialogue, row.image_files, self.settings.images_root)
+        if in_file is not None:
+            message = f"{what} {row.dialogue.dialogue_id} is in {in_file} too"
+            check.report(ProblemKind.OTHER_SPLIT, "messages", message)
+
+    def _within_limits(self, check: _Check, row: CheckedRow) -> CheckedRow:
+        """A row, or a window, with its prompt tokens where they are counted; whether a run takes it."""
+        settings = self.settings
+        if len(row.images) > settings.max_images:
+            message = f"{len(row.images)} images, at most {settings.max_images}"
+            check.report(ProblemKind.TOO_MANY_IMAGES, "images", message)
+        if settings.tokens is not None:
+            count = settings.tokens.count(row.messages[:-1], row.image_tokens)
+            row = replace(row, prompt_tokens=count)
+            if count > settings.max_prompt_tokens:
+                message = f"{count:,} tokens, at most {settings.max_prompt_tokens:,}"
+                check.report(ProblemKind.TOO_LONG, "messages", message)
+        if row.window is not None:
+            self._in_other_split(check, row, "window")
+        return row
 
 
 class _Check:
@@ -121,7 +133,14 @@ class _Check:
         dialogue_id, images, image_tokens, files = self.id_and_images()
         messages = self._messages()
         solution = self._field("solution", str, "a text: the gold answer", "expected the gold answer")
-        solution, gold = (None, None) if solution is None else (solution.strip(), self._gold(solution.strip()))
+        gold = None
+        if solution is not None:
+            solution = solution.strip()
+            gold = parse_gold(solution)
+            if gold is None:
+                reason = malformed_reason(solution)
+                message = f"malformed ({reason.value if reason else ''}): {solution[:80]!r}"
+                self.report(ProblemKind.GOLD_MALFORMED, "solution", message)
         if messages is None:
             return None
         if not self._row.keys() <= _ROW:
@@ -309,14 +328,6 @@ class _Check:
             message = f"{len(odd)} utterances are not 'speaker: text'; of utterance {first.id} {first.speaker!r} is"
             message = f"{message} taken for the speaker and {first.text[:80]!r} for the text"
             self.report(ProblemKind.ODD_LINE, "messages", message)
-
-    def _gold(self, solution: str) -> Fragment | None:
-        gold = parse_gold(solution)
-        if gold is None:
-            reason = malformed_reason(solution)
-            message = f"malformed ({reason.value if reason else ''}): {solution[:80]!r}"
-            self.report(ProblemKind.GOLD_MALFORMED, "solution", message)
-        return gold
 
     def _gold_in(self, dialogue: Dialogue, images: int, gold: Fragment) -> None:
         is_good = True

@@ -12,7 +12,6 @@ Gold turns name `utterance_idx`; gold images are those inside them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from ffr_verl.data.checks.problems import ProblemKind, clipped
@@ -23,7 +22,7 @@ from ffr_verl.data.templates import TEMPLATES, PromptTemplate, detect_language
 from ffr_verl.dialogues import Dialogue, Utterance, reserved_token, unwritable
 from ffr_verl.fragments import Fragment, format_fragment
 
-__all__ = ["RawDialogueError", "RawReader", "dialogue_of_turns", "rows_of_raw_dialogue", "turns_of_dialogue"]
+__all__ = ["RawDialogueError", "RawReader", "rows_of_raw_dialogue"]
 
 _ROW = frozenset({"dialogue_id", "dialogue", "query_text", "gt_turns"})
 _ROW_OF_QUERIES = frozenset({"dialogue_id", "dialogue", "queries"})
@@ -90,8 +89,9 @@ class RawReader:
                 self.report(ProblemKind.WRONG_TYPE, where, f"found {_short(item)}, {expected}")
         return " ".join(filter(None, words)), images
 
-    def turns(self, dialogue_id: str, turns: Sequence[Any]) -> tuple[Dialogue, tuple[str, ...], dict[int, int]]:
-        """As `dialogue_of_turns`, without a query."""
+    def turns(self, turns: Sequence[Any]) -> tuple[tuple[Utterance, ...], list[str], dict[int, int]]:
+        """The utterances, whose ids count from 0; the path of each image; and for each `utterance_idx`, which counts
+        up and may be left out, its id."""
         utterances: list[Utterance] = []
         paths: list[str] = []
         ids: dict[int, int] = {}
@@ -120,7 +120,7 @@ class RawReader:
             captions = tuple([caption for _, caption in images])
             utterances.append(Utterance(position, speaker, text, image_ids, captions if any(captions) else ()))
             paths += [path for path, _ in images]
-        return Dialogue(dialogue_id, tuple(utterances), ""), tuple(paths), ids
+        return tuple(utterances), paths, ids
 
     def queries(self, row: Mapping[str, Any], ids: Mapping[int, int]) -> list[tuple[str, list[int]]]:
         """Text and gold positions of each query."""
@@ -158,26 +158,23 @@ class RawReader:
         return found
 
     def query(self, item: Mapping[str, Any], ids: Mapping[int, int], where: str) -> tuple[str, list[int]]:
-        """Text and gold positions; `where` makes the name of a field."""
-        field = where % "query_text"
+        """Text and gold positions, rising; `where` makes the name of a field."""
+        field, field_of_gold, turns = where % "query_text", where % "gt_turns", item.get("gt_turns")
         if field != "query_text":  # that of a row
             self.odd.append((where % "", item, _QUERY))
         text = self.text(item.get("query_text"), field)
         if not text and isinstance(item.get("query_text"), str):
             self.report(ProblemKind.MISSING_FIELD, field, "empty; expected a query")
-        return text, self.gold(item.get("gt_turns"), ids, where % "gt_turns")
-
-    def gold(self, turns: Any, ids: Mapping[int, int], field: str) -> list[int]:
-        """The positions of gold turns, rising."""
         if not isinstance(turns, list) or not all(type(turn) is int for turn in turns):
-            self.report(ProblemKind.WRONG_TYPE, field, f"found {_short(turns)}, expected a list of utterance_idx")
-            return []
+            expected = "expected a list of utterance_idx"
+            self.report(ProblemKind.WRONG_TYPE, field_of_gold, f"found {_short(turns)}, {expected}")
+            return text, []
         outside = [turn for turn in turns if turn not in ids]
         if outside:
-            self.report(ProblemKind.GOLD_OUTSIDE, field, f"{outside} are no utterance_idx of the dialogue")
+            self.report(ProblemKind.GOLD_OUTSIDE, field_of_gold, f"{outside} are no utterance_idx of the dialogue")
         if len(set(turns)) != len(turns):
-            self.report(ProblemKind.GOLD_REPEATED, field, f"turns repeat: {turns}")
-        return sorted({ids[turn] for turn in turns if turn in ids})
+            self.report(ProblemKind.GOLD_REPEATED, field_of_gold, f"turns repeat: {turns}")
+        return text, sorted({ids[turn] for turn in turns if turn in ids})
 
     def unread(self, row: Mapping[str, Any]) -> None:
         """Fields that look like content and are dropped: of the row, and of what has been read of it."""
@@ -190,51 +187,6 @@ class RawReader:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def dialogue_of_turns(
-    dialogue_id: str, turns: Sequence[Mapping[str, Any]], query: str
-) -> tuple[Dialogue, tuple[str, ...], dict[int, int]]:
-    """Build a dialogue from raw turns, see the module; `utterance_idx` counts up and may be left out.
-
-    Returns:
-        The dialogue, whose utterance ids count from 0; the path of each image; and for each `utterance_idx` its id.
-
-    Raises:
-        RawDialogueError: for every turn that cannot be used.
-
-    Example:
-        >>> turns = [{"utterance_idx": 1, "speaker": "Ann", "utterance": [{"image_url": "cat.jpg"}]}]
-        >>> dialogue, paths, ids = dialogue_of_turns("w1", turns, "the cat")
-        >>> dialogue.utterances, paths, ids
-        ((Utterance(id=0, speaker='Ann', text='', image_ids=(0,), captions=()),), ('cat.jpg',), {1: 0})
-    """
-    reader = RawReader()
-    text = reader.text(query, "query_text")
-    dialogue, paths, ids = reader.turns(dialogue_id, turns)
-    if reader.problems:
-        raise RawDialogueError(reader.problems)
-    return replace(dialogue, query=text), paths, ids
-
-
-def turns_of_dialogue(dialogue: Dialogue, paths: Sequence[str]) -> list[dict[str, Any]]:
-    """The raw turns of a dialogue; `dialogue_of_turns` builds it again.
-
-    Example:
-        >>> dialogue = Dialogue("w1", (Utterance(0, "Ann", "hi"),), "a greeting")
-        >>> turns_of_dialogue(dialogue, [])
-        [{'utterance_idx': 0, 'speaker': 'Ann', 'utterance': 'hi'}]
-    """
-    turns: list[dict[str, Any]] = []
-    for utterance in dialogue.utterances:
-        content: Any = utterance.text
-        if utterance.image_ids:
-            captions = utterance.captions or ("",) * len(utterance.image_ids)
-            content = [utterance.text] if utterance.text else []
-            for image, caption in zip(utterance.image_ids, captions, strict=True):
-                content.append({"image_url": paths[image], **({"caption": caption} if caption else {})})
-        turns.append({"utterance_idx": utterance.id, "speaker": utterance.speaker, "utterance": content})
-    return turns
 
 
 def rows_of_raw_dialogue(
@@ -265,16 +217,16 @@ def rows_of_raw_dialogue(
         [(7, '<|utt_ids_start|>[0]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>')]
     """
     reader, notes = RawReader(), notes or Notes()
-    turns = row.get("dialogue")
+    turns, row_id = row.get("dialogue"), row.get("dialogue_id")
     if not isinstance(turns, list) or not turns:
         other = " (rows with messages need --format mldr)" if "messages" in row else ""
         reader.report(ProblemKind.MISSING_FIELD, "dialogue", f"missing or empty; expected a list of turns{other}")
         if not unlabelled:
             reader.queries(row, {})
         raise RawDialogueError(reader.problems)
-    dialogue, paths, ids = reader.turns(str(row.get("dialogue_id", "")), turns)
+    utterances, paths, ids = reader.turns(turns)
     if template is None:
-        template = TEMPLATES[detect_language(" ".join([utterance.text for utterance in dialogue.utterances]))]
+        template = TEMPLATES[detect_language(" ".join([utterance.text for utterance in utterances]))]
     asked: list[tuple[str, list[int] | None]]
     if unlabelled:
         asked = [(reader.text(text, "--query"), None) for text in queries or reader.query_texts(row)]
@@ -283,11 +235,10 @@ def rows_of_raw_dialogue(
         asked = [*reader.queries(row, ids)]
     made = []
     for query, gold in asked:
-        messages = template.messages(replace(dialogue, query=query), captions=captions)
-        one = {"images": list(paths), "dialogue_id": row.get("dialogue_id"), "messages": messages}
+        messages = template.messages(Dialogue("", utterances, query), captions=captions)
+        one = {"images": list(paths), "dialogue_id": row_id, "messages": messages}
         if gold is not None:
-            held = set(gold)
-            images = [image for turn in dialogue.utterances if turn.id in held for image in turn.image_ids]
+            images = [image for turn in utterances if turn.id in gold for image in turn.image_ids]
             one["solution"] = format_fragment(Fragment(tuple(gold), tuple(images)))
             messages.append({"role": "assistant", "content": one["solution"]})
         made.append(one)
