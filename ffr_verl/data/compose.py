@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ffr_verl.data.sources.json_rows import read_rows
+from ffr_verl.data.sources import find_source
 from ffr_verl.data.sources.raw_dialogues import RawDialogueError, RawReader
+from ffr_verl.data.sources.source import DEFAULT_GAP_HOURS, Notes, ReadSettings, read_image_map
 from ffr_verl.errors import FFRError
 from ffr_verl.files import whole_or_nothing
 from ffr_verl.metrics import dispersion
@@ -63,6 +64,7 @@ class ComposeSettings:
         negatives: share of queries in [0, 1] that ask for what is not there.
         queries: of a dialogue, at least 1; a topic is asked for once.
         keep_speakers: keep the names of the speakers; otherwise they are user1 and user2 by turns.
+        unlabelled: no queries, for dialogues of which nothing is known; `negatives` and `queries` are then of no use.
     """
 
     topics: int = 3
@@ -71,6 +73,7 @@ class ComposeSettings:
     negatives: float = 0.15
     queries: int = 1
     keep_speakers: bool = False
+    unlabelled: bool = False
 
     def __post_init__(self) -> None:
         most = self.topics + 1
@@ -155,6 +158,9 @@ def compose(
         turn = next(sources[part])
         speaker = turn.get("speaker", "") if settings.keep_speakers else f"user{number % 2 + 1}"
         turns.append({"utterance_idx": number, "speaker": speaker, "utterance": turn["utterance"]})
+    made = {"dialogue_id": dialogue_id, "dialogue": turns, "parts": [part.dialogue_id for part in parts]}
+    if settings.unlabelled:
+        return made
     asked = rng.sample(range(len(parts)), min(settings.queries, len(parts)))
     if absent is not None and rng.random() < settings.negatives:
         asked[-1] = len(parts)
@@ -169,7 +175,7 @@ def compose(
         if gold and query.gold is not None:
             gold = [gold[position] for position in query.gold]
         queries.append({"query_text": query.text, "gt_turns": gold})
-    return {"dialogue_id": dialogue_id, "dialogue": turns, "queries": queries, "parts": [p.dialogue_id for p in parts]}
+    return {**made, "queries": queries}
 
 
 def _topic(value: Any) -> str:
@@ -181,7 +187,9 @@ def _topic(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
 
 
-def _short_dialogue(number: int, row: Mapping[str, Any], query_fields: Sequence[str]) -> ShortDialogue:
+def _short_dialogue(
+    number: int, row: Mapping[str, Any], query_fields: Sequence[str], *, unlabelled: bool
+) -> ShortDialogue:
     """A raw dialogue. Queries with gold turns ask for these, those of another field for all of it."""
     turns, reader = row.get("dialogue"), RawReader()
     if not isinstance(turns, list) or not turns:
@@ -198,16 +206,25 @@ def _short_dialogue(number: int, row: Mapping[str, Any], query_fields: Sequence[
     reader.unread({**row, **dict.fromkeys(query_fields)})
     if reader.problems:
         raise RawDialogueError(reader.problems)
-    if not queries:
+    if not queries and not unlabelled:
         raise FFRError(f"no query in {', '.join(query_fields)}; name the field with --query-field")
     return ShortDialogue(str(row.get("dialogue_id", number)), _topic(row.get("topic")), tuple(turns), tuple(queries))
 
 
-def _read_short_dialogues(source: Path, query_fields: Sequence[str]) -> list[ShortDialogue]:
+def _read_short_dialogues(
+    source: Path, query_fields: Sequence[str], source_format: str, read: ReadSettings, *, unlabelled: bool
+) -> list[ShortDialogue]:
     found = []
-    for number, row in read_rows(source):
+    name, form = find_source(source_format, source)
+    if form.has_prompts:
+        raise FFRError(
+            f"{source}: rows of the format {name} have prompts; give dialogues (--format list shows formats)"
+        )
+    for number, record in form.records(source, read, lambda position: None):
+        asked = {one: record[one] for one in (*query_fields, "topic") if one in record}
         try:
-            found.append(_short_dialogue(number, row, query_fields))
+            row = {**asked, **form.dialogue(number, record, read, Notes())}
+            found.append(_short_dialogue(number, row, query_fields, unlabelled=unlabelled))
         except ValueError as error:
             raise FFRError(f"{source}: row {number}: {error}") from None
     return found
@@ -236,17 +253,23 @@ def build(
     query_fields: Sequence[str] = ("query_text",),
     prefix: str = "built",
     seed: int = 0,
+    source_format: str = "dialogue",
+    gap_hours: float = DEFAULT_GAP_HOURS,
+    image_map: Path | None = None,
 ) -> tuple[int, float]:
     """Compose long dialogues and write them as JSONL of raw dialogues.
 
     Args:
-        source: short dialogues, JSON list or JSONL.
+        source: short dialogues.
         output: file to write; one that is there is replaced.
         dialogues: how many to make.
         settings: see `ComposeSettings`.
         query_fields: fields of a short dialogue that hold what may be asked about it, texts or lists of texts.
         prefix: start of each `dialogue_id`.
         seed: equal source, settings and seed give an equal file.
+        source_format: of the source, see `find_source`.
+        gap_hours: see `ReadSettings`.
+        image_map: see `read_image_map`.
 
     Returns:
         Queries written, and the mean dispersion of their fragments.
@@ -254,9 +277,11 @@ def build(
     Raises:
         FFRError: for a source that cannot be used, or one with too few topics.
     """
-    pool = _read_short_dialogues(source, query_fields)
+    read = ReadSettings({} if image_map is None else read_image_map(image_map), gap_hours)
+    pool = _read_short_dialogues(source, query_fields, source_format, read, unlabelled=settings.unlabelled)
     rng = random.Random(seed)
-    needed = settings.topics + (settings.negatives > 0 or settings.queries > settings.topics)
+    has_absent = settings.negatives > 0 or settings.queries > settings.topics
+    needed = settings.topics + (has_absent and not settings.unlabelled)
     if len(_draw(pool, needed, random.Random(seed))) < needed:
         another = ", and a query for an absent one another" if needed > settings.topics else ""
         raise FFRError(
@@ -270,6 +295,6 @@ def build(
             parts, absent = drawn[: settings.topics], drawn[settings.topics] if needed > settings.topics else None
             made = compose(f"{prefix}_{number:06d}", parts, absent, settings, rng)
             file.write(json.dumps(made, ensure_ascii=False) + "\n")
-            queries += len(made["queries"])
-            dispersions += [dispersion(query["gt_turns"]) for query in made["queries"] if query["gt_turns"]]
+            queries += len(made.get("queries", ()))
+            dispersions += [dispersion(query["gt_turns"]) for query in made.get("queries", ()) if query["gt_turns"]]
     return queries, sum(dispersions) / len(dispersions) if dispersions else 1.0

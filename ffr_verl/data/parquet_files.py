@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ffr_verl.errors import FFRError
@@ -118,8 +119,9 @@ def dialogues_of_rows(file: str) -> list[dict[str, Any]]:
     return [info for _, info in _column(file, "extra_info", sample=True)]
 
 
-def check_columns(files: Sequence[str], kind: Kind) -> None:
-    """Refuse files that lack a column of their kind, by an `FFRError` that names file, columns and kind."""
+def check_columns(files: Sequence[str], kind: Kind, *, unlabelled: bool = False) -> None:
+    """Refuse files that lack a column of their kind, by an `FFRError` that names file, columns and kind; and, unless
+    they may be `unlabelled`, RL files with a row that has no gold answer."""
     other: Kind = "sft" if kind == "rl" else "rl"
     for file in files:
         missing = [column for column in _COLUMNS[kind] if column not in read_schema(file).names]
@@ -128,6 +130,25 @@ def check_columns(files: Sequence[str], kind: Kind) -> None:
                 f"{file}: no column {', '.join(missing)}; this stage needs NAME.{kind}.parquet of `ffr-verl prepare`, "
                 f"not NAME.{other}.parquet"
             )
+        if kind == "rl" and not unlabelled:
+            _check_labelled(file)
+
+
+def _check_labelled(file: str | Path) -> None:
+    with open_parquet(file) as parquet:
+        first = 0
+        for group in range(parquet.num_row_groups):
+            rewards = parquet.read_row_group(group, columns=["reward_model.ground_truth"]).column("reward_model")
+            golds = (
+                pc.struct_field(rewards, "ground_truth") if rewards.type.get_field_index("ground_truth") >= 0 else None
+            )
+            if golds is not None and golds.null_count:
+                number = first + pc.index(golds.is_null(), True).as_py()
+                raise FFRError(
+                    f"{file}: row {number} has no gold answer: rows of `ffr-verl prepare --unlabelled` are for "
+                    "`ffr-verl infer` only; give a file of rows with gold answers"
+                )
+            first += len(rewards)
 
 
 def recorded_root(file: str | Path) -> Path | None:

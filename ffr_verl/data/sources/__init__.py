@@ -29,6 +29,7 @@ __all__ = ["AUTO", "ENTRY_POINTS", "SOURCES", "Source", "all_sources", "find_sou
 AUTO = "auto"
 ENTRY_POINTS = "ffr_verl.sources"
 _PACKAGE = "pkg://"
+_TEXTS = {".csv", ".txt", ".md"}  # no JSON
 _QUERIES = frozenset({"query_text", "queries", "gt_turns"})
 _OTHER_TURNS = frozenset({"share_photo", "shared_image"})
 
@@ -45,8 +46,9 @@ SOURCES: Mapping[str, Source] = {
     ),
     "dialogue": Source(
         about="raw dialogues with queries and gold turns",
-        example='{"dialogue_id": "w1", "dialogue": [{"speaker": "Ann", "utterance": "look at him"}, {"speaker": "Ann", '
-        '"utterance": [{"image_url": "cat.jpg", "caption": "a cat"}]}], "query_text": "the cat", "gt_turns": [0, 1]}',
+        example='{"dialogue_id": "w1", "dialogue": [{"speaker": "Ann", "utterance": "look at him"}, {"speaker": '
+        '"Ann", "utterance": [{"image_url": "cat.jpg", "caption": "a cat"}]}], "query_text": "the cat", '
+        '"gt_turns": [0, 1]}',
         records=records_of_rows,
         fits=lambda probe: "dialogue" in probe.keys and bool(_QUERIES & probe.keys or not _OTHER_TURNS & probe.keys),
         has_gold=True,
@@ -111,15 +113,11 @@ def source_of_file(path: Path) -> tuple[str, Source]:
         raise FFRError(f"{path}: may be of the format {' or '.join(names)}; say which with --format {names[0]}")
     if fitting:
         return fitting[0]
-    if probe.text.strip() and not probe.is_json and not _is_binary(probe):
+    if probe.text.strip() and path.suffix.lower() in _TEXTS:
         raise FFRError(
             f"{path}: of none of the formats {', '.join(SOURCES)}; `ffr-verl prepare --format list` describes them"
         )
     return "mldr", SOURCES["mldr"]  # whose reader says what is wrong with the file
-
-
-def _is_binary(probe: Probe) -> bool:
-    return any(letter == "\ufffd" or not (letter.isprintable() or letter.isspace()) for letter in probe.text[:64])
 
 
 def _of_package(name: str) -> Source:
@@ -137,11 +135,13 @@ def _of_entry_point(point: importlib.metadata.EntryPoint) -> Source:
 def _loaded(name: str, load: Callable[[], Any]) -> Source:
     try:
         found = load()
-    except Exception as error:  # noqa: BLE001  # a third party's module may raise anything
+    except Exception as error:  # a third party's module may raise anything
         told = one_line(f"{type(error).__name__}: {error}")
         raise FFRError(f"{name}: cannot be loaded: {told}; mend or uninstall it") from error
     if isinstance(found, Source):
         return found
     if callable(found):
         return Source.of_function(found)
-    raise FFRError(f"{name}: is a {type(found).__name__}, expected a Source or a function from a path to raw dialogues")
+    raise FFRError(
+        f"{name}: is a {type(found).__name__}, expected a Source or a function from a path to raw dialogues"
+    )

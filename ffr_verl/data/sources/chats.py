@@ -14,7 +14,7 @@ from ffr_verl.dialogues import reserved_token
 __all__ = ["Message", "cut_chat", "quoted", "seconds", "writable"]
 
 _QUOTED = 60  # characters of a message that another one quotes
-_SURROGATES = {code: "\ufffd" for code in range(0xD800, 0xE000)} | {0: None}
+_SURROGATES = dict.fromkeys(range(0xD800, 0xE000), "\ufffd") | {0: ""}
 
 
 @dataclass(slots=True)

@@ -213,9 +213,9 @@ def read_value(path: Path, *, mend: str) -> Any:
         except (ValueError, RecursionError) as error:
             if isinstance(error, FFRError):
                 raise
-            place = f"line {error.lineno}: " if isinstance(error, json.JSONDecodeError) else ""
-            fault = _fault(error, error.colno if place else None)  # type: ignore[attr-defined]
-            raise FFRError(f"{path}: {place}{fault.replace(_MEND, f'; give {mend}')}") from None
+            line, column = (error.lineno, error.colno) if isinstance(error, json.JSONDecodeError) else (1, None)
+            fault = _fault(error, column)
+            raise FFRError(f"{path}: line {line}: {fault.replace(_MEND, f'; give {mend}')}") from None
 
 
 def read_rows(

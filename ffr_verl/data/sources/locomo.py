@@ -38,12 +38,12 @@ def _dialogue(number: int, row: Mapping[str, Any], settings: ReadSettings, notes
     for _, name in sessions:
         notes.leave("times of sessions", f"{name}_date_time" in talk)
         for place, turn in list_of(talk, name, "conversation") if talk[name] else ():
-            content, urls = [text_of(turn, "text", place)], turn.get("img_url") or []
-            caption = text_of(turn, "blip_caption", place)
-            for url in urls if isinstance(urls, list) else [urls]:
-                content.append(notes.picture((url,), caption, settings))
+            words, caption = text_of(turn, "text", place), text_of(turn, "blip_caption", place)
+            urls = turn.get("img_url") or []
+            urls = urls if isinstance(urls, list) else [urls]
+            content = [words, *[notes.picture((url,), caption, settings) for url in urls]]
             notes.leave("search words of pictures", "query" in turn)
-            said += [content[0], caption]
+            said += [words, caption]
             notes.unread(turn, _TURN, said)
             ids[text_of(turn, "dia_id", place)] = len(turns)
             turns.append({"speaker": text_of(turn, "speaker", place), "utterance": content})

@@ -154,7 +154,9 @@ class RawReader:
         texts = [item.get("query_text") if isinstance(item, Mapping) else item for item in items]
         found = [self.text(text, f"queries[{number}]") for number, text in enumerate(texts)]
         if not all(found) or not found:
-            self.report(ProblemKind.MISSING_FIELD, "query_text", "missing or empty; expected a query, or give --query TEXT")
+            self.report(
+                ProblemKind.MISSING_FIELD, "query_text", "missing or empty; expected a query, or give --query TEXT"
+            )
         return found
 
     def query(self, item: Mapping[str, Any], ids: Mapping[int, int], where: str) -> tuple[str, list[int]]:
@@ -236,7 +238,7 @@ def rows_of_raw_dialogue(
     made = []
     for query, gold in asked:
         messages = template.messages(Dialogue("", utterances, query), captions=captions)
-        one = {"images": list(paths), "dialogue_id": row_id, "messages": messages}
+        one: dict[str, Any] = {"images": list(paths), "dialogue_id": row_id, "messages": messages}
         if gold is not None:
             images = [image for turn in utterances if turn.id in gold for image in turn.image_ids]
             one["solution"] = format_fragment(Fragment(tuple(gold), tuple(images)))

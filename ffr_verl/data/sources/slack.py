@@ -1,4 +1,4 @@
-"""Slack's export as JSON: a folder with `users.json` and a folder for each channel, in it a file `YYYY-MM-DD.json` a day.
+"""Slack's export as JSON: a folder with `users.json` and a folder for each channel, a file `YYYY-MM-DD.json` a day.
 
 Of a message `user` or `username`, `text`, `files` and `attachments` are read. Files are named by addresses, which are
 not fetched: `--image-map` names local ones by `url_private`, `id` or `name`.
@@ -24,12 +24,8 @@ _EXPECTED = "the unpacked folder of a Slack export (users.json, a folder for eac
 _LINK = re.compile(r"<([^<>|]+)(?:\|([^<>]*))?>")
 _DAY = re.compile(r"\d{4}-\d\d-\d\d\.json")
 _KEPT = {None, "bot_message", "me_message", "file_share", "file_comment", "thread_broadcast"}
-_READ = frozenset(
-    "type subtype user username bot_id bot_profile app_id text ts thread_ts files attachments blocks reactions edited "
-    "client_msg_id team user_team source_team user_profile reply_count reply_users reply_users_count latest_reply "
-    "replies parent_user_id is_locked subscribed last_read display_as_bot upload upload_reply_to inviter icons file "
-    "hidden permalink pinned_to pinned_info is_starred root".split()
-)
+# Of the fields whose names or values look like content, those that are read, or say again what is.
+_READ = frozenset({"text", "files", "attachments", "blocks", "file", "user_profile", "bot_profile", "icons"})
 _ATTACHED = ("pretext", "author_name", "title", "text", "fallback", "from_url", "title_link")
 
 
@@ -39,10 +35,14 @@ def _users(folder: Path) -> dict[str, str]:
         return {}
     names = {}
     for user in _list(file):
-        profile = user.get("profile") if isinstance(user.get("profile"), Mapping) else {}
+        profile = _object(user.get("profile"))
         known = (profile.get("display_name"), profile.get("real_name"), user.get("real_name"), user.get("name"))
         names[str(user.get("id"))] = next((str(name) for name in known if name), str(user.get("id")))
     return names
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _list(file: Path) -> list[Mapping[str, Any]]:
@@ -100,7 +100,7 @@ def _messages(folder: Path, users: Mapping[str, str], settings: ReadSettings) ->
         if message.get("subtype") not in _KEPT:
             notes.leave("service messages")
             continue
-        profile = message.get("user_profile") if isinstance(message.get("user_profile"), Mapping) else {}
+        profile = _object(message.get("user_profile"))
         user = message.get("user")
         known = (users.get(str(user)), message.get("username"), profile.get("display_name"), profile.get("real_name"))
         speaker = next((str(name) for name in known if name), str(user or message.get("bot_id") or "unknown"))

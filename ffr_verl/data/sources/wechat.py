@@ -8,6 +8,7 @@ its own (a path with a picture's ending) is one; others are the mark `[图片]`.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import html
 import io
@@ -38,10 +39,16 @@ _COLUMNS = {
     "chat": ("TalkerName", "Talker", "TalkerId", "room_name"),
     "file": ("src",),
 }
-_KNOWN = frozenset(
-    "localId MsgSvrID id Status BytesExtra CompressContent DisplayContent 消息ID 备注 更多信息".split()
-) | {name for names in _COLUMNS.values() for name in names}
-_HEADERS = ({"StrContent", "StrTime"}, {"类型", "时间", "内容"}, {"type_name", "is_sender"}, {"Time", "SenderName", "Content"})
+# Columns that are read, or say nothing more.
+_KNOWN = frozenset({"CompressContent", "DisplayContent", "BytesExtra", "消息ID", "备注", "更多信息"}) | {
+    name for names in _COLUMNS.values() for name in names
+}
+_HEADERS = (
+    {"StrContent", "StrTime"},
+    {"类型", "时间", "内容"},
+    {"type_name", "is_sender"},
+    {"Time", "SenderName", "Content"},
+)
 _OWN = "我"
 _KINDS = {
     "3": "图片", "图片": "图片", "image": "图片",
@@ -54,7 +61,15 @@ _KINDS = {
     "合并转发的聊天记录": "聊天记录", "聊天记录": "聊天记录",
     "10000": "系统", "系统消息": "系统", "系统通知": "系统", "system": "系统", "拍一拍": "系统",
 }  # fmt: skip
-_SUBKINDS = {"6": "文件", "19": "聊天记录", "33": "小程序", "36": "小程序", "57": "引用", "2000": "转账", "2001": "红包"}
+_SUBKINDS = {
+    "6": "文件",
+    "19": "聊天记录",
+    "33": "小程序",
+    "36": "小程序",
+    "57": "引用",
+    "2000": "转账",
+    "2001": "红包",
+}
 _LEFT = {
     "图片": "pictures without a file, a mark stands for each",
     "语音": "voice messages, a mark stands for each",
@@ -162,7 +177,9 @@ def _of_csv(path: Path, text: str, settings: ReadSettings) -> Iterator[tuple[str
         for line in lines:
             number = lines.line_num
             if line.get(names[-1]) is None:
-                raise FFRError(f"{path}: line {number}: fewer fields than columns; the file seems cut off, copy it again")
+                raise FFRError(
+                    f"{path}: line {number}: fewer fields than columns; the file seems cut off, copy it again"
+                )
 
             def of(what: str, line: Mapping[str, str] = line) -> str:
                 return next((str(line[name]).strip() for name in _COLUMNS[what] if line.get(name)), "")
@@ -172,10 +189,8 @@ def _of_csv(path: Path, text: str, settings: ReadSettings) -> Iterator[tuple[str
             kind = _SUBKINDS.get(of("subkind"), kind) if of("kind") == "49" else kind
             words = of("content")
             if words.startswith('{"') and '"msg"' in words:  # older files of PyWxDump
-                try:
+                with contextlib.suppress(ValueError):
                     words = str(json.loads(words).get("msg", ""))
-                except ValueError:
-                    pass
             speaker = _OWN if of("is_own") in ("1", "True", "true") else of("speaker") or "对方"
             notes.unread({name: value for name, value in line.items() if name}, _KNOWN, [words])
             chat = of("chat") or path.stem
