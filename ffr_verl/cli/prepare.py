@@ -156,8 +156,9 @@ def prepare(
     for errors, title in ((True, "left out"), (False, "warnings")):
         if problems := summary.problems.table(errors=errors):
             console.print(f"{title}:\n{problems}", style="yellow", highlight=False, soft_wrap=True, markup=False)
-    for what, count in summary.left_out.items():
-        console.print(f"left out: {count:,} {what}", style="yellow", highlight=False, soft_wrap=True, markup=False)
+    if summary.left_out:
+        told = "; ".join([f"{what}: {count:,}" for what, count in summary.left_out.items()])
+        console.print(f"in no row: {told}", style="yellow", highlight=False, soft_wrap=True, markup=False)
     table = Table(title=f"{split}: {summary.source_format} rows, {summary.seconds:.1f} s")
     for name in ("", "mean", "p95"):
         table.add_column(name, justify="right" if name else "left")

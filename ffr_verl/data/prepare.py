@@ -154,7 +154,7 @@ def prepare(
                         made, problems = [], [Problem(number, *problem) for problem in error.problems]
                         problems += checker.check_id_and_images(number, rest)
                     if notes.left_out:
-                        left = "; ".join([f"{count} {what}" for what, count in notes.left_out.items()])
+                        left = "; ".join([f"{what}: {count}" for what, count in notes.left_out.items()])
                         problems.append(Problem(number, ProblemKind.LEFT_OUT, "dialogue", left))
                     if log.add(problems):
                         told = {"row": number, "problems": [one.to_dict() for one in problems], "content": row}

@@ -33,7 +33,7 @@ class ProblemKind(str, enum.Enum):
     UNREAD_FIELD = "unread_field", "move the content to a field that is read (docs/data.md), or take the field out"
     LEFT_OUT = (
         "left_out",
-        "nothing, or bring the content into a field that is read; docs/data.md says what each format leaves",
+        "see docs/data.md for what each format leaves, and what may bring it in",
         False,
     )
     BAD_TEXT = "bad_text", "take the named piece out of the text"

@@ -51,15 +51,16 @@ def _dialogue(number: int, row: Mapping[str, Any], settings: ReadSettings, notes
         raise wrong("conversation", None, "a session with turns")
     queries = []
     for place, item in list_of(row, "qa") if row.get("qa") else ():
-        named = [f"D{int(a)}:{int(b)}" for one in item.get("evidence") or () for a, b in _TURN_ID.findall(str(one))]
+        named = [f"D{int(a)}:{int(b)}" for a, b in _TURN_ID.findall(str(item.get("evidence")))]
         is_absent = item.get("category") == _ADVERSARIAL
         if not is_absent and (not named or any(one not in ids for one in named)):
             notes.leave("questions whose evidence names no turns of the conversation")
             continue
         gold = [] if is_absent else sorted({ids[one] for one in named})
-        queries.append({"query_text": text_of(item, "question", place), "gt_turns": gold})
+        question = text_of(item, "question", place)
+        queries.append({"query_text": question, "gt_turns": gold})
         notes.leave("answers of questions", "answer" in item or "adversarial_answer" in item)
-        notes.unread(item, _QA, [queries[-1]["query_text"]])
+        notes.unread(item, _QA, [question])
     for name in _ABOUT:
         notes.leave("summaries and observations", name in row)
     notes.unread(row, _ROW, said)

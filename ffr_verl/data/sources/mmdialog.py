@@ -39,7 +39,7 @@ def _dialogue(number: int, row: Mapping[str, Any], settings: ReadSettings, notes
         notes.unread(turn, frozenset({"turn"}), said)
         turns.append({"speaker": f"user{position % 2 + 1}", "utterance": content})
     for name in _CANDIDATES:
-        notes.leave("candidates of the retrieval task", len(row.get(name) or ()))
+        notes.leave("candidates of the retrieval task", row.get(name))
     notes.unread(row, _ROW, said)
     named = next((row[name] for name in _IDS if row.get(name) is not None), f"mmdialog_{number}")
     return {"dialogue_id": named, "dialogue": turns}

@@ -29,7 +29,8 @@ def _dialogue(number: int, row: Mapping[str, Any], settings: ReadSettings, notes
             content.append(notes.picture((row.get("photo_id"), row.get("photo_url")), description, settings))
         said.append(words)
         notes.unread(turn, _TURN, said)
-        turns.append({"speaker": f"user{int(turn.get('user_id') or 0) + 1}", "utterance": content or ""})
+        user = turn.get("user_id")
+        turns.append({"speaker": f"user{user + 1 if type(user) is int else user}", "utterance": content or ""})
     notes.unread(row, _ROW, said)
     return {"dialogue_id": row.get("dialogue_id"), "dialogue": turns}
 

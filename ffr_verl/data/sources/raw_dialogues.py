@@ -248,5 +248,5 @@ def rows_of_raw_dialogue(
     if reader.problems:
         raise RawDialogueError(reader.problems, paths)
     for name, written in reader.speakers.changed.items():
-        notes.leave(f"speaker {clipped(name)!r}, who is written {clipped(written)!r}")
+        notes.leave(f"name of a speaker, {clipped(name)!r} is written {clipped(written)!r}")
     return made

@@ -22,8 +22,9 @@ __all__ = ["SLACK"]
 
 _EXPECTED = "the unpacked folder of a Slack export (users.json, a folder for each channel)"
 _LINK = re.compile(r"<([^<>|]+)(?:\|([^<>]*))?>")
+_LAST_SECOND = 1e11
 _DAY = re.compile(r"\d{4}-\d\d-\d\d\.json")
-_KEPT = {None, "bot_message", "me_message", "file_share", "file_comment", "thread_broadcast"}
+_KEPT = ("None", "bot_message", "me_message", "file_share", "file_comment", "thread_broadcast")
 # Of the fields whose names or values look like content, those that are read, or say again what is.
 _READ = frozenset({"text", "files", "attachments", "blocks", "file", "user_profile", "bot_profile", "icons"})
 _ATTACHED = ("pretext", "author_name", "title", "text", "fallback", "from_url", "title_link")
@@ -43,6 +44,17 @@ def _users(folder: Path) -> dict[str, str]:
 
 def _object(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
+
+
+def _second(value: Any) -> float:
+    time = float(value)
+    if not 0 <= time < _LAST_SECOND:
+        raise ValueError
+    return time
+
+
+def _objects(value: Any) -> list[Mapping[str, Any]]:
+    return [one for one in value if isinstance(one, Mapping)] if isinstance(value, list) else []
 
 
 def _list(file: Path) -> list[Mapping[str, Any]]:
@@ -67,9 +79,7 @@ def _text(text: str, users: Mapping[str, str]) -> str:
 
 
 def _files(message: Mapping[str, Any], settings: ReadSettings, notes: Notes) -> Iterator[Any]:
-    for file in message.get("files") or ():
-        if not isinstance(file, Mapping):
-            continue
+    for file in _objects(message.get("files")):
         named = file.get("title") or file.get("name") or ""
         if str(file.get("mimetype", "")).startswith("image/"):
             names = [file.get(one) for one in ("url_private", "url_private_download", "id", "name")]
@@ -77,9 +87,7 @@ def _files(message: Mapping[str, Any], settings: ReadSettings, notes: Notes) -> 
         else:
             notes.leave("files, a mark stands for each")
             yield f"[file: {named}]" if named else "[file]"
-    for attached in message.get("attachments") or ():
-        if not isinstance(attached, Mapping):
-            continue
+    for attached in _objects(message.get("attachments")):
         parts = dict.fromkeys([str(attached[one]) for one in _ATTACHED if attached.get(one)])
         if attached.get("image_url"):
             yield notes.picture((attached["image_url"],), attached.get("title") or "", settings)
@@ -89,15 +97,15 @@ def _files(message: Mapping[str, Any], settings: ReadSettings, notes: Notes) -> 
 
 def _messages(folder: Path, users: Mapping[str, str], settings: ReadSettings) -> list[Message]:
     made: list[Message] = []
-    first: dict[Any, tuple[str, str]] = {}  # speaker and words that start a thread
+    first: dict[str, tuple[str, str]] = {}  # speaker and words that start a thread
     notes = Notes()
     found = [one for file in sorted(folder.iterdir()) if _DAY.fullmatch(file.name) for one in _list(file)]
     try:
-        found.sort(key=lambda one: float(one["ts"]))
+        timed = sorted([(_second(one["ts"]), number, one) for number, one in enumerate(found)])
     except (KeyError, TypeError, ValueError):
         raise FFRError(f"{folder}: a message without its time ts; give {_EXPECTED}") from None
-    for message in found:
-        if message.get("subtype") not in _KEPT:
+    for time, _, message in timed:
+        if str(message.get("subtype")) not in _KEPT:
             notes.leave("service messages")
             continue
         profile = _object(message.get("user_profile"))
@@ -106,15 +114,14 @@ def _messages(folder: Path, users: Mapping[str, str], settings: ReadSettings) ->
         speaker = next((str(name) for name in known if name), str(user or message.get("bot_id") or "unknown"))
         words = _text(str(message.get("text") or ""), users)
         content: list[Any] = []
-        thread = message.get("thread_ts")
-        if thread in first and thread != message["ts"]:
+        thread, own = str(message.get("thread_ts")), str(message["ts"])
+        if thread in first and thread != own:
             content.append(f"[reply to {first[thread][0]}: {quoted(first[thread][1])}]")
         content += [words] if words else []
         content += _files(message, settings, notes)
-        first[message["ts"]] = speaker, words or "[picture]"
-        notes.leave("reactions", len(message.get("reactions") or ()))
+        first[own] = speaker, words or "[picture]"
+        notes.leave("reactions", message.get("reactions"))
         notes.unread(message, _READ, [words])
-        time = float(message["ts"])
         day = datetime.fromtimestamp(time, timezone.utc).strftime("%Y-%m-%d %H:%M")
         made.append(Message(speaker, content or ["[empty message]"], (time, day), notes.left_out))
         notes = Notes()

@@ -20,6 +20,7 @@ __all__ = ["DEFAULT_GAP_HOURS", "Notes", "Probe", "ReadSettings", "Source", "rea
 DEFAULT_GAP_HOURS = 8.0
 _PROBED = 2**18  # bytes
 _KEY = re.compile(r'(?<!\\)"(\w+)"\s*:')
+_JSON = re.compile(r"\s*(?:\{|\[\s*(?:\{|\]|\Z))")
 _GZIP = b"\x1f\x8b"
 
 
@@ -46,16 +47,19 @@ class Notes:
     def __init__(self) -> None:
         self.left_out: Counter[str] = Counter()
 
-    def leave(self, what: str, count: int = 1) -> None:
-        """Something is not in the rows."""
-        if count:
-            self.left_out[what] += count
+    def leave(self, what: str, count: Any = 1) -> None:
+        """Something is not in the rows; `count` is how often, or the things themselves in a list."""
+        number = (
+            len(count) if isinstance(count, (list, tuple)) else int(bool(count)) if type(count) is not int else count
+        )
+        if number > 0:
+            self.left_out[what] += number
 
     def unread(self, value: Mapping[str, Any], read: frozenset[str], said: Sequence[str]) -> None:
         """Tell the fields that look like content and are not read, see `unread_fields`."""
         if not value.keys() <= read:
             for name, _ in unread_fields(value, read, said):
-                self.leave(f"field {name}")
+                self.leave(f"field not read, {name}")
 
     def picture(self, names: Sequence[Any], caption: Any, settings: ReadSettings) -> Any:
         """A picture as a piece of a turn: its file, where `settings` name one for any of its `names`, and else a mark
@@ -96,13 +100,12 @@ class Probe(NamedTuple):
                 except (OSError, EOFError):
                     start = b""
         text = start.decode("utf-8-sig", "replace")
-        is_json = text.lstrip().startswith(("[", "{"))
-        return cls(path, text, frozenset(_KEY.findall(text)) if is_json else frozenset())
+        return cls(path, text, frozenset(_KEY.findall(text)) if _JSON.match(text) else frozenset())
 
     @property
     def is_json(self) -> bool:
-        """Whether it starts as JSON does."""
-        return self.text.lstrip().startswith(("[", "{"))
+        """Whether it starts as objects in JSON do."""
+        return _JSON.match(self.text) is not None
 
 
 # Number of each row of a file, from 0, and the row; told how many bytes have been read.

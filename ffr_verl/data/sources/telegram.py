@@ -42,7 +42,7 @@ def _words(value: Any) -> str:
     if isinstance(value, list):
         return "".join(map(_words, value))
     if isinstance(value, Mapping):
-        text, link = str(value.get("text", "")), value.get("href")
+        text, link = _words(value.get("text", "")), value.get("href")
         return f"{text} ({link})" if isinstance(link, str) and link != text else text
     return ""
 
@@ -83,7 +83,7 @@ def _marks(message: Mapping[str, Any]) -> Iterator[str]:
         named = [message.get("place_name"), message.get("address"), place.get("latitude"), place.get("longitude")]
         yield f"[location: {', '.join([str(one) for one in named if one])}]"
     if isinstance(poll, Mapping):
-        answers = [_words(one.get("text")) for one in poll.get("answers") or () if isinstance(one, Mapping)]
+        answers = [_words(one) for one in poll.get("answers") or ()] if isinstance(poll.get("answers"), list) else []
         yield f"[poll: {_words(poll.get('question'))} {' / '.join(answers)}]"
     if message.get("game_title"):
         yield f"[game: {message['game_title']} {message.get('game_description') or ''}".rstrip() + "]"
@@ -91,7 +91,7 @@ def _marks(message: Mapping[str, Any]) -> Iterator[str]:
 
 def _messages(chat: Mapping[str, Any], where: str) -> list[Message]:
     made: list[Message] = []
-    earlier: dict[Any, tuple[str, str]] = {}  # speaker and words of a message, for those that answer it
+    earlier: dict[str, tuple[str, str]] = {}  # speaker and words of a message, for those that answer it
     notes = Notes()
     for number, message in enumerate(chat["messages"]):
         if not isinstance(message, Mapping):
@@ -104,20 +104,19 @@ def _messages(chat: Mapping[str, Any], where: str) -> list[Message]:
         content: list[Any] = []
         if message.get("forwarded_from"):
             content.append(f"[forwarded from {message['forwarded_from']}]")
-        answered = message.get("reply_to_message_id")
-        if answered is not None:
-            who, what = earlier.get(answered, ("", ""))
+        if message.get("reply_to_message_id") is not None:
+            who, what = earlier.get(str(message["reply_to_message_id"]), ("", ""))
             content.append(f"[reply to {who}: {quoted(what)}]" if who else "[reply]")
         content += [words] if words else []
         content += _media(message, notes)
         content += _marks(message)
-        notes.leave("reactions", len(message.get("reactions") or ()))
+        notes.leave("reactions", message.get("reactions"))
         notes.leave("messages with buttons of a bot", "inline_bot_buttons" in message)
         notes.unread(message, _READ, [words])
         said = next(
             (one for one in content[::-1] if isinstance(one, str) and not one.startswith("[reply")), "[picture]"
         )
-        earlier[message.get("id")] = speaker, words or said
+        earlier[str(message.get("id"))] = speaker, words or said
         date = str(message.get("date", ""))
         time = seconds(date)
         made.append(
@@ -142,7 +141,8 @@ def _records(
     chats: list[Any] = [found] if "messages" in found else []
     for name in () if chats else ("chats", "left_chats"):
         listed = found.get(name)
-        chats += listed.get("list") or [] if isinstance(listed, Mapping) else []
+        found_list = listed.get("list") if isinstance(listed, Mapping) else None
+        chats += found_list if isinstance(found_list, list) else []
     named: Counter[str] = Counter()
     number = 0
     for chat in chats:

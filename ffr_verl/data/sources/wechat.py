@@ -255,6 +255,8 @@ def _records(
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         mend = f"convert it, for example: iconv -f GB18030 -t UTF-8 {path.name} > new{path.suffix}"
+        if error.reason == "unexpected end of data":
+            mend = "the file seems cut off, copy it again"
         raise FFRError(f"{path}: not UTF-8 at byte {error.start}; {mend}") from None
     first = text.lstrip().split("\n", 1)[0]
     read = _of_csv if path.suffix.lower() == ".csv" or _is_header(first) else _of_text
