@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ffr_verl.errors import FFRError
@@ -135,20 +134,18 @@ def check_columns(files: Sequence[str], kind: Kind, *, unlabelled: bool = False)
 
 
 def _check_labelled(file: str | Path) -> None:
+    first = 0
     with open_parquet(file) as parquet:
-        first = 0
-        for group in range(parquet.num_row_groups):
-            rewards = parquet.read_row_group(group, columns=["reward_model.ground_truth"]).column("reward_model")
-            golds = (
-                pc.struct_field(rewards, "ground_truth") if rewards.type.get_field_index("ground_truth") >= 0 else None
-            )
-            if golds is not None and golds.null_count:
-                number = first + pc.index(golds.is_null(), True).as_py()
+        for batch in parquet.iter_batches(batch_size=8192, columns=["reward_model.ground_truth"]):
+            rewards = batch.column("reward_model")
+            golds = rewards.field("ground_truth") if rewards.type.get_field_index("ground_truth") >= 0 else rewards
+            if golds.null_count:
+                number = first + golds.is_null().index(True).as_py()
                 raise FFRError(
                     f"{file}: row {number} has no gold answer: rows of `ffr-verl prepare --unlabelled` are for "
                     "`ffr-verl infer` only; give a file of rows with gold answers"
                 )
-            first += len(rewards)
+            first += len(golds)
 
 
 def recorded_root(file: str | Path) -> Path | None:

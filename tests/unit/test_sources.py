@@ -566,7 +566,7 @@ def test_no_damage_ends_in_a_traceback(folder: Path, case: str) -> None:
         keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
         return [(value, key) for key in keys] + [place for key in keys for place in places(value[key])]
 
-    for _ in range(40):
+    for _ in range(16):
         damaged = copy.deepcopy(files)
         file = chance.choice(list(damaged))
         if isinstance(damaged[file], str):
