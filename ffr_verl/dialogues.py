@@ -16,24 +16,6 @@ from typing import Any, NamedTuple
 
 from ffr_verl.model_families import CONTROL_TOKENS
 
-__all__ = [
-    "IMAGE",
-    "Dialogue",
-    "DialogueIds",
-    "Ids",
-    "Utterance",
-    "content_text",
-    "control_token",
-    "dialogue_ids",
-    "dialogue_message",
-    "extra_info",
-    "parse_dialogue",
-    "reserved_token",
-    "unwritable",
-    "utterance_spans",
-    "with_image_parts",
-]
-
 IMAGE = "<image>"
 
 _UTTERANCE = re.compile(r"<\|utt_id_start\|>([0-9]{1,9})<\|utt_id_end\|>")

@@ -116,12 +116,13 @@ def prepare(
     from ffr_verl.data.windows import WindowSettings
 
     clean_up_when_terminated()
+    windows = None
     if window is None and (stride is not None or window_ids is not None):
         raise FFRError("--stride and --window-ids go with --window TURNS")
-    if window is not None and window_ids is None:
-        raise FFRError("--window needs --window-ids: global (ids of the whole dialogue) or published (docs/data.md)")
-    windows = None
-    if window is not None and window_ids is not None:
+    if window is not None:
+        if window_ids is None:
+            what = "global (ids of the whole dialogue) or published (docs/data.md)"
+            raise FFRError(f"--window needs --window-ids: {what}")
         windows = WindowSettings(window, stride or max(1, window // 2), window_ids)
     size = source.stat().st_size if source.is_file() else None
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
@@ -159,9 +160,9 @@ def prepare(
     if summary.left_out:
         told = "; ".join([f"{what}: {count:,}" for what, count in summary.left_out.items()])
         console.print(f"in no row: {told}", style="yellow", highlight=False, soft_wrap=True, markup=False)
-    table = Table(title=f"{split}: {summary.source_format} rows, {summary.seconds:.1f} s")
-    for name in ("", "mean", "p95"):
-        table.add_column(name, justify="right" if name else "left")
+    table = Table("", title=f"{split}: {summary.source_format} rows, {summary.seconds:.1f} s")
+    for name in ("mean", "p95"):
+        table.add_column(name, justify="right")
     for line in table_rows(summary.statistics):
         table.add_row(*line)
     if summary.rejected:

@@ -20,17 +20,6 @@ from ffr_verl.errors import FFRError
 from ffr_verl.files import whole_or_nothing
 from ffr_verl.metrics import dispersion
 
-__all__ = [
-    "ComposeSettings",
-    "Layout",
-    "Query",
-    "ShortDialogue",
-    "build",
-    "compose",
-    "dispersion_of",
-    "order_of_parts",
-]
-
 Layout = Literal["blocks", "interleaved", "mixed"]
 _CANDIDATES = 32
 
@@ -54,26 +43,15 @@ class ShortDialogue:
 
 @dataclass(frozen=True, slots=True)
 class ComposeSettings:
-    """How long dialogues are made.
+    """How long dialogues are made."""
 
-    Attributes:
-        topics: short dialogues in a long one, at least 1.
-        layout: `blocks`: one after another; `interleaved`: taking turns; `mixed`: either, by chance.
-        dispersion: wanted mean of span over size of the fragments in interleaved dialogues, at least 1; `None`: as
-            chance has it.
-        negatives: share of queries in [0, 1] that ask for what is not there.
-        queries: of a dialogue, at least 1; a topic is asked for once.
-        keep_speakers: keep the names of the speakers; otherwise they are user1 and user2 by turns.
-        unlabelled: no queries, for dialogues of which nothing is known; `negatives` and `queries` are then of no use.
-    """
-
-    topics: int = 3
-    layout: Layout = "mixed"
-    dispersion: float | None = None
-    negatives: float = 0.15
-    queries: int = 1
-    keep_speakers: bool = False
-    unlabelled: bool = False
+    topics: int = 3  # short dialogues in a long one
+    layout: Layout = "mixed"  # one after another, taking turns, or either by chance
+    dispersion: float | None = None  # wanted mean of the fragments in interleaved dialogues; `None`: as chance has it
+    negatives: float = 0.15  # share of queries that ask for what is not there
+    queries: int = 1  # of a dialogue; a topic is asked for once
+    keep_speakers: bool = False  # otherwise they are user1 and user2 by turns
+    unlabelled: bool = False  # no queries; `negatives` and `queries` are then of no use
 
     def __post_init__(self) -> None:
         most = self.topics + 1
@@ -88,12 +66,7 @@ class ComposeSettings:
 
 
 def dispersion_of(order: Sequence[int], part: int) -> float:
-    """Span of a part's turns over their number: 1 where they follow each other.
-
-    Example:
-        >>> dispersion_of([0, 1, 0, 1], 0)
-        1.5
-    """
+    """Span of a part's turns over their number: 1 where they follow each other."""
     return dispersion([place for place, owner in enumerate(order) if owner == part]) or 1.0
 
 
@@ -111,24 +84,10 @@ def _interleave(lengths: Sequence[int], stay: float, rng: random.Random) -> list
 
 
 def order_of_parts(
-    lengths: Sequence[int],
-    layout: Literal["blocks", "interleaved"],
-    rng: random.Random,
-    *,
-    dispersion: float | None = None,
+    lengths: Sequence[int], layout: Layout, rng: random.Random, *, dispersion: float | None = None
 ) -> list[int]:
-    """Which part each turn of a long dialogue belongs to.
-
-    Args:
-        lengths: turns of each part.
-        layout: `blocks`, or `interleaved`: a shuffle that keeps the order inside parts.
-        rng: source of chance.
-        dispersion: of some interleavings take the one whose mean dispersion is nearest to this.
-
-    Example:
-        >>> order_of_parts([2, 1], "blocks", random.Random(0))
-        [0, 0, 1]
-    """
+    """Which part each turn of a long dialogue belongs to, of parts with some turns each. `interleaved` is a shuffle
+    that keeps the order inside parts; of some of them the one whose mean dispersion is nearest to the wanted one."""
     if layout == "blocks":
         return [part for part, length in enumerate(lengths) for _ in range(length)]
     if dispersion is None:
@@ -149,9 +108,9 @@ def compose(
 ) -> dict[str, Any]:
     """A long raw dialogue of short ones, in the order of their blocks, and its queries; one that asks for the `absent`
     dialogue, which is not in it, has an empty gold."""
-    layout = settings.layout
-    kind: Literal["blocks", "interleaved"] = rng.choice(("blocks", "interleaved")) if layout == "mixed" else layout
-    order = order_of_parts([len(part.turns) for part in parts], kind, rng, dispersion=settings.dispersion)
+    kinds: tuple[Layout, ...] = ("blocks", "interleaved")
+    layout = rng.choice(kinds) if settings.layout == "mixed" else settings.layout
+    order = order_of_parts([len(part.turns) for part in parts], layout, rng, dispersion=settings.dispersion)
     sources = [iter(part.turns) for part in parts]
     turns = []
     for number, part in enumerate(order):
@@ -257,19 +216,10 @@ def build(
     gap_hours: float = DEFAULT_GAP_HOURS,
     image_map: Path | None = None,
 ) -> tuple[int, float]:
-    """Compose long dialogues and write them as JSONL of raw dialogues.
+    """Compose long dialogues of short ones (a JSON list or JSONL) and write them as JSONL of raw dialogues.
 
-    Args:
-        source: short dialogues.
-        output: file to write; one that is there is replaced.
-        dialogues: how many to make.
-        settings: see `ComposeSettings`.
-        query_fields: fields of a short dialogue that hold what may be asked about it, texts or lists of texts.
-        prefix: start of each `dialogue_id`.
-        seed: equal source, settings and seed give an equal file.
-        source_format: of the source, see `find_source`.
-        gap_hours: see `ReadSettings`.
-        image_map: see `read_image_map`.
+    The options are those of the command, whose help says what they do. Equal source, settings and seed give an equal
+    file; one that is there is replaced.
 
     Returns:
         Queries written, and the mean dispersion of their fragments.

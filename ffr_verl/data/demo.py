@@ -22,8 +22,6 @@ from ffr_verl.data.sources.raw_dialogues import rows_of_raw_dialogue
 from ffr_verl.data.templates import PromptTemplate
 from ffr_verl.files import whole_or_nothing
 
-__all__ = ["INSTRUCTION", "SYSTEM", "TOPICS", "Topic", "demo_rows", "demo_vocabulary", "draw_emblem", "write_demo_set"]
-
 SYSTEM = "you retrieve fragments from dialogues"
 INSTRUCTION = "give the ids of the utterances and images that match the query"
 
@@ -75,12 +73,7 @@ _MOST_IMAGES = 8  # the recipes' rollout.limit_images; a dialogue that drew more
 
 
 def demo_vocabulary() -> tuple[str, ...]:
-    """Every word that the generator can write, sorted; a word-level tokenizer needs no other.
-
-    Example:
-        >>> {"roses", "look", "user1"} <= set(demo_vocabulary())
-        True
-    """
+    """Every word that the generator can write, sorted; a word-level tokenizer needs no other."""
     texts = [*_TEMPLATES, *_IMAGE_TEXTS, *_QUERY_TEMPLATES, SYSTEM, INSTRUCTION, *_OWN_WORDS]
     words = {word for text in texts for word in text.split() if not word.startswith("{")}
     for topic in TOPICS:
@@ -124,31 +117,18 @@ def _short_dialogue(
 
 
 def demo_rows(
-    images_dir: Path,
+    images_dir: Path,  # of the pictures; made when missing, its name starts the paths in the rows
     *,
     rows: int,
     seed: int = 0,
-    turns_per_topic: tuple[int, int] = (1, 4),
-    empty_share: float = 0.15,
-    image_share: float = 0.25,
-    literal_share: float = 0.8,
-    emblems: int = 4,
-    prefix: str = "demo",
+    turns_per_topic: tuple[int, int] = (1, 4),  # least and most of each of the three topics
+    empty_share: float = 0.15,  # of queries whose topic the dialogue does not touch
+    image_share: float = 0.25,  # of turns that show a picture instead of topic words; a dialogue may have none
+    literal_share: float = 0.8,  # of the other turns that say a word of the query; the rest say others of their topic
+    emblems: int = 4,  # pictures drawn of each topic
+    prefix: str = "demo",  # start of each `dialogue_id`
 ) -> Iterator[dict[str, Any]]:
-    """Rows in the MLDR format, a dialogue and a query each; the pictures that they name are written to `images_dir`.
-
-    Args:
-        images_dir: folder for the PNG files; made when missing, its name starts the paths in the rows.
-        rows: how many rows to yield.
-        seed: equal arguments and seed give equal rows and pictures.
-        turns_per_topic: least and most turns of each of the three topics.
-        empty_share: share of queries, in [0, 1], whose topic the dialogue does not touch.
-        image_share: share of turns, in [0, 1], that show a picture instead of topic words; a dialogue may have none.
-        literal_share: share of the other turns, in [0, 1], that say a word of their topic's query; the rest must be
-            known to belong to it by other words.
-        emblems: how many pictures are drawn of each topic.
-        prefix: start of each `dialogue_id`.
-    """
+    """Rows in the MLDR format, a dialogue and a query each; equal arguments and seed give equal rows and pictures."""
     rng = random.Random(seed)
     images_dir.mkdir(parents=True, exist_ok=True)
     pictures: dict[str, list[str]] = {}
@@ -157,7 +137,6 @@ def demo_rows(
         for name in names:
             draw_emblem(topic, rng).save(images_dir / name)
         pictures[topic.name] = [f"{images_dir.name}/{name}" for name in names]
-
     settings = ComposeSettings(negatives=empty_share)
     number = 0
     while number < rows:

@@ -25,8 +25,6 @@ from ffr_verl.images import image_source, image_tokens, read_image_facts
 from ffr_verl.model_families import QWEN2_VL, ModelFamily
 from ffr_verl.settings import DEFAULT_MAX_PIXELS
 
-__all__ = ["render_row"]
-
 _PARQUET = b"PAR1"
 
 
@@ -98,17 +96,9 @@ def _picture(image: Any, root: Path | None, family: ModelFamily) -> tuple[str, i
 
 
 def render_row(file: Path, number: int, *, root: Path | None = None, tokenizer: str | None = None) -> RenderableType:
-    """A row of a parquet file, of a source (`ffr_verl.data.sources`) or of predictions, to be printed by rich.
-
-    Args:
-        file: parquet, a source whose format its start tells, or predictions, whose answer is marked.
-        number: of the row, from 0; raw dialogues count one for each query.
-        root: folder of the images; by default the one recorded in a parquet file.
-        tokenizer: to count prompt tokens, see `PromptTokens`.
-
-    Raises:
-        FFRError: when there is no such file or row, or the row holds no dialogue.
-    """
+    """A row of a parquet file, of a source (`ffr_verl.data.sources`; raw dialogues count one for each query) or of
+    predictions, whose answer is marked, to be printed by rich; an `FFRError` when there is no such file or row, or the
+    row holds no dialogue. The images' folder is by default the one recorded in a parquet file."""
     if not file.exists():
         raise FFRError(f"{file}: no such file")
     is_parquet = False
@@ -127,9 +117,7 @@ def render_row(file: Path, number: int, *, root: Path | None = None, tokenizer: 
     marked = gold or Fragment((), ())
     counted = None if tokenizer is None else PromptTokens(tokenizer)
     family = QWEN2_VL if counted is None else counted.family
-    table = Table(show_header=True, header_style="bold", expand=False)
-    for name in ("", "id", "speaker", "text"):
-        table.add_column(name)
+    table = Table("", "id", "speaker", "text", header_style="bold")
     tokens: list[int] = []
     for utterance in dialogue.utterances:
         is_gold = utterance.id in marked.utterance_ids

@@ -19,22 +19,6 @@ from ffr_verl.images import read_image_facts, resized, resolve_image
 from ffr_verl.model_families import QWEN2_VL, ModelFamily
 from ffr_verl.settings import DataConfig
 
-__all__ = [
-    "IMAGES_ROOT_KEY",
-    "Kind",
-    "as_list",
-    "check_columns",
-    "check_images",
-    "dialogues_of_rows",
-    "holds_images",
-    "images_root",
-    "open_parquet",
-    "read_schema",
-    "recorded_root",
-    "row_of_file",
-    "rows_of_files",
-]
-
 Kind = Literal["rl", "sft"]
 IMAGES_ROOT_KEY = b"ffr_verl.images_root"
 _COLUMNS: dict[Kind, tuple[str, ...]] = {
@@ -57,9 +41,8 @@ def open_parquet(file: str | Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(pa.OSFile(os.fsencode(file)))  # a name that is no UTF-8 is fine here only
     except FileNotFoundError:
-        raise FFRError(
-            f"{file}: no such file; `ffr-verl prepare` writes NAME.rl.parquet and NAME.sft.parquet"
-        ) from None
+        mend = "`ffr-verl prepare` writes NAME.rl.parquet and NAME.sft.parquet"
+        raise FFRError(f"{file}: no such file; {mend}") from None
     except (OSError, pa.ArrowInvalid) as error:
         raise FFRError(f"{file}: not a parquet file ({error}); make it again with `ffr-verl prepare`") from None
 
@@ -84,33 +67,35 @@ def rows_of_files(files: Sequence[str | Path], *, columns: Sequence[str] | None 
                 yield from batch.to_pylist()
 
 
+def _groups(parquet: pq.ParquetFile) -> Iterator[tuple[int, int, int]]:
+    """Of each row group its number, the number of its first row and how many rows it has."""
+    first = 0
+    for group in range(parquet.num_row_groups):
+        count = parquet.metadata.row_group(group).num_rows
+        yield group, first, count
+        first += count
+
+
 def row_of_file(file: str | Path, number: int) -> dict[str, Any]:
     """A row, for which no more is read than its row group; an `FFRError` when there is none of the number."""
     with open_parquet(file) as parquet:
-        first = 0
-        for group in range(parquet.num_row_groups):
-            count = parquet.metadata.row_group(group).num_rows
+        for group, first, count in _groups(parquet):
             if number < first + count:
                 return parquet.read_row_group(group).slice(number - first, 1).to_pylist()[0]
-            first += count
-    raise FFRError(f"{file}: has {first} rows, there is no row {number} (the first is 0)")
+        rows = parquet.metadata.num_rows
+    raise FFRError(f"{file}: has {rows} rows, there is no row {number} (the first is 0)")
 
 
 def _column(file: str | Path, name: str, *, sample: bool) -> Iterator[tuple[int, Any]]:
     """Number and value of each row, or of about 16 rows spread over the file."""
     with open_parquet(file) as parquet:
         groups = parquet.num_row_groups
-        step = max(1, groups // _SAMPLED_GROUPS) if sample else 1
-        first = 0
-        for group in range(groups):
-            count = parquet.metadata.row_group(group).num_rows
-            if group % step == 0:
+        for group, first, count in _groups(parquet):
+            step = max(1, count * min(groups, _SAMPLED_GROUPS) // _SAMPLED_ROWS) if sample else 1
+            if not sample or group % max(1, groups // _SAMPLED_GROUPS) == 0:
                 values = parquet.read_row_group(group, columns=[name]).column(name)
-                for row in range(
-                    0, count, max(1, count * min(groups, _SAMPLED_GROUPS) // _SAMPLED_ROWS) if sample else 1
-                ):
+                for row in range(0, count, step):
                     yield first + row, values[row].as_py()
-            first += count
 
 
 def dialogues_of_rows(file: str) -> list[dict[str, Any]]:
@@ -178,31 +163,21 @@ def check_images(
     family: ModelFamily = QWEN2_VL,
 ) -> int:
     """Open each image that the files name; with `sample`, decode those of about 16 rows of each file, which finds
-    damage in the middle too.
+    damage in the middle too. How many different images were opened.
 
     verl drops a row with an unreadable image without a word, or fails in the middle of training. Images that a file
-    holds itself were checked when it was written: only a sample of them is looked at.
-
-    Args:
-        files: parquet files of `ffr-verl prepare`.
-        root: that image paths are relative to.
-        sample: see above.
-        option: how the user gives the root, for the message.
-        max_pixels: bound to which a model shrinks them, which not every shape allows, see `resized`; `None` where no
-            model of `family` sees them.
-        family: of the model.
-
-    Returns:
-        How many different images were opened.
+    holds itself were checked when it was written: only a sample of them is looked at. With `max_pixels`, the bound to
+    which a model of `family` shrinks them, their shape must allow that, see `resized`.
 
     Raises:
-        FFRError: when some cannot be read: how many, file, row and cause of the first, and `option`, which gives the
+        FFRError: when some cannot be read: how many, file, row and cause of the first, and the `option` that gives the
             root.
     """
 
     def problem_of(image: str | bytes) -> str | None:
         try:
-            facts = read_image_facts(image if isinstance(image, bytes) else resolve_image(root, image), decode=sample)
+            source = image if isinstance(image, bytes) else resolve_image(root, image)
+            facts = read_image_facts(source, decode=sample)
             if max_pixels is not None:
                 resized(facts.width, facts.height, max_pixels=max_pixels, family=family)
         except ValueError as error:

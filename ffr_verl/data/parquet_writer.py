@@ -14,8 +14,6 @@ from ffr_verl.data.checks.checked_row import CheckedRow
 from ffr_verl.data.parquet_files import IMAGES_ROOT_KEY
 from ffr_verl.dialogues import extra_info
 
-__all__ = ["SplitWriter"]
-
 _FORMAT_VERSION = {b"ffr_verl.format_version": b"1"}
 _ROW_GROUP = 768  # the footer takes some 50 kB of memory for each, and 1,024 took more for what waits
 _ROW_GROUP_BYTES = 64 * 2**20
@@ -58,11 +56,10 @@ class SplitWriter:
         rl_path: Path,
         sft_path: Path,
         split: str,
-        data_source: str,
         images_root: Path,
         image_bytes: Callable[[str], bytes] | None = None,
     ) -> None:
-        self._split, self._data_source, self._image_bytes = split, data_source, image_bytes
+        self._split, self._image_bytes = split, image_bytes
         schemas = _schemas(_PATHS if image_bytes is None else _PICTURES, images_root)
         self._files = [rl_path.open("wb"), sft_path.open("wb")]  # Arrow opens no name that is no UTF-8
         # Nothing looks at statistics of columns, which hold whole prompts.
@@ -83,7 +80,7 @@ class SplitWriter:
         info = extra_info(row.dialogue, row.images, split=self._split)
         window = None if row.window is None else row.window.to_dict()
         rl = {
-            "data_source": self._data_source,
+            "data_source": "ffr/mldr",
             "prompt": row.prompt,
             "images": images,
             "ability": "ffr",

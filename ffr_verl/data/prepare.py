@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ffr_verl.data.checks.checked_row import CheckSettings
 from ffr_verl.data.checks.other_splits import OtherSplits
 from ffr_verl.data.checks.problems import Problem, ProblemKind, ProblemLog
 from ffr_verl.data.checks.validation import RowChecker
@@ -30,8 +29,6 @@ from ffr_verl.files import check_output, disk_errors, whole_or_nothing
 from ffr_verl.images import resolve_image
 from ffr_verl.model_families import family_of_model
 from ffr_verl.settings import DEFAULT_MAX_PIXELS
-
-__all__ = ["PrepareSummary", "prepare"]
 
 _COLLECT_AFTER = 100_000  # more than a row group holds
 _SKIP = "--skip-invalid writes the others"
@@ -64,7 +61,6 @@ def prepare(
     queries: Sequence[str] = (),
     gap_hours: float = DEFAULT_GAP_HOURS,
     image_map: Path | None = None,
-    data_source: str = "ffr/mldr",
     skip_invalid: bool = False,
     decode: bool = False,
     embed_images: bool = False,
@@ -83,10 +79,10 @@ def prepare(
 ) -> PrepareSummary:
     """Check every row of `source` and write `{split}.rl.parquet` and `{split}.sft.parquet` into `output`.
 
-    Memory does not grow with the source but for some 600 bytes a row, to tell repeated rows and for the files' footer.
+    Memory does not grow with the source but for some 500 bytes a row, to tell repeated rows and for the files' footer.
 
-    The options are those of the command, whose help says what they do; `data_source` is the value of verl's field of
-    that name, and `on_position` is told after each row how many bytes of the source have been read.
+    The options are those of the command, whose help says what they do; `on_position` is told after each row how many
+    bytes of the source have been read.
 
     Returns:
         What was written, and what was found.
@@ -121,7 +117,7 @@ def prepare(
         if unlabelled and paths[1].exists():
             raise FFRError(f"{paths[1]}: is there from rows with gold answers; give another --split, or remove it")
         tokens = None if tokenizer is None else PromptTokens(tokenizer, model_family=model_family)
-        settings = CheckSettings(
+        checker = RowChecker(
             images_root=root,
             decode=decode,
             max_images=max_images,
@@ -134,14 +130,13 @@ def prepare(
             window=window,
             unlabelled=unlabelled,
         )
-        checker = RowChecker(settings)
         stack.enter_context(disk_errors(output))
         stack.enter_context(_seldom_collected())
         stack.enter_context(_made_folder(output))
         rl_path, sft_path, rejected_path = stack.enter_context(whole_or_nothing(paths, place=output))
         with contextlib.ExitStack() as files:
             image_bytes = (lambda name: resolve_image(root, name).read_bytes()) if embed_images else None
-            writer = SplitWriter(rl_path, sft_path, split, data_source, root, image_bytes)
+            writer = SplitWriter(rl_path, sft_path, split, root, image_bytes)
             files.callback(writer.close)
             rejected = files.enter_context(rejected_path.open("w", encoding="utf-8"))
             try:
@@ -183,7 +178,7 @@ def prepare(
     rejected_at = paths[2] if log.rejected else None
     seconds = time.monotonic() - started
     return PrepareSummary(
-        rows=len(statistics),
+        rows=statistics.rows,
         rejected=log.rejected,
         problems=log,
         statistics=statistics.summary(),
@@ -209,7 +204,7 @@ def _reported(
         except BaseException as error:  # noqa: BLE001  # raised again when the report is in its place
             failure = error
         told = str(failure) if isinstance(failure, FFRError) else f"interrupted ({type(failure).__name__})"
-        rows = 0 if failure is not None else len(statistics)
+        rows = 0 if failure is not None else statistics.rows
         content = {
             "source": printable(str(source)),
             "split": split,

@@ -12,8 +12,6 @@ from ffr_verl.data.checks.checked_row import CheckedRow
 from ffr_verl.data.tokens import estimated_tokens
 from ffr_verl.metrics import dispersion
 
-__all__ = ["SplitStatistics", "table_rows"]
-
 _FIGURES = {  # by their names in the closing table
     "turns": "turns of a dialogue",
     "images": "images of a dialogue",
@@ -34,14 +32,14 @@ class SplitStatistics:
     def __init__(self) -> None:
         self._counts: dict[str, Counter[float]] = {name: Counter() for name in _FIGURES}
         self._dialogues: set[int] = set()
-        self._rows = self._empty = self._unlabelled = 0
+        self.rows = self._empty = self._unlabelled = 0
 
     def add(self, row: CheckedRow) -> None:
         """Take a row."""
         counts = self._counts
         utterance_ids, image_ids = ((), ()) if row.gold is None else (row.gold.utterance_ids, row.gold.image_ids)
         turns, images = len(row.dialogue.utterances), len(row.images)
-        self._rows += 1
+        self.rows += 1
         if row.fingerprint not in self._dialogues:
             self._dialogues.add(row.fingerprint)
             whole_turns, whole_images = row.whole_size or (turns, images)
@@ -63,35 +61,21 @@ class SplitStatistics:
         if row.prompt_tokens is not None:
             counts["prompt_tokens"][row.prompt_tokens] += 1
 
-    def __len__(self) -> int:
-        return self._rows
-
     def summary(self) -> dict[str, float | None]:
-        """Figures by name; `None` for those of no row.
-
-        Returns:
-            `rows`, `dialogues`; mean and 95th percentile (`…_mean`, `…_p95`) of `turns` and `images` over dialogues
-            and over rows (`row_turns`, `row_images`); `empty_gold_share`; of rows whose gold is not empty
-            `gold_utterances`, `gold_images` and `dispersion` (span of the gold utterances over their number, 1 for a
-            dense fragment); `image_tokens`; `estimated_tokens` of the prompt; `prompt_tokens` where they were counted.
-        """
-        figures: dict[str, float | None] = {"rows": self._rows, "dialogues": len(self._dialogues)}
+        """Figures by name, `None` for those of no row: `rows`, `dialogues`, `empty_gold_share`, and the mean and 95th
+        percentile (`…_mean`, `…_p95`) of each of `_FIGURES`."""
+        figures: dict[str, float | None] = {"rows": self.rows, "dialogues": len(self._dialogues)}
         for name, counts in self._counts.items():
             values = np.repeat(np.array(list(counts), dtype=np.float64), list(counts.values()))
             figures[f"{name}_mean"] = round(float(values.mean()), 4) if len(values) else None
             figures[f"{name}_p95"] = round(float(np.percentile(values, 95)), 4) if len(values) else None
-        labelled = self._rows - self._unlabelled
+        labelled = self.rows - self._unlabelled
         figures["empty_gold_share"] = round(self._empty / labelled, 4) if labelled else None
         return figures
 
 
 def table_rows(figures: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Lines of the closing table: name, mean (or count), 95th percentile.
-
-    Example:
-        >>> table_rows({"rows": 2, "dialogues": 1, "turns_mean": 3.0, "turns_p95": 4.0, "empty_gold_share": 0.5})
-        [('rows', '2', ''), ('dialogues', '1', ''), ('turns of a dialogue', '3.0', '4'), ('empty golds', '50.0%', '')]
-    """
+    """Lines of the closing table: name, mean (or count), 95th percentile."""
     lines = [(name, f"{figures[name]:,}", "") for name in ("rows", "dialogues")]
     hidden = "estimated_tokens" if figures.get("prompt_tokens_mean") is not None else None
     for name, label in _FIGURES.items():

@@ -15,8 +15,6 @@ from ffr_verl.files import disk_errors
 from ffr_verl.fragments import TAGS
 from ffr_verl.settings import refuse_unknown_keys
 
-__all__ = ["TEMPLATES", "Language", "PromptTemplate", "detect_language"]
-
 Language = Literal["en", "zh"]
 
 _PLACE = re.compile(r"\{(query|dialogue)\}")
@@ -28,25 +26,15 @@ _LETTERS = re.compile(r"[^\W\d_]+")
 
 @dataclass(frozen=True, slots=True)
 class PromptTemplate:
-    """Instructions for a raw dialogue.
-
-    Example:
-        >>> from ffr_verl.dialogues import Utterance
-        >>> dialogue = Dialogue("d", (Utterance(0, "Ann", "hi"),), "a greeting")
-        >>> PromptTemplate("Find {query} in:\\n{dialogue}").messages(dialogue)[0]["content"]
-        'Find <|query_start|>a greeting<|query_end|> in:\\n<|utt_id_start|>0<|utt_id_end|> Ann: hi'
-    """
+    """Instructions for a raw dialogue."""
 
     user: str  # with `{query}` (which becomes the query in its tags) and, at its end, `{dialogue}`, once each
     system: str | None = None  # the system message, if any
 
     @classmethod
     def read(cls, path: Path) -> PromptTemplate:
-        """Read a YAML file with the keys `user` and, if wanted, `system`.
-
-        Raises:
-            FFRError: when it cannot be read, has other keys, or the places are not there.
-        """
+        """Read a YAML file with the keys `user` and, if wanted, `system`; an `FFRError` when it cannot be read, has
+        other keys, or the places are not there."""
         mend = "give a YAML file with the keys system and user"
         try:
             with disk_errors(path, mend):
@@ -98,11 +86,6 @@ TEMPLATES: dict[Language, PromptTemplate] = {
 
 
 def detect_language(text: str) -> Language:
-    """`zh` when at least a fifth of the letters are ideographs, else `en`.
-
-    Example:
-        >>> detect_language("今天天气怎么样? OK"), detect_language("see you at 7")
-        ('zh', 'en')
-    """
+    """`zh` when at least a fifth of the letters are ideographs, else `en`."""
     ideographs = sum(map(len, _IDEOGRAPHS.findall(text)))
     return "zh" if ideographs and ideographs >= 0.2 * sum(map(len, _LETTERS.findall(text))) else "en"

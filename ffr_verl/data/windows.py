@@ -15,18 +15,6 @@ from ffr_verl.dialogues import extra_info, parse_dialogue, utterance_spans
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import Fragment, format_fragment, parse_gold
 
-__all__ = [
-    "Window",
-    "WindowIds",
-    "WindowSettings",
-    "cut_messages",
-    "cut_prompt",
-    "cut_row",
-    "whole_fragment",
-    "window_id",
-    "windows_of",
-]
-
 WindowIds = Literal["global", "published"]
 
 _IMAGE_TAG = re.compile(r"<\|img_id_start\|>([0-9]{1,9})<\|img_id_end\|>")
@@ -66,48 +54,26 @@ class Window:
         return f"{self.of}_split_{self.number}"
 
     @property
-    def first_image_id(self) -> int:
-        """What the row calls the window's first image."""
-        return self.images[0] if self.ids == "global" else 0
+    def image_shift(self) -> int:
+        """What is added to an image's id in the row for its id in the whole dialogue."""
+        return 0 if self.ids == "global" else self.images[0]
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in `extra_info.window`."""
-        first_utterance, first_image = self.utterances[0], self.images[0]
-        known = {"first_utterance": first_utterance, "first_image": first_image, "ids": self.ids}
-        return {"of": self.of, "number": self.number, **known}
+        first = {"first_utterance": self.utterances[0], "first_image": self.images[0]}
+        return {"of": self.of, "number": self.number, **first, "ids": self.ids}
 
     def part_of(self, gold: Fragment) -> Fragment:
-        """What of a whole dialogue's fragment lies in the window, in the window's ids.
-
-        Example:
-            >>> Window("d", 1, (3, 6), (2, 4), "published").part_of(Fragment((2, 3), (1, 2)))
-            Fragment(utterance_ids=(3,), image_ids=(0,))
-        """
-        (first, end), (first_image, end_image) = self.utterances, self.images
-        shift = self.first_image_id - first_image
+        """What of a whole dialogue's fragment lies in the window, in the window's ids."""
+        utterances, images = range(*self.utterances), range(*self.images)
         return Fragment(
-            tuple([identifier for identifier in gold.utterance_ids if first <= identifier < end]),
-            tuple([identifier + shift for identifier in gold.image_ids if first_image <= identifier < end_image]),
+            tuple([identifier for identifier in gold.utterance_ids if identifier in utterances]),
+            tuple([identifier - self.image_shift for identifier in gold.image_ids if identifier in images]),
         )
-
-    def to_whole(self, fragment: Fragment) -> Fragment:
-        """A fragment of the window in the ids of the whole dialogue.
-
-        Example:
-            >>> Window("d", 1, (3, 6), (2, 4), "published").to_whole(Fragment((3,), (0,)))
-            Fragment(utterance_ids=(3,), image_ids=(2,))
-        """
-        shift = self.images[0] - self.first_image_id
-        return Fragment(fragment.utterance_ids, tuple([identifier + shift for identifier in fragment.image_ids]))
 
 
 def window_id(dialogue_id: str) -> tuple[str, int] | None:
-    """Whole dialogue and number of a window's id; `None` when it is none.
-
-    Example:
-        >>> window_id("w1_split_2"), window_id("w1")
-        (('w1', 2), None)
-    """
+    """Whole dialogue and number of a window's id, such as `w1` and 2 of `w1_split_2`; `None` when it is none."""
     match = _WINDOW_ID.fullmatch(dialogue_id)
     return (match.group(1), int(match.group(2))) if match else None
 
@@ -115,13 +81,7 @@ def window_id(dialogue_id: str) -> tuple[str, int] | None:
 def windows_of(
     dialogue_id: str, image_utterances: Sequence[int], turns: int, settings: WindowSettings
 ) -> list[Window]:
-    """The windows of a dialogue of some turns; none when it fits into one. The last one ends with the dialogue.
-
-    Example:
-        >>> made = windows_of("d", [0, 5], 6, WindowSettings(turns=4, stride=3, ids="global"))
-        >>> [(window.utterances, window.images) for window in made]
-        [((0, 4), (0, 1)), ((2, 6), (1, 2))]
-    """
+    """The windows of a dialogue of some turns; none when it fits into one. The last one ends with the dialogue."""
     if turns <= settings.turns:
         return []
     starts = [*range(0, turns - settings.turns, settings.stride), turns - settings.turns]
@@ -135,21 +95,14 @@ def windows_of(
 
 
 def cut_prompt(content: str, window: Window) -> str:
-    """A user's message with the window's utterances only; what stands before the dialogue stays.
-
-    Example:
-        >>> prompt = "Find it:\\n<|utt_id_start|>0<|utt_id_end|> a: b\\n<|utt_id_start|>1<|utt_id_end|> b: c"
-        >>> cut_prompt(prompt, Window("d", 1, (1, 2), (0, 0), "global"))
-        'Find it:\\n<|utt_id_start|>1<|utt_id_end|> b: c'
-    """
+    """A user's message with the window's utterances only, behind what stands before the dialogue."""
     spans = utterance_spans(content)
     first, end = window.utterances
-    shift = window.first_image_id - window.images[0]
     kept = content[spans[first][0] : spans[end - 1][1]]
     if end < len(spans):
         kept = kept.removesuffix("\n")
-    if shift:
-        kept = _IMAGE_TAG.sub(lambda tag: f"<|img_id_start|>{int(tag.group(1)) + shift}<|img_id_end|>", kept)
+    if shift := window.image_shift:
+        kept = _IMAGE_TAG.sub(lambda tag: f"<|img_id_start|>{int(tag.group(1)) - shift}<|img_id_end|>", kept)
     return content[: spans[0][0]] + kept
 
 
@@ -162,11 +115,8 @@ def cut_messages(messages: Sequence[Mapping[str, Any]], window: Window) -> list[
 
 
 def cut_row(row: Mapping[str, Any], settings: WindowSettings) -> list[dict[str, Any]]:
-    """The windows of a row of an RL file, as `ffr-verl prepare --window` writes them; the row itself when it fits.
-
-    Raises:
-        FFRError: when the row is a window already, or its gold cannot be read.
-    """
+    """The windows of a row of an RL file, as `ffr-verl prepare --window` writes them; the row itself when it fits. An
+    `FFRError` when the row is a window already, or its gold cannot be read."""
     info, solution = row["extra_info"], row["reward_model"]["ground_truth"]
     name = info["dialogue_id"]
     if info.get("window") is not None:
@@ -182,18 +132,13 @@ def cut_row(row: Mapping[str, Any], settings: WindowSettings) -> list[dict[str, 
     made = []
     for window in windows:
         images, prompt = slice(*window.images), cut_messages(row["prompt"], window)
-        known = extra_info(
-            parse_dialogue(prompt, window.dialogue_id), info["images"][images], split=info.get("split") or ""
-        )
+        dialogue = parse_dialogue(prompt, window.dialogue_id)
+        known = extra_info(dialogue, info["images"][images], split=info.get("split") or "")
         part_of_gold = None if gold is None else format_fragment(window.part_of(gold))
         truth = {**row["reward_model"], "ground_truth": part_of_gold}
-        part = {
-            **row,
-            "prompt": prompt,
-            "reward_model": truth,
-            "extra_info": {**info, **known, "window": window.to_dict()},
-        }
-        made.append({**part, "images": row["images"][images]} if "images" in row else part)
+        part = {"prompt": prompt, "reward_model": truth, "extra_info": {**info, **known, "window": window.to_dict()}}
+        part |= {"images": row["images"][images]} if "images" in row else {}
+        made.append({**row, **part})
     return made
 
 
@@ -208,7 +153,6 @@ def whole_fragment(parts: Iterable[tuple[Window, Fragment]]) -> Fragment:
     utterances: set[int] = set()
     images: set[int] = set()
     for window, fragment in parts:
-        whole = window.to_whole(fragment)
-        utterances.update(whole.utterance_ids)
-        images.update(whole.image_ids)
+        utterances.update(fragment.utterance_ids)
+        images.update([identifier + window.image_shift for identifier in fragment.image_ids])
     return Fragment(tuple(sorted(utterances)), tuple(sorted(images)))

@@ -1,35 +1,12 @@
-"""A row that has been read, what it is checked against, and its windows."""
+"""A row that has been read, and its windows."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from ffr_verl.data.checks.other_splits import OtherSplits
-from ffr_verl.data.tokens import PromptTokens
 from ffr_verl.data.windows import Window, WindowSettings, cut_messages, windows_of
 from ffr_verl.dialogues import Dialogue, parse_dialogue
 from ffr_verl.fragments import Fragment, format_fragment, parse_fragment
-from ffr_verl.model_families import ModelFamily
-
-__all__ = ["CheckSettings", "CheckedRow"]
-
-
-@dataclass(frozen=True, slots=True)
-class CheckSettings:
-    """What rows are checked against."""
-
-    images_root: Path  # resolved; image paths are relative to it
-    decode: bool  # every image, instead of reading its header and end
-    max_pixels: int  # of an image, see `resized`
-    family: ModelFamily  # of the model, for the sizes of images
-    max_images: int  # of a row
-    tokens: PromptTokens | None  # counts prompt tokens; `None`: lengths are not checked
-    max_prompt_tokens: int
-    other_splits: OtherSplits  # whose dialogues must not occur
-    has_prompts: bool  # rows come with their prompts, whose lines are looked at
-    window: WindowSettings | None  # cut dialogues that are longer
-    unlabelled: bool = False  # rows have no gold answer
 
 
 @dataclass(frozen=True, slots=True)

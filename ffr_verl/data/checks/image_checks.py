@@ -9,8 +9,6 @@ from ffr_verl.data.checks.problems import ProblemKind
 from ffr_verl.images import image_tokens, read_image_facts, resolve_image
 from ffr_verl.model_families import QWEN2_VL, ModelFamily
 
-__all__ = ["ImageVerdict", "check_image"]
-
 
 class ImageVerdict(NamedTuple):
     """What is known of an image."""

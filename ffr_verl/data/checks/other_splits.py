@@ -16,19 +16,12 @@ from ffr_verl.data.windows import window_id
 from ffr_verl.dialogues import Dialogue, Utterance, parse_dialogue
 from ffr_verl.errors import FFRError
 
-__all__ = ["OtherSplits", "dialogue_fingerprint", "image_file"]
-
 _SPEAKER, _TEXT = operator.attrgetter("speaker"), operator.attrgetter("text")
 _folder = functools.lru_cache(maxsize=4096)(os.path.realpath)
 
 
 def image_file(root: Path, name: str, *, follow: bool = True) -> str:
-    """The file that a path names, however it is spelled; with `follow=False` it may itself be a link.
-
-    Example:
-        >>> image_file(Path("/data"), "./cats/../cat.png")
-        '/data/cat.png'
-    """
+    """The file that a path names, however it is spelled; with `follow=False` it may itself be a link."""
     folder, _, last = os.path.join(root, name).rpartition("/")
     if "\0" in name or last in ("", ".", ".."):
         return name

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ffr_verl.errors import printable
-
-__all__ = ["Problem", "ProblemKind", "ProblemLog", "clipped"]
+from ffr_verl.fragments import Fragment, format_fragment
 
 _ROWS, _OF_A_ROW = 3, 2  # of how many rows, and of each row how many problems of one kind are kept
 _HEAD, _TAIL = 120, 240  # of a long message; its reason stands at the end
@@ -50,10 +49,7 @@ class ProblemKind(str, enum.Enum):
     IMAGE_SIZE = "image_size", "scale or crop the image"
     IMAGE_ODD = "image_odd", "save it as a plain RGB picture, if what the model will see is not what is meant", False
     TOO_MANY_IMAGES = "too_many_images", "cut it with --window, or raise --max-images and rollout.limit_images"
-    GOLD_MALFORMED = (
-        "gold_malformed",
-        "write <|utt_ids_start|>[1, 2]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>",
-    )
+    GOLD_MALFORMED = "gold_malformed", f"write {format_fragment(Fragment((1, 2), ()))}"
     GOLD_OUTSIDE = "gold_outside", "name ids of the dialogue only"
     GOLD_REPEATED = "gold_repeated", "name each id once"
     GOLD_DIFFERS = "gold_differs", "make the assistant's message equal to solution"
@@ -66,12 +62,7 @@ class ProblemKind(str, enum.Enum):
 
 
 def clipped(text: str) -> str:
-    """A text whose middle is left out when it is long.
-
-    Example:
-        >>> clipped("x" * 5000).replace("x", "")
-        '…(4,640 characters)…'
-    """
+    """A text whose middle is left out when it is long."""
     left_out = len(text) - _HEAD - _TAIL
     return text if left_out <= _TAIL else f"{text[:_HEAD]}…({left_out:,} characters)…{text[-_TAIL:]}"
 
@@ -119,16 +110,14 @@ class ProblemLog:
         self.rejected += is_rejected
         return is_rejected
 
-    def kinds(self, *, errors: bool) -> list[ProblemKind]:
-        """The kinds of errors or of warnings that occurred, most frequent first."""
-        return sorted(
-            (kind for kind in self.rows if kind.is_error == errors), key=lambda kind: (-self.rows[kind], kind)
-        )
+    def _kinds(self) -> list[ProblemKind]:
+        """Those that occurred: errors before warnings, most frequent first."""
+        return sorted(self.rows, key=lambda kind: (not kind.is_error, -self.rows[kind], kind))
 
     def table(self, *, errors: bool) -> str:
-        """A paragraph for each kind: how many rows, the first of them, how to mend it."""
+        """A paragraph for each kind of error or warning: how many rows, the first of them, how to mend it."""
         lines = []
-        for kind in self.kinds(errors=errors):
+        for kind in [kind for kind in self._kinds() if kind.is_error == errors]:
             count = self.rows[kind]
             lines.append(f"{kind.value} ({count} {'row' if count == 1 else 'rows'}): {kind.mend}")
             lines += [f"  {problem}" for problem in self.first[kind]]
@@ -145,5 +134,5 @@ class ProblemLog:
                 "mend": kind.mend,
                 "first": [{"row": one.row, "field": one.field, "message": one.message} for one in self.first[kind]],
             }
-            for kind in [*self.kinds(errors=True), *self.kinds(errors=False)]
+            for kind in self._kinds()
         }

@@ -9,8 +9,6 @@ from typing import Any
 from ffr_verl.data.checks.problems import clipped
 from ffr_verl.errors import printable
 
-__all__ = ["unread_fields"]
-
 _WORD = re.compile("[A-Z]?[a-z]+|[A-Z]+")
 _PICTURES = re.compile("image|img|picture|pic|photo|sticker|emoji|screenshot|video|media|attachment|file|url|path")
 _WORDS = re.compile(

@@ -5,14 +5,17 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from ffr_verl.data.checks.checked_row import CheckedRow, CheckSettings
+from ffr_verl.data.checks.checked_row import CheckedRow
 from ffr_verl.data.checks.image_checks import ImageVerdict, check_image
-from ffr_verl.data.checks.other_splits import dialogue_fingerprint, image_file
+from ffr_verl.data.checks.other_splits import OtherSplits, dialogue_fingerprint, image_file
 from ffr_verl.data.checks.problems import Problem, ProblemKind
 from ffr_verl.data.checks.unread_fields import unread_fields
+from ffr_verl.data.tokens import PromptTokens
+from ffr_verl.data.windows import WindowSettings
 from ffr_verl.dialogues import (
     IMAGE,
     Dialogue,
@@ -23,8 +26,7 @@ from ffr_verl.dialogues import (
     utterance_spans,
 )
 from ffr_verl.fragments import TAGS, Fragment, malformed_reason, parse_gold
-
-__all__ = ["RowChecker"]
+from ffr_verl.model_families import ModelFamily
 
 _ROW = frozenset({"dialogue_id", "images", "messages", "solution"})
 _MESSAGE = frozenset({"role", "content"})
@@ -44,19 +46,31 @@ _GOOD_LINE = re.compile(r"<\|utt_id_end\|> [^\n:：<]{0,64}:(?: |(?=\n|\Z|<\|img
 _BASE64 = re.compile("(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR)[A-Za-z0-9+/]{40}")
 
 
+@dataclass
 class RowChecker:
     """Checks rows one after another; remembers what a later row may repeat or contradict."""
 
-    def __init__(self, settings: CheckSettings) -> None:
-        self.settings = settings
+    images_root: Path  # resolved; image paths are relative to it
+    decode: bool  # every image, instead of reading its header and end
+    max_pixels: int  # of an image, see `resized`
+    family: ModelFamily  # of the model, for the sizes of images
+    max_images: int  # of a row
+    tokens: PromptTokens | None  # counts prompt tokens; `None`: lengths are not checked
+    max_prompt_tokens: int
+    other_splits: OtherSplits  # whose dialogues must not occur
+    has_prompts: bool  # rows come with their prompts, whose lines are looked at
+    window: WindowSettings | None  # cut dialogues that are longer
+    unlabelled: bool = False  # rows have no gold answer
+
+    def __post_init__(self) -> None:
         self.image = functools.lru_cache(maxsize=_CACHED_IMAGES)(self._image)
         self._asked: dict[int, tuple[int, int]] = {}  # dialogue and query: number of the row, and its gold
         self._named: dict[str, int] = {}  # dialogue id: fingerprint of the dialogue
 
     def _image(self, name: str) -> tuple[ImageVerdict, str]:
         """What is known of an image, and its file."""
-        root, decode, settings = self.settings.images_root, self.settings.decode, self.settings
-        verdict = check_image(root, name, decode=decode, max_pixels=settings.max_pixels, family=settings.family)
+        root, decode, most = self.images_root, self.decode, self.max_pixels
+        verdict = check_image(root, name, decode=decode, max_pixels=most, family=self.family)
         return verdict, image_file(root, name)
 
     def check(self, number: int, rows: Iterable[Mapping[str, Any]]) -> tuple[list[CheckedRow], list[Problem]]:
@@ -70,8 +84,7 @@ class RowChecker:
             if whole is not None:
                 self._compare(check, whole)
                 if not any(problem.kind.is_error for problem in check.problems):
-                    window = self.settings.window
-                    parts = [whole] if window is None else whole.cut(window)
+                    parts = [whole] if self.window is None else whole.cut(self.window)
                     made += [self._within_limits(check, part) for part in parts]
             problems += check.problems
         return made, list(dict.fromkeys(problems))  # several queries of a dialogue have the same problems
@@ -99,22 +112,21 @@ class RowChecker:
             check.report(ProblemKind.CONTRADICTION, "solution", f"{earlier} and has another answer")
 
     def _in_other_split(self, check: _Check, row: CheckedRow, what: str) -> None:
-        in_file = self.settings.other_splits.file_of(row.dialogue, row.image_files, self.settings.images_root)
+        in_file = self.other_splits.file_of(row.dialogue, row.image_files, self.images_root)
         if in_file is not None:
             message = f"{what} {row.dialogue.dialogue_id} is in {in_file} too"
             check.report(ProblemKind.OTHER_SPLIT, "messages", message)
 
     def _within_limits(self, check: _Check, row: CheckedRow) -> CheckedRow:
         """A row, or a window, with its prompt tokens where they are counted; whether a run takes it."""
-        settings = self.settings
-        if len(row.images) > settings.max_images:
-            message = f"{len(row.images)} images, at most {settings.max_images}"
+        if len(row.images) > self.max_images:
+            message = f"{len(row.images)} images, at most {self.max_images}"
             check.report(ProblemKind.TOO_MANY_IMAGES, "images", message)
-        if settings.tokens is not None:
-            count = settings.tokens.count(row.prompt, row.image_tokens)
+        if self.tokens is not None:
+            count = self.tokens.count(row.prompt, row.image_tokens)
             row = replace(row, prompt_tokens=count)
-            if count > settings.max_prompt_tokens:
-                message = f"{count:,} tokens, at most {settings.max_prompt_tokens:,}"
+            if count > self.max_prompt_tokens:
+                message = f"{count:,} tokens, at most {self.max_prompt_tokens:,}"
                 check.report(ProblemKind.TOO_LONG, "messages", message)
         if row.window is not None:
             self._in_other_split(check, row, "window")
@@ -125,7 +137,7 @@ class _Check:
     """The checks of one row, and what they have found."""
 
     def __init__(self, number: int, row: Mapping[str, Any], checker: RowChecker) -> None:
-        self.number, self._row, self.settings, self._image = number, row, checker.settings, checker.image
+        self.number, self._row, self._checker = number, row, checker
         self.problems: list[Problem] = []
 
     def report(self, kind: ProblemKind, where: str, message: str) -> None:
@@ -135,7 +147,7 @@ class _Check:
         dialogue_id, images, image_tokens, files = self.id_and_images()
         messages = self._messages()
         solution, gold = None, None
-        if not self.settings.unlabelled:
+        if not self._checker.unlabelled:
             solution = self._field("solution", str, "a text: the gold answer", "expected the gold answer")
         if solution is not None:
             solution = solution.strip()
@@ -159,13 +171,13 @@ class _Check:
         self._ids(dialogue, image_ids)
         self._images_of_ids(dialogue, len(image_ids), images, user_text)
         self._texts(messages, dialogue, len(image_ids), before, rest)
-        if self.settings.has_prompts:
+        if self._checker.has_prompts:
             self._lines(dialogue, user_text, rest)
         if solution is not None and messages[-1]["content"].strip() != solution:
             self.report(ProblemKind.GOLD_DIFFERS, "messages", "the assistant's message is not the solution")
         if gold is not None:
             self._gold_in(dialogue, len(image_ids), gold)
-        if images is None or (gold is None and not self.settings.unlabelled):
+        if images is None or (gold is None and not self._checker.unlabelled):
             return None
         if solution is not None:
             messages[-1]["content"] = solution
@@ -179,7 +191,7 @@ class _Check:
     def id_and_images(self) -> tuple[str, list[str] | None, tuple[int, ...], list[str]]:
         """Dialogue id and image paths, tokens and file of each image."""
         dialogue_id, images = self._dialogue_id(), self._image_names()
-        seen = [self._image(name) for name in images or ()]
+        seen = [self._checker.image(name) for name in images or ()]
         for place, (verdict, _) in enumerate(seen):
             for kind, message in verdict.problems:
                 self.report(kind, f"images[{place}]", message)
@@ -231,7 +243,7 @@ class _Check:
                 self._unread(message, _MESSAGE, f"{where}.", [content])
         roles = [message["role"] for message in good]
         known, expected = _ROLES, "system (optional), user, assistant"
-        if self.settings.unlabelled:
+        if self._checker.unlabelled:
             known, expected = _ROLES_UNLABELLED, "system (optional), user"
         if len(good) == len(messages) and roles not in known:
             found = f"found the roles {', '.join(roles)}" if roles else "empty"
@@ -256,15 +268,15 @@ class _Check:
 
     def _below(self, name: str) -> str:
         """An absolute path relative to the root, so that the data can move; as it is when it leaves the root."""
-        root = f"{self.settings.images_root}/"
-        path = image_file(self.settings.images_root, name, follow=False)
-        return path.removeprefix(root) if path.startswith(root) else name
+        root = self._checker.images_root
+        path = image_file(root, name, follow=False)
+        return path.removeprefix(f"{root}/") if path.startswith(f"{root}/") else name
 
     def _ids(self, dialogue: Dialogue, image_ids: tuple[int, ...]) -> None:
-        found = [utterance.id for utterance in dialogue.utterances]
-        if found != list(range(len(found))):
-            wrong = next(position for position, identifier in enumerate(found) if identifier != position)
-            message = f"utterance {wrong} has the id {found[wrong]}; expected 0 to {len(found) - 1} in order"
+        wrong = [(place, one.id) for place, one in enumerate(dialogue.utterances) if place != one.id]
+        if wrong:
+            message = f"utterance {wrong[0][0]} has the id {wrong[0][1]}"
+            message = f"{message}; expected 0 to {len(dialogue.utterances) - 1} in order"
             self.report(ProblemKind.UTTERANCE_IDS, "messages", message)
         if image_ids != tuple(range(len(image_ids))):
             message = f"image ids are {list(image_ids)}; expected 0, 1, 2, ... in order"
@@ -337,7 +349,7 @@ class _Check:
             self.report(ProblemKind.ODD_LINE, "messages", message)
 
     def _gold_in(self, dialogue: Dialogue, images: int, gold: Fragment) -> None:
-        is_good = True
+        told = len(self.problems)
         for name, ids, count in (
             ("utterance", gold.utterance_ids, len(dialogue.utterances)),
             ("image", gold.image_ids, images),
@@ -348,12 +360,10 @@ class _Check:
                 self.report(ProblemKind.GOLD_OUTSIDE, "solution", message)
             if len(set(ids)) != len(ids):
                 self.report(ProblemKind.GOLD_REPEATED, "solution", f"{name} ids repeat: {list(ids)}")
-            is_good = is_good and not outside and len(set(ids)) == len(ids)
-        if not is_good:
+        if len(self.problems) > told:
             return
         held, given = set(gold.utterance_ids), set(gold.image_ids)
-        shown = [one.image_ids for one in dialogue.utterances if one.image_ids and one.id in held]
-        inside = {image for image_ids in shown for image in image_ids}
+        inside = {image for one in dialogue.utterances if one.id in held for image in one.image_ids}
         for lone, what in (
             (given - inside, "are gold, their utterances are not"),
             (inside - given, "are not gold, their utterances are"),

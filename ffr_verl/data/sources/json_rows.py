@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,12 +14,10 @@ from typing import Any, BinaryIO, cast
 from ffr_verl.errors import FFRError, printable
 from ffr_verl.files import disk_errors
 
-__all__ = ["read_rows", "read_value"]
-
 _BLOCK = 2**20
 _LARGEST_ROW = 64 * 2**20
 _LONGEST_ESCAPE = 12
-_BLANK = " \t\n\r"
+_NEXT = re.compile(r"[^ \t\n\r]")
 _GZIP = b"\x1f\x8b"
 _OTHER_FILES = {
     b"PK\x03\x04": "a zip file; unpack it first",
@@ -31,6 +30,7 @@ _NAMES = {list: "a list", str: "a text", bool: "true or false", type(None): "nul
 _START = 4096  # bytes that tell what kind of file it is
 _MEND = "; a file is a JSON list, or JSONL with one row a line"
 _CUT_OFF = "; the file seems cut off, copy it again"
+_WANTED = "give a JSON list or JSONL file"
 _RECODE = "; convert it, for example with iconv"
 
 
@@ -53,7 +53,7 @@ def _fault(error: Exception, column: int | None = None) -> str:
     """What is wrong with a value that cannot be decoded, and how to mend it; an error of another kind is raised."""
     at = "" if column is None else f" at column {column}"
     if isinstance(error, json.JSONDecodeError):
-        is_cut_off = "Unterminated" in error.msg or not error.doc[error.pos :].strip(_BLANK)
+        is_cut_off = "Unterminated" in error.msg or _NEXT.search(error.doc, error.pos) is None
         return f"not JSON ({error.msg.removesuffix(' starting at')}{at}){_CUT_OFF if is_cut_off else _MEND}"
     if isinstance(error, _KeyTwiceError):
         return f"the key {printable(str(error)[:80])!r} stands twice in an object; keep one of them"
@@ -63,16 +63,14 @@ def _fault(error: Exception, column: int | None = None) -> str:
 
 
 class _ListText:
-    """The characters of a JSON list, decoded and read in blocks."""
+    """The characters of a JSON list, decoded and read in blocks; `at` is the place of the next one in the buffer."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self._path, self._file = path, file
         self._utf8 = codecs.getincrementaldecoder("utf-8-sig")()
-        self._bytes = 0
+        self._bytes, self._is_at_end = 0, False
         self._line, self._column = 1, 0  # of the buffer's first character; columns from 0
-        self._is_at_end = False
-        self._buffer = ""
-        self.at = 0
+        self._buffer, self.at = "", 0
 
     def _more(self) -> bool:
         """Put another block behind the characters not yet used; `False` at the end of the file."""
@@ -99,13 +97,12 @@ class _ListText:
 
     def next_character(self) -> str:
         """Go to the next character that is no white space; it, or nothing at the end."""
-        while True:
-            while self.at < len(self._buffer) and self._buffer[self.at] in _BLANK:
-                self.at += 1
-            if self.at < len(self._buffer):
-                return self._buffer[self.at]
+        while (found := _NEXT.search(self._buffer, self.at)) is None:
+            self.at = len(self._buffer)
             if not self._more():
                 return ""
+        self.at = found.start()
+        return found.group()
 
     def error(self, message: str) -> FFRError:
         line, column = self._place(self.at)
@@ -121,10 +118,9 @@ class _ListText:
                 if isinstance(error, json.JSONDecodeError):  # is the value broken, or does the next block hold more?
                     place = error.pos
                     if len(self._buffer) - self.at > _LARGEST_ROW:
-                        line, size = self._place(self.at)[0], _LARGEST_ROW // 2**20
-                        raise FFRError(
-                            f"{self._path}: the row at line {line}: longer than {size} MiB{_MEND}"
-                        ) from None
+                        what = f"longer than {_LARGEST_ROW // 2**20} MiB{_MEND}"
+                        line, _ = self._place(self.at)
+                        raise FFRError(f"{self._path}: the row at line {line}: {what}") from None
                     is_near_the_end = len(self._buffer) - place <= _BLOCK + _LONGEST_ESCAPE
                     if (is_near_the_end or "Unterminated" in error.msg) and self._more():
                         continue
@@ -176,8 +172,7 @@ def _line_values(path: Path, file: BinaryIO) -> Iterator[Any]:
 
 def _opened(path: Path) -> BinaryIO:
     if path.is_dir() or not path.exists():
-        what = "is a folder" if path.is_dir() else "no such file"
-        raise FFRError(f"{path}: {what}; give a JSON list or JSONL file")
+        raise FFRError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; {_WANTED}")
     if not path.is_file():
         raise FFRError(f"{path}: a pipe or a device, which is not read; save the rows as a file first")
     return path.open("rb")
@@ -229,7 +224,7 @@ def read_rows(
             JSON (with line and column), a key that an object has twice, or a row that is no object. Rows before the
             fault have been yielded by then.
     """
-    with disk_errors(path, "give a JSON list or JSONL file"), _opened(path) as raw:
+    with disk_errors(path, _WANTED), _opened(path) as raw:
         try:
             file, start = _unpacked(path, raw)
             is_list = start.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")

@@ -22,8 +22,6 @@ from ffr_verl.data.templates import TEMPLATES, PromptTemplate, detect_language
 from ffr_verl.dialogues import Dialogue, Utterance, reserved_token, unwritable
 from ffr_verl.fragments import Fragment, format_fragment
 
-__all__ = ["RawDialogueError", "RawReader", "rows_of_raw_dialogue"]
-
 _ROW = frozenset({"dialogue_id", "dialogue", "query_text", "gt_turns"})
 _ROW_OF_QUERIES = frozenset({"dialogue_id", "dialogue", "queries"})
 _TURN = frozenset({"utterance_idx", "speaker", "utterance"})
@@ -200,18 +198,10 @@ def rows_of_raw_dialogue(
     queries: Sequence[str] = (),
     notes: Notes | None = None,
 ) -> list[dict[str, Any]]:
-    """The rows of the MLDR format that a raw dialogue gives, one for each query.
-
-    Args:
-        row: see the module.
-        template: instructions; by default those of the language in which the dialogue is.
-        captions: write them behind their images; the model could then answer without looking.
-        unlabelled: rows without a gold answer; golds that the dialogue has are left out.
-        queries: of unlabelled rows, instead of those that the dialogue has.
-        notes: told what is left out, or written in another way.
-
-    Raises:
-        RawDialogueError: for everything that is wrong with the row.
+    """The rows of the MLDR format that a raw dialogue gives, one for each query; a `RawDialogueError` for everything
+    that is wrong with it. The instructions are by default those of the language in which the dialogue is; with
+    `captions` behind the images, the model could answer without looking. Rows that are `unlabelled` have no gold
+    answer, and ask the given `queries`, or those that the dialogue has; `notes` are told what is left out.
 
     Example:
         >>> row = {"dialogue_id": 7, "dialogue": [{"utterance": "hi"}], "query_text": "a greeting", "gt_turns": [0]}
