@@ -19,6 +19,10 @@ def inspect(
     tokenizer: Annotated[
         str | None, typer.Option(help="The model's folder, tokenizer.json or hub name, to count prompt tokens.")
     ] = None,
+    model_family: Annotated[
+        str | None,
+        typer.Option(help="Of the model: sizes of images. By default --tokenizer's, or what a parquet file records."),
+    ] = None,
 ) -> None:
     """Show a row: turns, images with their sizes, the query, the gold fragment marked.
 
@@ -26,4 +30,4 @@ def inspect(
     """
     from ffr_verl.data.inspection import render_row
 
-    console.print(render_row(file, row, root=images_root, tokenizer=tokenizer))
+    console.print(render_row(file, row, root=images_root, tokenizer=tokenizer, model_family=model_family))

@@ -11,7 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from ffr_verl.data.parquet_files import recorded_root, row_of_file
+from ffr_verl.data.parquet_files import recorded_family, recorded_root, row_of_file
 from ffr_verl.data.sources import source_of
 from ffr_verl.data.sources.json_rows import read_rows
 from ffr_verl.data.sources.raw_dialogues import RawDialogueError
@@ -21,7 +21,7 @@ from ffr_verl.errors import FFRError, printable
 from ffr_verl.files import disk_errors
 from ffr_verl.fragments import Fragment, parse_gold
 from ffr_verl.images import image_source, image_tokens, read_image_facts
-from ffr_verl.model_families import QWEN2_VL, ModelFamily
+from ffr_verl.model_families import ModelFamily, family_of_model
 from ffr_verl.settings import DEFAULT_MAX_PIXELS
 
 __all__ = ["render_row"]
@@ -92,7 +92,14 @@ def _picture(image: Any, root: Path | None, family: ModelFamily) -> tuple[str, i
     return f"{name} ({facts.width} x {facts.height} {facts.format}, {tokens} tokens{place})", tokens
 
 
-def render_row(file: Path, number: int, *, root: Path | None = None, tokenizer: str | None = None) -> RenderableType:
+def render_row(
+    file: Path,
+    number: int,
+    *,
+    root: Path | None = None,
+    tokenizer: str | None = None,
+    model_family: str | None = None,
+) -> RenderableType:
     """A row of a parquet file, of MLDR rows or of raw dialogues, to be printed by rich.
 
     Args:
@@ -100,6 +107,7 @@ def render_row(file: Path, number: int, *, root: Path | None = None, tokenizer: 
         number: of the row, from 0; raw dialogues count one for each query.
         root: folder of the images; by default the one recorded in a parquet file.
         tokenizer: to count prompt tokens, see `PromptTokens`.
+        model_family: of the model; by default the tokenizer's, then the one that a parquet file records.
 
     Raises:
         FFRError: when there is no such file or row, or the row holds no dialogue.
@@ -117,8 +125,10 @@ def render_row(file: Path, number: int, *, root: Path | None = None, tokenizer: 
         raise FFRError(f"{file}: row {number}: {error}; `ffr-verl prepare` checks a whole file") from None
     gold = parse_gold(row.solution)
     marked = gold or Fragment((), ())
-    counted = None if tokenizer is None else PromptTokens(tokenizer)
-    family = QWEN2_VL if counted is None else counted.family
+    counted = None if tokenizer is None else PromptTokens(tokenizer, model_family=model_family)
+    family = family_of_model(None, name=model_family) if counted is None else counted.family
+    if is_parquet and tokenizer is None and model_family is None:
+        family = recorded_family(file) or family
     table = Table(show_header=True, header_style="bold", expand=False)
     for name in ("", "id", "speaker", "text"):
         table.add_column(name)

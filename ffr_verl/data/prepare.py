@@ -150,7 +150,7 @@ def prepare(
         rl_path, sft_path, rejected_path = stack.enter_context(whole_or_nothing(paths, place=output))
         with contextlib.ExitStack() as files:
             image_bytes = (lambda name: resolve_image(root, name).read_bytes()) if embed_images else None
-            writer = SplitWriter(rl_path, sft_path, split, data_source, root, image_bytes)
+            writer = SplitWriter(rl_path, sft_path, split, data_source, root, settings.family, image_bytes)
             files.callback(writer.close)
             rejected = RejectedRows(rejected_path)
             files.callback(rejected.close)

@@ -1,12 +1,14 @@
-"""A tiny Qwen2-VL, built from its configuration, with a word-level tokenizer and a processor that transformers and
-vLLM load.
+"""A tiny model of a family, built from its configuration, with a word-level tokenizer and a processor that
+transformers and vLLM load.
 
-It stands in for Qwen2-VL-7B-Instruct where there is no GPU and no model hub: the same classes, the same file layout,
-about 0.9 million parameters. Its weights lie in the package; `tools/pretraining.py` made them.
+It stands in for models such as Qwen2-VL-7B-Instruct where there is no GPU and no model hub: the same classes, the same
+file layout, about 0.9 million parameters. The weights of a Qwen2-VL lie in the package; `tools/pretraining.py` made
+them.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 from importlib import resources
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 from ffr_verl.data.demo import demo_vocabulary
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import TAGS
-from ffr_verl.model_families import QWEN2_VL
+from ffr_verl.model_families import QWEN2_VL, ModelFamily
 from ffr_verl.settings import DEFAULT_MAX_PIXELS
 
 __all__ = ["build_tokenizer", "write_base_model", "write_random_model"]
@@ -50,20 +52,32 @@ PRETRAINING_TEXTS = {
     "answer": "utterances images none",
 }
 
-# The layout of the Qwen2-VL template: ChatML, an image item becomes the vision tokens.
-_CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}"
-    "{% else %}{% for item in message['content'] %}"
-    "{% if item['type'] == 'image' or 'image' in item or 'image_url' in item %}"
-    f"{QWEN2_VL.image_text}"
-    "{% elif item['type'] == 'video' or 'video' in item %}<|vision_start|><|video_pad|><|vision_end|>"
-    "{% elif 'text' in item %}{{ item['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+
+def _chat_template(family: ModelFamily) -> str:
+    """As the family's own: ChatML, an image item becomes the vision tokens; a system message where there is none, or a
+    thought before each answer, which `enable_thinking=False` keeps empty, and no messages without a user's."""
+    start = json.dumps(family.answer_start)
+    system = json.dumps(f"<|im_start|>system\n{family.default_system}<|im_end|>\n")
+    default = f"{{% if messages[0]['role'] != 'system' %}}{{{{ {system} }}}}{{% endif %}}"
+    users = "messages | selectattr('role', 'equalto', 'user') | list"
+    no_user = f"{{% if not {users} %}}{{{{ raise_exception('No user query found') }}}}{{% endif %}}"
+    thought = f"{{{{ {start} if enable_thinking is defined and not enable_thinking else '<think>\\n' }}}}"
+    return (
+        f"{default if family.default_system else ''}{no_user if family.answer_start else ''}"
+        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+        f"{{% if message['role'] == 'assistant' %}}{{{{ {start} }}}}{{% endif %}}"
+        "{% if message['content'] is string %}{{ message['content'] }}"
+        "{% else %}{% for item in message['content'] %}"
+        "{% if item['type'] == 'image' or 'image' in item or 'image_url' in item %}"
+        f"{family.image_text}"
+        "{% elif item['type'] == 'video' or 'video' in item %}<|vision_start|><|video_pad|><|vision_end|>"
+        "{% elif 'text' in item %}{{ item['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+        f"{thought if family.answer_start else ''}{{% endif %}}"
+    )
 
 
-def build_tokenizer():  # type: ignore[no-untyped-def]  # a transformers class, imported late
+def build_tokenizer(family: ModelFamily = QWEN2_VL):  # type: ignore[no-untyped-def]  # a transformers class, imported late
     """A `PreTrainedTokenizerFast` whose tokens are the demo's words, the ids 0 to 127 and the FFR tags.
 
     The tags are ordinary added tokens, never special ones: verl drops special tokens when it decodes an answer for the
@@ -82,12 +96,14 @@ def build_tokenizer():  # type: ignore[no-untyped-def]  # a transformers class, 
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in _SPECIAL])
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in (*TAGS, *_PROMPT_TAGS)])
+    if family.answer_start:
+        tokenizer.add_tokens(["<think>", "</think>"])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token=_UNKNOWN,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        chat_template=_CHAT_TEMPLATE,
+        chat_template=_chat_template(family),
         model_max_length=4096,
         clean_up_tokenization_spaces=False,
         extra_special_tokens={"image_token": QWEN2_VL.image_pad, "video_token": "<|video_pad|>"},
@@ -101,7 +117,9 @@ def write_base_model(output: Path) -> Path:
         FFRError: when the weights of the package belong to another vocabulary: words of the demo set have changed
             since; make them again with `python tools/pretraining.py`.
     """
-    return _write(output, seed=0, weights=Path(str(resources.files("ffr_verl.demo") / "weights" / "base.safetensors")))
+    return _write(
+        output, QWEN2_VL, seed=0, weights=Path(str(resources.files("ffr_verl.demo") / "weights" / "base.safetensors"))
+    )
 
 
 def _load(model: Any, weights: Path) -> None:
@@ -118,7 +136,9 @@ def _load(model: Any, weights: Path) -> None:
     model.load_state_dict(state)
 
 
-def write_random_model(output: Path, *, seed: int = 0, hidden_size: int = 128, layers: int = 3) -> Path:
+def write_random_model(
+    output: Path, *, family: ModelFamily = QWEN2_VL, seed: int = 0, hidden_size: int = 128, layers: int = 3
+) -> Path:
     """Write a model with random weights, tokenizer and processor to the folder `output` (replaced as a whole).
 
     Weights are drawn with `initializer_range` 0.08: with the default 0.02 so small a model does not find the matching
@@ -126,23 +146,65 @@ def write_random_model(output: Path, *, seed: int = 0, hidden_size: int = 128, l
 
     Args:
         output: a folder that becomes loadable with `from_pretrained`.
+        family: a dense one of `FAMILIES`.
         seed: of the random weights.
         hidden_size: width of the language model, a multiple of 32: heads have 32 channels, vLLM's CPU attention takes
             no smaller ones.
         layers: depth of the language model.
     """
-    return _write(output, seed=seed, hidden_size=hidden_size, layers=layers)
+    return _write(output, family, seed=seed, hidden_size=hidden_size, layers=layers)
 
 
-def _write(output: Path, *, seed: int, hidden_size: int = 128, layers: int = 3, weights: Path | None = None) -> Path:
+def _family_config(family: ModelFamily, hidden_size: int, layers: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the text part and the vision tower of a family's configuration have beside those of the others."""
+    tower = {"hidden_size": 64, "out_hidden_size": hidden_size, "intermediate_size": 128}
+    if family.name == "qwen2_vl":
+        return {}, {"embed_dim": 64, "hidden_size": hidden_size, "mlp_ratio": 2}
+    if family.name == "qwen2_5_vl":
+        return {}, {**tower, "fullatt_block_indexes": [1]}
+    tower |= {"num_position_embeddings": 256}
+    interleaved = {"mrope_interleaved": True}
+    if family.name == "qwen3_vl":
+        return {"head_dim": 32, "rope_parameters": interleaved}, {**tower, "deepstack_visual_indexes": [0]}
+    if family.name == "qwen3_5":  # the first layers are linear attention
+        text = {
+            "head_dim": 64,
+            "rope_parameters": {**interleaved, "partial_rotary_factor": 0.5},
+            "layer_types": ["linear_attention"] * (layers - 1) + ["full_attention"],
+            **{f"linear_{kind}_head_dim": 32 for kind in ("key", "value")},
+            **{f"linear_num_{kind}_heads": hidden_size // 32 for kind in ("key", "value")},
+        }
+        return text, tower
+    raise FFRError(f"no tiny model of {family.name} can be made: its configuration is not in base_model.py")
+
+
+def _write(
+    output: Path,
+    family: ModelFamily,
+    *,
+    seed: int,
+    hidden_size: int = 128,
+    layers: int = 3,
+    weights: Path | None = None,
+) -> Path:
     import torch
-    from transformers import GenerationConfig, Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
+    import transformers
+    from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+    from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING_NAMES
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
-    from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(family)
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in _SPECIAL}
-    config = Qwen2VLConfig(
+    text, tower = _family_config(family, hidden_size, layers)
+    rope = {
+        "rope_type": "default",
+        "rope_theta": 10_000.0,
+        "mrope_section": [4, 6, 6],
+        **text.pop("rope_parameters", {}),
+    }
+    config = AutoConfig.for_model(
+        family.name,
         text_config={
             "vocab_size": len(tokenizer),
             "hidden_size": hidden_size,
@@ -151,44 +213,44 @@ def _write(output: Path, *, seed: int, hidden_size: int = 128, layers: int = 3, 
             "num_attention_heads": hidden_size // 32,
             "num_key_value_heads": max(1, hidden_size // 64),
             "max_position_embeddings": 4096,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 6, 6]},
+            "rope_parameters": rope,
             "initializer_range": 0.08,
             "bos_token_id": None,
             "eos_token_id": ids["<|im_end|>"],
             "pad_token_id": ids["<|endoftext|>"],
             "tie_word_embeddings": False,
+            **text,
         },
         vision_config={
             "depth": 2,
-            "embed_dim": 64,
             "num_heads": 2,
-            "mlp_ratio": 2,
-            "hidden_size": hidden_size,
-            "patch_size": QWEN2_VL.patch_size,
-            "spatial_merge_size": QWEN2_VL.merge_size,
+            "patch_size": family.patch_size,
+            "spatial_merge_size": family.merge_size,
             "temporal_patch_size": 2,
             "in_channels": 3,
             "initializer_range": 0.08,
+            **tower,
         },
-        image_token_id=ids[QWEN2_VL.image_pad],
+        image_token_id=ids[family.image_pad],
         video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids[QWEN2_VL.image_start],
-        vision_end_token_id=ids[QWEN2_VL.image_end],
+        vision_start_token_id=ids[family.image_start],
+        vision_end_token_id=ids[family.image_end],
         tie_word_embeddings=False,
     )
     torch.manual_seed(seed)
-    model = Qwen2VLForConditionalGeneration(config)
+    model = AutoModelForImageTextToText.from_config(config)
     if weights is not None:
         _load(model, weights)
     model.generation_config = GenerationConfig(
         eos_token_id=ids["<|im_end|>"], pad_token_id=ids["<|endoftext|>"], do_sample=False
     )
-    pixels = {"min_pixels": QWEN2_VL.min_pixels, "max_pixels": DEFAULT_MAX_PIXELS}
-    processor = Qwen2VLProcessor(
-        image_processor=Qwen2VLImageProcessor(**pixels),
+    bounds = {"min_pixels": family.min_pixels, "max_pixels": DEFAULT_MAX_PIXELS}
+    sizes = {"patch_size": family.patch_size, "merge_size": family.merge_size}
+    processor = getattr(transformers, PROCESSOR_MAPPING_NAMES[family.name])(
+        image_processor=Qwen2VLImageProcessor(**bounds, **sizes),
         tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(**pixels),
-        chat_template=_CHAT_TEMPLATE,
+        video_processor=getattr(transformers, str(VIDEO_PROCESSOR_MAPPING_NAMES[family.name]))(**bounds, **sizes),
+        chat_template=_chat_template(family),
     )
     partial = output.with_name(output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)

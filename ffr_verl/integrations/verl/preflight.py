@@ -25,13 +25,21 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from ffr_verl.data.parquet_files import Kind, as_list, check_columns, check_images, dialogues_of_rows, images_root
+from ffr_verl.data.parquet_files import (
+    Kind,
+    as_list,
+    check_columns,
+    check_images,
+    check_model_family,
+    dialogues_of_rows,
+    images_root,
+)
 from ffr_verl.embeddings.store import EmbeddingStore
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import TAGS
 from ffr_verl.integrations.verl import SUPPORTED_VERL
 from ffr_verl.integrations.verl.checkpoint_folders import CONTENTS, check_resume
-from ffr_verl.model_families import family_of_model, has_chat_template
+from ffr_verl.model_families import ModelFamily, family_of_model, has_chat_template, looks_local
 from ffr_verl.rewards import CoherenceScorer, RewardConfig
 from ffr_verl.samplers.difficulty_file import DifficultyFile, row_keys
 from ffr_verl.samplers.sampler import ORDERS, CurriculumSampler
@@ -259,8 +267,6 @@ def _check_trl() -> None:
 
 
 def _check_files(config: Any, kind: Kind, data_config: DataConfig) -> None:
-    node = "actor_rollout_ref.model" if kind == "rl" else "model"
-    folder = Path(str(_select(config, f"{node}.path"))).expanduser()
     for key in ("data.train_files", "data.val_files"):
         value = _select(config, key)
         if value is None and key == "data.val_files" and kind == "sft":
@@ -276,13 +282,27 @@ def _check_files(config: Any, kind: Kind, data_config: DataConfig) -> None:
         files = [str(Path(name).expanduser()) for name in files]
         check_columns(files, kind)
         if os.environ.get("RANK", "0") == "0":
-            check_images(
-                files,
-                images_root(files, data_config),
-                sample=False,
-                max_pixels=data_config.max_pixels,
-                family=family_of_model(folder if folder.is_dir() else None),
-            )
+            family = _family_of_run(config, "actor_rollout_ref.model" if kind == "rl" else "model")
+            root = images_root(files, data_config)
+            if family is None:
+                check_images(files, root, sample=False)
+            else:
+                check_model_family(files, family)
+                check_images(files, root, sample=False, max_pixels=data_config.max_pixels, family=family)
+
+
+def _family_of_run(config: Any, node: str) -> ModelFamily | None:
+    """The family of the model, by its own files; `None` where those cannot be looked at yet."""
+    path = str(_select(config, f"{node}.path"))
+    if path in ("None", "???"):
+        return None  # said with what else is wrong with the model
+    if "://" in path:
+        logger.warning(
+            "%s.path: %s is not here yet: sizes of images are checked when the datasets are made", node, path
+        )
+        return None
+    is_absent = looks_local(path) and not Path(path).expanduser().is_dir()
+    return None if is_absent else family_of_model(path)
 
 
 def _check_advantages(config: Any, sampler: SamplerConfig | None, rewards: RewardConfig | None) -> None:
@@ -433,10 +453,7 @@ def _check_model(config: Any, node: str) -> None:
     if not folder.is_dir():
         if "://" in str(path):
             return  # verl fetches it
-        # A hub model is called NAME or OWNER/NAME; models/sft beside a folder models is a path that does not exist.
-        looks_local = str(path).startswith((".", "/", "~")) or str(path).count("/") > 1
-        looks_local = looks_local or ("/" in str(path) and Path(str(path).split("/")[0]).is_dir())
-        if looks_local:
+        if "/" in str(path) and looks_local(str(path)):
             raise FFRError(f"{key}: {path}: no such folder; give a Hugging Face folder, or the name of a hub model")
         return
     for name, remedy in (
