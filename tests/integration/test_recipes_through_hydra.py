@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from ffr_verl.demo.pipeline import DemoSettings, _stages
 from ffr_verl.demo.stacks import stack_of
+from ffr_verl.model_families import CHAT_TEMPLATE_KWARGS
 from ffr_verl.recipes import recipe_names, recipe_path, trainer_of
 
 TRAINER = {
@@ -27,6 +28,10 @@ TRAINER = {
     "ffr_grpo_published_cpu": "main_ppo",
     "ffr_gdpo": "main_ppo",
     "ffr_gdpo_cpu": "main_ppo",
+    "ffr_sft_qwen2_5_vl": "sft_trainer",
+    "ffr_sft_qwen3_vl": "sft_trainer",
+    "ffr_grpo_qwen2_5_vl": "main_ppo",
+    "ffr_grpo_qwen3_vl": "main_ppo",
 }
 
 # Nodes where verl takes any key: ours, those of Ray and transformers, and hydra's own.
@@ -34,6 +39,7 @@ OPEN_NODES = (
     "hydra.",
     "data.ffr",
     "data.image_key",
+    "data.apply_chat_template_kwargs",
     "reward.custom_reward_function.reward_kwargs",
     "trainer.v1.sampler.sampler_kwargs",
     "trainer.v1.sampler.custom_sampler",
@@ -132,6 +138,25 @@ def test_a_cpu_recipe_keeps_what_its_parent_says(composed: Callable[..., Any], c
     ):
         values = [OmegaConf.select(config, key, default=None) for config in (parent, child)]
         assert values[0] == values[1], key
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("parent", ["ffr_sft", "ffr_grpo"])
+def test_a_familys_recipe_differs_in_model_and_folder_only(
+    composed: Callable[..., Any], parent: str, family: str
+) -> None:
+    of_parent, of_family = (
+        OmegaConf.to_container(composed(TRAINER[name], f"+recipe={name}"), resolve=False)
+        for name in (parent, f"{parent}_{family}")
+    )
+    values = [
+        {key: OmegaConf.select(OmegaConf.create(one), key) for key in leaves(one)} for one in (of_parent, of_family)
+    ]
+    changed = {key for key in values[0] | values[1] if values[0].get(key) != values[1].get(key)}
+    changed = {key for key in changed if not key.startswith("hydra.")}
+    assert changed == {"trainer.experiment_name"} | ({"model.path"} if parent == "ffr_sft" else set())
+    for one in (of_parent, of_family):  # Qwen3.5 is asked for answers without a thought
+        assert one["data"]["apply_chat_template_kwargs"] == CHAT_TEMPLATE_KWARGS  # type: ignore[index,call-overload]
 
 
 @pytest.mark.parametrize(
