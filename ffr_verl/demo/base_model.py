@@ -169,7 +169,7 @@ def _family_config(family: ModelFamily, hidden_size: int, layers: int) -> tuple[
     if family.name == "qwen3_5":  # the first layers are linear attention
         text = {
             "head_dim": 64,
-            "rope_parameters": {**interleaved, "partial_rotary_factor": 0.5},
+            "rope_parameters": {**interleaved, "mrope_section": [2, 3, 3]},  # a quarter of a head
             "layer_types": ["linear_attention"] * (layers - 1) + ["full_attention"],
             **{f"linear_{kind}_head_dim": 32 for kind in ("key", "value")},
             **{f"linear_num_{kind}_heads": hidden_size // 32 for kind in ("key", "value")},
