@@ -470,15 +470,13 @@ def _check_model(config: Any, node: str) -> None:
             f"{key}: {path}: the model has no processor (preprocessor_config.json), so images cannot be read; "
             "save the base model's: AutoProcessor.from_pretrained(BASE).save_pretrained(...)"
         )
-    if (
-        node != "model"
-        and _select(config, "trainer.device") == "cpu"
-        and (family := family_of_model(folder)).cpu_dtype != "float32"
-    ):
-        raise FFRError(
-            f"{key}: {path}: GRPO with {family.name} needs a GPU: the CPU build of vLLM has its linear attention in "
-            f"{family.cpu_dtype} only, and without LoRA; stage 1 and `ffr-verl infer` run on a CPU"
-        )
+    if node != "model" and _select(config, "trainer.device") == "cpu":
+        family, rollout = family_of_model(folder), "actor_rollout_ref.rollout.dtype"
+        if family.cpu_dtype not in ("float32", _select(config, rollout)):
+            raise FFRError(
+                f"{rollout}: vLLM's CPU build runs {family.name} in {family.cpu_dtype} only; give "
+                f"{rollout}={family.cpu_dtype}"
+            )
     if not has_chat_template(folder) and not _select(config, f"{node}.custom_chat_template"):
         raise FFRError(
             f"{key}: {path}: the model has no chat template, so prompts cannot be written; save the base model's "
