@@ -154,7 +154,7 @@ def family_of_model(model: str | Path | None, *, name: str | None = None) -> Mod
     found = str(config.get("model_type", UNKNOWN))
     if named is None and found not in FAMILIES:
         is_told = "model_type" in config
-        told = f"its model_type ({found}) is none of" if is_told else "no config.json there tells which it is of"
+        told = f"its model_type ({found}) is none of" if is_told else "no config.json there says that it is one of"
         _warn_of_unknown(str(model), told)
     images = _read_json(folder / "preprocessor_config.json") or _read_json(folder / "processor_config.json").get(
         "image_processor", {}

@@ -267,6 +267,8 @@ def _check_trl() -> None:
 
 
 def _check_files(config: Any, kind: Kind, data_config: DataConfig) -> None:
+    is_first = os.environ.get("RANK", "0") == "0"
+    family = _family_of_run(config, "actor_rollout_ref.model" if kind == "rl" else "model") if is_first else None
     for key in ("data.train_files", "data.val_files"):
         value = _select(config, key)
         if value is None and key == "data.val_files" and kind == "sft":
@@ -281,14 +283,12 @@ def _check_files(config: Any, kind: Kind, data_config: DataConfig) -> None:
                 raise FFRError(f"{key}: {name}: no such file; `ffr-verl prepare` writes NAME.{kind}.parquet")
         files = [str(Path(name).expanduser()) for name in files]
         check_columns(files, kind)
-        if os.environ.get("RANK", "0") == "0":
-            family = _family_of_run(config, "actor_rollout_ref.model" if kind == "rl" else "model")
+        if is_first and family is None:
+            check_images(files, images_root(files, data_config), sample=False)
+        elif family is not None:
+            check_model_family(files, family)
             root = images_root(files, data_config)
-            if family is None:
-                check_images(files, root, sample=False)
-            else:
-                check_model_family(files, family)
-                check_images(files, root, sample=False, max_pixels=data_config.max_pixels, family=family)
+            check_images(files, root, sample=False, max_pixels=data_config.max_pixels, family=family)
 
 
 def _family_of_run(config: Any, node: str) -> ModelFamily | None:
@@ -301,8 +301,12 @@ def _family_of_run(config: Any, node: str) -> ModelFamily | None:
             "%s.path: %s is not here yet: sizes of images are checked when the datasets are made", node, path
         )
         return None
-    is_absent = looks_local(path) and not Path(path).expanduser().is_dir()
-    return None if is_absent else family_of_model(path)
+    return None if _is_absent(path) else family_of_model(path)
+
+
+def _is_absent(path: str) -> bool:
+    """Whether it is a path that does not exist; a name without a slash may be one of the hub's first models."""
+    return "/" in path and looks_local(path) and not Path(path).expanduser().is_dir()
 
 
 def _check_advantages(config: Any, sampler: SamplerConfig | None, rewards: RewardConfig | None) -> None:
@@ -453,7 +457,7 @@ def _check_model(config: Any, node: str) -> None:
     if not folder.is_dir():
         if "://" in str(path):
             return  # verl fetches it
-        if "/" in str(path) and looks_local(str(path)):
+        if _is_absent(str(path)):
             raise FFRError(f"{key}: {path}: no such folder; give a Hugging Face folder, or the name of a hub model")
         return
     for name, remedy in (
