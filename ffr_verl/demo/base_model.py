@@ -170,6 +170,7 @@ def _family_config(family: ModelFamily, hidden_size: int, layers: int) -> tuple[
         text = {
             "head_dim": 64,
             "rope_parameters": {**interleaved, "mrope_section": [2, 3, 3]},  # a quarter of a head
+            "mamba_ssm_dtype": "float32",  # as the published models': vLLM's CPU kernels take no other state
             "layer_types": ["linear_attention"] * (layers - 1) + ["full_attention"],
             **{f"linear_{kind}_head_dim": 32 for kind in ("key", "value")},
             **{f"linear_num_{kind}_heads": hidden_size // 32 for kind in ("key", "value")},
