@@ -247,7 +247,7 @@ def _write(
     )
     bounds = {"min_pixels": family.min_pixels, "max_pixels": DEFAULT_MAX_PIXELS}
     sizes = {"patch_size": family.patch_size, "merge_size": family.merge_size}
-    processor = getattr(transformers, PROCESSOR_MAPPING_NAMES[family.name])(
+    processor = getattr(transformers, str(PROCESSOR_MAPPING_NAMES[family.name]))(
         image_processor=Qwen2VLImageProcessor(**bounds, **sizes),
         tokenizer=tokenizer,
         video_processor=getattr(transformers, str(VIDEO_PROCESSOR_MAPPING_NAMES[family.name]))(**bounds, **sizes),
