@@ -18,9 +18,11 @@ from typing import Any
 from ffr_verl.errors import FFRError
 
 __all__ = [
+    "CHAT_TEMPLATE_KWARGS",
     "CONTROL_TOKENS",
     "FAMILIES",
     "QWEN2_VL",
+    "UNKNOWN",
     "VISION_TOWERS",
     "ModelFamily",
     "family_named",
@@ -28,6 +30,7 @@ __all__ = [
     "family_of_processor",
     "folder_revision",
     "has_chat_template",
+    "looks_local",
 ]
 
 logger = logging.getLogger(__name__)
@@ -45,11 +48,13 @@ class ModelFamily:
         max_pixels: most pixels of an image; its processor shrinks larger ones.
         max_ratio: most that one side of an image may be of the other; its processor refuses others.
         default_system: system message that its chat template adds to a prompt without one.
+        answer_start: what its chat template writes before an answer without a thought.
         image_start: token of its chat template before an image.
         image_pad: token that is repeated for each token of the image.
         image_end: token after an image.
         control_tokens: further pieces that its chat template acts on, wherever they stand.
         vision_tower: name of the submodule.
+        cpu_dtype: in which vLLM's CPU build runs it.
     """
 
     name: str
@@ -59,6 +64,7 @@ class ModelFamily:
     max_pixels: int = 12_845_056
     max_ratio: int = 200
     default_system: str | None = "You are a helpful assistant."
+    answer_start: str = ""
     image_start: str = "<|vision_start|>"
     image_pad: str = "<|image_pad|>"
     image_end: str = "<|vision_end|>"
@@ -68,6 +74,7 @@ class ModelFamily:
         *("<|quad_start|>", "<|quad_end|>"),
     )
     vision_tower: str = "visual"
+    cpu_dtype: str = "float32"
 
     @property
     def factor(self) -> int:
@@ -82,6 +89,12 @@ class ModelFamily:
 
 QWEN2_VL = ModelFamily("qwen2_vl")
 _QWEN3_VL = ModelFamily("qwen3_vl", patch_size=16, min_pixels=65_536, max_pixels=16_777_216, default_system=None)
+_QWEN3_5 = replace(
+    _QWEN3_VL,
+    name="qwen3_5",
+    answer_start="<think>\n\n</think>\n\n",
+    cpu_dtype="bfloat16",  # vLLM 0.24 has its linear attention in no other there
+)
 FAMILIES: Mapping[str, ModelFamily] = {
     family.name: family
     for family in (
@@ -89,14 +102,19 @@ FAMILIES: Mapping[str, ModelFamily] = {
         replace(QWEN2_VL, name="qwen2_5_vl"),
         _QWEN3_VL,
         replace(_QWEN3_VL, name="qwen3_vl_moe"),
+        _QWEN3_5,
+        replace(_QWEN3_5, name="qwen3_5_moe"),
     )
 }
+UNKNOWN = "unknown"  # name of the family of a model whose configuration cannot be read
 # Data may be used with any family, so no text may hold a piece that one of them acts on.
 CONTROL_TOKENS = frozenset(
     token
     for family in FAMILIES.values()
     for token in (*family.control_tokens, family.image_start, family.image_pad, family.image_end)
 )
+# Qwen3.5's template would start a thought, which no answer has; the others' ignore it. The recipes say it to verl.
+CHAT_TEMPLATE_KWARGS: Mapping[str, Any] = {"enable_thinking": False}
 VISION_TOWERS = frozenset(family.vision_tower for family in FAMILIES.values())
 
 
@@ -133,20 +151,34 @@ def family_of_model(model: str | Path | None, *, name: str | None = None) -> Mod
         return named or QWEN2_VL
     folder = _configuration_of(model)
     config = _read_json(folder / "config.json")
-    found = str(config.get("model_type"))
-    if named is None and found not in FAMILIES and ("model_type" in config or not folder.is_dir()):
-        _warn_of_unknown(str(model), found)
+    found = str(config.get("model_type", UNKNOWN))
+    if named is None and found not in FAMILIES:
+        is_told = "model_type" in config
+        told = f"its model_type ({found}) is none of" if is_told else "no config.json there says that it is one of"
+        _warn_of_unknown(str(model), told)
     images = _read_json(folder / "preprocessor_config.json") or _read_json(folder / "processor_config.json").get(
         "image_processor", {}
     )
-    return _as_configured(named or FAMILIES.get(found, QWEN2_VL), images, config.get("vision_config") or {})
+    family = named or FAMILIES.get(found) or replace(QWEN2_VL, name=found)
+    return _as_configured(family, images, config.get("vision_config") or {})
+
+
+def looks_local(model: str) -> bool:
+    """Whether a model's name must be a folder: on the hub models are named OWNER/NAME.
+
+    Example:
+        >>> [looks_local(name) for name in ("models/sft/step", "sft", "~/sft", "Qwen/Qwen2-VL-7B-Instruct")]
+        [True, True, True, False]
+    """
+    owner, _, name = model.partition("/")
+    return model.startswith((".", "/", "~")) or not name or "/" in name or Path(owner).is_dir()
 
 
 def _configuration_of(model: str | Path) -> Path:
     """The folder with the `config.json` of a model."""
     path = Path(model).expanduser()
-    if path.exists():
-        return path if path.is_dir() else path.parent
+    if path.exists() or looks_local(str(model)):
+        return path.parent if path.is_file() else path
     try:
         from huggingface_hub import snapshot_download
 
@@ -175,13 +207,13 @@ def _as_configured(family: ModelFamily, images: Mapping[str, Any], vision: Mappi
 
 
 @functools.cache  # once for each model
-def _warn_of_unknown(model: str, model_type: str) -> None:
+def _warn_of_unknown(model: str, found: str) -> None:
     logger.warning(
-        "%s: its model_type (%s) is none of %s. Sizes of images, numbers of prompt tokens and the pieces that no text "
-        "may hold are taken to be those of Qwen2-VL where its files tell nothing else, and may be wrong; name the "
-        "family that it is like with --model-family, or add an entry to ffr_verl/model_families.py",
+        "%s: %s %s. Sizes of images, numbers of prompt tokens and the pieces that no text may hold are taken to be "
+        "those of Qwen2-VL where its files tell nothing else, and may be wrong; name the family that it is like with "
+        "--model-family, or add an entry to ffr_verl/model_families.py",
         model,
-        model_type,
+        found,
         ", ".join(FAMILIES),
     )
 

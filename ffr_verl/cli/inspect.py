@@ -24,6 +24,10 @@ def inspect(
     tokenizer: Annotated[
         str | None, typer.Option(help="The model's folder, tokenizer.json or hub name, to count prompt tokens.")
     ] = None,
+    model_family: Annotated[
+        str | None,
+        typer.Option(help="Of the model: sizes of images. By default --tokenizer's, or what a parquet file records."),
+    ] = None,
 ) -> None:
     """Show a row: turns, images with their sizes, the query, the gold fragment marked; of predictions the answer.
 
@@ -31,4 +35,7 @@ def inspect(
     """
     from ffr_verl.data.inspection import render_row
 
-    console.print(render_row(file, row, root=images_root, tokenizer=tokenizer, source_format=source_format))
+    row_shown = render_row(
+        file, row, root=images_root, tokenizer=tokenizer, source_format=source_format, model_family=model_family
+    )
+    console.print(row_shown)

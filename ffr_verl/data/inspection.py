@@ -11,7 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from ffr_verl.data.parquet_files import recorded_root, row_of_file
+from ffr_verl.data.parquet_files import recorded_family, recorded_root, row_of_file
 from ffr_verl.data.sources import AUTO, find_source
 from ffr_verl.data.sources.raw_dialogues import RawDialogueError
 from ffr_verl.data.sources.rows import RowSettings, rows_of_record
@@ -22,7 +22,7 @@ from ffr_verl.errors import FFRError, printable
 from ffr_verl.files import disk_errors
 from ffr_verl.fragments import Fragment, parse_gold
 from ffr_verl.images import image_source, image_tokens, read_image_facts
-from ffr_verl.model_families import QWEN2_VL, ModelFamily
+from ffr_verl.model_families import ModelFamily, family_of_model
 from ffr_verl.settings import DEFAULT_MAX_PIXELS
 
 _PARQUET = b"PAR1"
@@ -96,11 +96,18 @@ def _picture(image: Any, root: Path | None, family: ModelFamily) -> tuple[str, i
 
 
 def render_row(
-    file: Path, number: int, *, root: Path | None = None, tokenizer: str | None = None, source_format: str = AUTO
+    file: Path,
+    number: int,
+    *,
+    root: Path | None = None,
+    tokenizer: str | None = None,
+    model_family: str | None = None,
+    source_format: str = AUTO,
 ) -> RenderableType:
     """A row of a parquet file, of a source (`ffr_verl.data.sources`; raw dialogues count one for each query) or of
     predictions, whose answer is marked, to be printed by rich; an `FFRError` when there is no such file or row, or the
-    row holds no dialogue. The images' folder is by default the one recorded in a parquet file."""
+    row holds no dialogue. The images' folder is by default the one recorded in a parquet file, the model's family that
+    of the tokenizer, then the recorded one."""
     if not file.exists():
         raise FFRError(f"{file}: no such file")
     is_parquet = False
@@ -117,8 +124,10 @@ def render_row(
     gold = None if row.solution is None else parse_gold(row.solution)
     what = "answer" if row.is_answer else "gold"
     marked = gold or Fragment((), ())
-    counted = None if tokenizer is None else PromptTokens(tokenizer)
-    family = QWEN2_VL if counted is None else counted.family
+    counted = None if tokenizer is None else PromptTokens(tokenizer, model_family=model_family)
+    family = family_of_model(None, name=model_family) if counted is None else counted.family
+    if is_parquet and tokenizer is None and model_family is None:
+        family = recorded_family(file) or family
     table = Table("", "id", "speaker", "text", header_style="bold")
     tokens: list[int] = []
     for utterance in dialogue.utterances:

@@ -5,9 +5,12 @@ Needs neither torch nor verl, so the check runs before anything heavy starts.
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,15 +19,19 @@ import pyarrow.parquet as pq
 
 from ffr_verl.errors import FFRError
 from ffr_verl.images import read_image_facts, resized, resolve_image
-from ffr_verl.model_families import QWEN2_VL, ModelFamily
+from ffr_verl.model_families import FAMILIES, QWEN2_VL, UNKNOWN, ModelFamily
 from ffr_verl.settings import DataConfig
+
+logger = logging.getLogger(__name__)
 
 Kind = Literal["rl", "sft"]
 IMAGES_ROOT_KEY = b"ffr_verl.images_root"
+MODEL_FAMILY_KEY = b"ffr_verl.model_family"
 _COLUMNS: dict[Kind, tuple[str, ...]] = {
     "rl": ("prompt", "images", "reward_model", "extra_info", "data_source"),
     "sft": ("messages", "images"),
 }
+_OF_FAMILY = ("name", "patch_size", "merge_size")
 _TRAINING_OPTION = "data.ffr.images_root=FOLDER"
 _SAMPLED_ROWS = 16
 _SAMPLED_GROUPS = 4  # a row group may have 64 MiB
@@ -137,6 +144,36 @@ def recorded_root(file: str | Path) -> Path | None:
     """The images root that a file records; `None` when it records none."""
     root = (read_schema(file).metadata or {}).get(IMAGES_ROOT_KEY)
     return Path(os.fsdecode(root)) if root else None
+
+
+def family_record(family: ModelFamily) -> bytes:
+    """What a file records of the model's family that its images and prompts were checked for."""
+    return json.dumps({name: getattr(family, name) for name in _OF_FAMILY}).encode()
+
+
+def recorded_family(file: str | Path) -> ModelFamily | None:
+    """The family that a file's images and prompts were checked for; `None` when it records none that is known."""
+    record = json.loads((read_schema(file).metadata or {}).get(MODEL_FAMILY_KEY) or b"{}")
+    known = FAMILIES.get(record.get("name"))
+    return None if known is None else replace(known, **{name: record[name] for name in _OF_FAMILY})
+
+
+def check_model_family(files: Sequence[str], family: ModelFamily) -> None:
+    """Warn of files whose images were checked for a family that makes other tokens of them."""
+    for file in files:
+        recorded = recorded_family(file)
+        if recorded is not None and recorded.factor != family.factor and family.name != UNKNOWN:
+            logger.warning(
+                "%s: prepared for %s, where a token is %d x %d pixels; the model is %s, with %d x %d: what `ffr-verl "
+                "prepare` said of image sizes and prompt lengths does not hold for it. Prepare it again with "
+                "--tokenizer MODEL, or --model-family %s",
+                file,
+                recorded.name,
+                *(recorded.factor, recorded.factor),
+                family.name,
+                *(family.factor, family.factor),
+                family.name,
+            )
 
 
 def images_root(files: Sequence[str], config: DataConfig, *, option: str = _TRAINING_OPTION) -> Path:

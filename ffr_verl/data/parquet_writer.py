@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ffr_verl.data.checks.checked_row import CheckedRow
-from ffr_verl.data.parquet_files import IMAGES_ROOT_KEY
+from ffr_verl.data.parquet_files import IMAGES_ROOT_KEY, MODEL_FAMILY_KEY, family_record
 from ffr_verl.dialogues import extra_info
+from ffr_verl.model_families import ModelFamily
 
 _FORMAT_VERSION = {b"ffr_verl.format_version": b"1"}
 _ROW_GROUP = 768  # the footer takes some 50 kB of memory for each, and 1,024 took more for what waits
@@ -35,20 +36,21 @@ _EXTRA_INFO = {
 }
 
 
-def _schemas(images: pa.DataType, images_root: Path) -> tuple[pa.Schema, pa.Schema]:
+def _schemas(images: pa.DataType, images_root: Path, family: ModelFamily) -> tuple[pa.Schema, pa.Schema]:
     """Of the RL and of the SFT file."""
     rl = {"data_source": _TEXT, "prompt": _MESSAGES, "images": images, "ability": _TEXT}
     rl |= {"reward_model": pa.struct({"style": _TEXT, "ground_truth": _TEXT}), "extra_info": pa.struct(_EXTRA_INFO)}
     sft = {"messages": _MESSAGES, "images": images, "dialogue_id": _TEXT}
-    metadata = {IMAGES_ROOT_KEY: os.fsencode(images_root), **_FORMAT_VERSION}
+    recorded = {IMAGES_ROOT_KEY: os.fsencode(images_root), MODEL_FAMILY_KEY: family_record(family)}
+    metadata = {**recorded, **_FORMAT_VERSION}
     return pa.schema(rl, metadata), pa.schema(sft, metadata)
 
 
 class SplitWriter:
     """Writes rows as `NAME.rl.parquet` and `NAME.sft.parquet`.
 
-    `images_root` is recorded in the files; `image_bytes` reads an image by its path in the row, to be stored in them
-    (`None` stores paths).
+    `images_root` and `family` are recorded in the files; `image_bytes` reads an image by its path in the row, to be
+    stored in them (`None` stores paths).
     """
 
     def __init__(
@@ -57,10 +59,11 @@ class SplitWriter:
         sft_path: Path,
         split: str,
         images_root: Path,
+        family: ModelFamily,
         image_bytes: Callable[[str], bytes] | None = None,
     ) -> None:
         self._split, self._image_bytes = split, image_bytes
-        schemas = _schemas(_PATHS if image_bytes is None else _PICTURES, images_root)
+        schemas = _schemas(_PATHS if image_bytes is None else _PICTURES, images_root, family)
         self._files = [rl_path.open("wb"), sft_path.open("wb")]  # Arrow opens no name that is no UTF-8
         # Nothing looks at statistics of columns, which hold whole prompts.
         self._writers = [

@@ -136,7 +136,7 @@ def prepare(
         rl_path, sft_path, rejected_path = stack.enter_context(whole_or_nothing(paths, place=output))
         with contextlib.ExitStack() as files:
             image_bytes = (lambda name: resolve_image(root, name).read_bytes()) if embed_images else None
-            writer = SplitWriter(rl_path, sft_path, split, root, image_bytes)
+            writer = SplitWriter(rl_path, sft_path, split, root, checker.family, image_bytes)
             files.callback(writer.close)
             rejected = files.enter_context(rejected_path.open("w", encoding="utf-8"))
             try:

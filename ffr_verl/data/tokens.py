@@ -76,5 +76,5 @@ class PromptTokens:
         if system is not None and (not messages or messages[0]["role"] != "system"):
             messages = [{"role": "system", "content": system}, *messages]
         text = "".join([f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>\n" for message in messages])
-        text = text.replace(IMAGE, self.family.image_text) + "<|im_start|>assistant\n"
+        text = text.replace(IMAGE, self.family.image_text) + f"<|im_start|>assistant\n{self.family.answer_start}"
         return len(self._tokenizer.encode(text, add_special_tokens=False)) + sum(image_tokens) - len(image_tokens)

@@ -15,7 +15,7 @@ from ffr_verl.errors import FFRError
 from ffr_verl.images import image_source, model_picture
 from ffr_verl.inference.journal import AnswerJournal
 from ffr_verl.inference.orphans import ends_with_us
-from ffr_verl.model_families import family_of_processor, folder_revision
+from ffr_verl.model_families import CHAT_TEMPLATE_KWARGS, ModelFamily, family_of_model, folder_revision, looks_local
 from ffr_verl.predictions import LEAST_LOGPROB, cut_off_before_text
 from ffr_verl.settings import DEFAULT_MAX_PIXELS
 
@@ -86,7 +86,7 @@ class Generator:
 
     def __init__(self, settings: GeneratorSettings) -> None:
         folder = Path(settings.model).expanduser()
-        if _looks_local(settings.model) and not (folder / "config.json").is_file():
+        if looks_local(settings.model) and not (folder / "config.json").is_file():
             raise FFRError(f"--model {settings.model}: no Hugging Face model folder; `ffr-verl merge` makes one")
         lora_rank = None if settings.lora is None else _lora_rank(settings.lora)
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -105,7 +105,7 @@ class Generator:
             )
         except (OSError, ValueError) as error:
             raise FFRError(f"--model {settings.model}: {str(error).splitlines()[0]}") from None
-        self._family = family_of_processor(self._processor)
+        self._family = family_of_model(settings.model)
         if not getattr(self._processor, "chat_template", None):
             raise FFRError(
                 f"--model {settings.model}: no chat template; save the base model's processor there: "
@@ -121,7 +121,7 @@ class Generator:
                     tensor_parallel_size=settings.tensor_parallel_size,
                     trust_remote_code=settings.trust_remote_code,
                     seed=settings.seed,
-                    **_engine_options(settings),
+                    **_engine_options(settings, self._family),
                     **lora,
                 )
         except (OSError, ValueError, RuntimeError) as error:
@@ -194,7 +194,7 @@ class Generator:
 
     def _prompt_or_error(self, row: Mapping[str, Any]) -> dict[str, Any] | Answer:
         text = self._processor.apply_chat_template(
-            with_image_parts(row["prompt"]), add_generation_prompt=True, tokenize=False
+            with_image_parts(row["prompt"]), add_generation_prompt=True, tokenize=False, **CHAT_TEMPLATE_KWARGS
         )
         settings = self._settings
         try:
@@ -203,17 +203,6 @@ class Generator:
         except ValueError as error:
             return Answer("", error=f"an image cannot be read: {error}")
         return {"prompt": text, **({"multi_modal_data": {"image": images}} if images else {})}
-
-
-def _looks_local(model: str) -> bool:
-    """Whether a model's name must be a folder: on the hub models are named OWNER/NAME.
-
-    Example:
-        >>> [_looks_local(name) for name in ("models/sft/step", "sft", "~/sft", "Qwen/Qwen2-VL-7B-Instruct")]
-        [True, True, True, False]
-    """
-    owner, _, name = model.partition("/")
-    return model.startswith((".", "/", "~")) or not name or "/" in name or Path(owner).is_dir()
 
 
 def generate_answers(
@@ -258,7 +247,7 @@ def _lora_rank(adapter: Path) -> int:
         raise FFRError(f"{file}: no rank r from 1 to {_LORA_RANKS[-1]}; save the adapter again with peft") from None
 
 
-def _engine_options(settings: GeneratorSettings) -> dict[str, Any]:
+def _engine_options(settings: GeneratorSettings, family: ModelFamily) -> dict[str, Any]:
     """What differs between a GPU and the CPU build."""
     from vllm.platforms import current_platform
 
@@ -266,7 +255,7 @@ def _engine_options(settings: GeneratorSettings) -> dict[str, Any]:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         # A drawn answer whose prompt is read in pieces ends the CPU engine: its random generators have no offset.
         whole_prompts = {"enable_chunked_prefill": False, "max_num_batched_tokens": max(4096, settings.max_model_len)}
-        return {"dtype": "float32", "enforce_eager": True, **whole_prompts}
+        return {"dtype": family.cpu_dtype, "enforce_eager": True, **whole_prompts}
     return {"gpu_memory_utilization": settings.gpu_memory_utilization}
 
 

@@ -14,6 +14,7 @@ import pytest
 from ffr_verl.integrations.verl.preflight import compose_run
 
 ROOT = Path(__file__).parents[2]
+DENSE_FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"]
 RunPython = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -48,6 +49,19 @@ def run_python(tmp_path: Path) -> RunPython:
 def composed() -> Callable[..., Any]:
     """The config that a trainer of verl composes for overrides, in this process."""
     return lambda trainer, *overrides: compose_run(trainer, overrides)
+
+
+@pytest.fixture(scope="session")
+def family_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny random model of each family in `DENSE_FAMILIES`; written as `base_model` is."""
+    folder = tmp_path_factory.mktemp("families")
+    code = (
+        "import pathlib; from ffr_verl.demo.base_model import *; from ffr_verl.model_families import FAMILIES\n"
+        f"for name in {DENSE_FAMILIES}:\n"
+        f"    write_base_model(pathlib.Path({str(folder)!r}) / name, family=FAMILIES[name], seed=0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=240)
+    return folder
 
 
 @pytest.fixture(scope="session")

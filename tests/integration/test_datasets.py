@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,13 @@ def processor(base_model: Path) -> Any:
 
 
 def rl_dataset(
-    file: Path, tokenizer: Any, processor: Any, *, filter_overlong_prompts: bool = False, **ffr: Any
+    file: Path,
+    tokenizer: Any,
+    processor: Any,
+    *,
+    filter_overlong_prompts: bool = False,
+    verl: Mapping[str, Any] | None = None,
+    **ffr: Any,
 ) -> FFRDataset:
     # verl filters in a forked process, which waits for ever when torch has used its threads in this one before.
     settings = {
@@ -45,17 +52,21 @@ def rl_dataset(
         "return_multi_modal_inputs": False,
         "cache_dir": str(file.parent / "cache"),
         "ffr": ffr,
+        **(verl or {}),
     }
     return FFRDataset(str(file), tokenizer, OmegaConf.create(settings), processor=processor)
 
 
-def sft_dataset(file: Path, tokenizer: Any, processor: Any, **ffr: Any) -> FFRSFTDataset:
+def sft_dataset(
+    file: Path, tokenizer: Any, processor: Any, *, verl: Mapping[str, Any] | None = None, **ffr: Any
+) -> FFRSFTDataset:
     settings = {
         "messages_key": "messages",
         "pad_mode": "no_padding",
         "max_length": 2048,
         "truncation": "error",
         "ffr": ffr,
+        **(verl or {}),
     }
     return FFRSFTDataset(str(file), tokenizer, OmegaConf.create(settings), processor=processor)
 

@@ -13,6 +13,7 @@ from conftest import RunPython  # type: ignore[import-not-found]
 from omegaconf import OmegaConf
 
 from ffr_verl.demo.stages import DemoSettings, stages_of
+from ffr_verl.model_families import CHAT_TEMPLATE_KWARGS
 from ffr_verl.recipes import recipe_names, recipe_path, trainer_of
 
 TRAINER = {
@@ -26,6 +27,10 @@ TRAINER = {
     "ffr_grpo_published_cpu": "main_ppo",
     "ffr_gdpo": "main_ppo",
     "ffr_gdpo_cpu": "main_ppo",
+    "ffr_sft_qwen2_5_vl": "sft_trainer",
+    "ffr_sft_qwen3_vl": "sft_trainer",
+    "ffr_grpo_qwen2_5_vl": "main_ppo",
+    "ffr_grpo_qwen3_vl": "main_ppo",
 }
 
 # Nodes where verl takes any key: ours, those of Ray and transformers, and hydra's own.
@@ -33,6 +38,7 @@ OPEN_NODES = (
     "hydra.",
     "data.ffr",
     "data.image_key",
+    "data.apply_chat_template_kwargs",
     "reward.custom_reward_function.reward_kwargs",
     "trainer.v1.sampler.sampler_kwargs",
     "trainer.v1.sampler.custom_sampler",
@@ -131,6 +137,23 @@ def test_a_cpu_recipe_keeps_what_its_parent_says(composed: Callable[..., Any], c
     ):
         values = [OmegaConf.select(config, key, default=None) for config in (parent, child)]
         assert values[0] == values[1], key
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_a_familys_recipe_differs_in_model_and_folder_only(
+    composed: Callable[..., Any], stage: str, family: str
+) -> None:
+    trainer, found = TRAINER[f"ffr_{stage}"], []
+    for name in (f"ffr_{stage}", f"ffr_{stage}_{family}"):
+        config: Any = OmegaConf.to_container(composed(trainer, f"+recipe={name}"), resolve=False)
+        assert f"ffr_{config['trainer'].pop('experiment_name')}" == name, "its checkpoints lie apart"
+        assert config["data"]["apply_chat_template_kwargs"] == CHAT_TEMPLATE_KWARGS
+        del config["hydra"]
+        if stage == "sft":
+            assert config["model"].pop("path").startswith("Qwen/")
+        found.append(config)
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize(

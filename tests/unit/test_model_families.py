@@ -42,6 +42,7 @@ def test_an_unknown_family_is_said_with_what_may_be_wrong(tmp_path: Path, caplog
     assert "model_type (seen_nowhere) is none of qwen2_vl" in message
     assert "Sizes of images, numbers of prompt tokens" in message
     assert "--model-family" in message
+    assert family.name == "seen_nowhere", "it is not called one of those that are known"
     caplog.clear()
     assert family_of_model(tmp_path, name="qwen2_5_vl").name == "qwen2_5_vl"
     assert not caplog.messages, "the user has said what it is like"

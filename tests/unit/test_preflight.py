@@ -27,7 +27,7 @@ def model(tmp_path: Path) -> Path:
     folder = tmp_path / "model"
     folder.mkdir()
     for name in ("config.json", "tokenizer_config.json", "preprocessor_config.json"):
-        (folder / name).write_text(json.dumps({}))
+        (folder / name).write_text(json.dumps({"model_type": "qwen2_vl"} if name == "config.json" else {}))
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     return folder
 
@@ -203,13 +203,33 @@ def test_orders_without_a_difficulty_file_are_not_reordered_either(grpo: dict[st
         check(grpo)
 
 
-@pytest.mark.parametrize("name", ["Qwen/Qwen2-VL-7B-Instruct", "gpt2", "hdfs://cluster/models/sft"])
+@pytest.mark.parametrize("name", ["owner/model-of-the-hub", "gpt2", "hdfs://cluster/models/sft"])
 def test_names_that_are_fetched_are_left_to_verl(
-    grpo: dict[str, Any], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    grpo: dict[str, Any],
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """What cannot be looked at is not judged as some other model would be without a word."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     put(grpo, "actor_rollout_ref.model.path", name)
     check(grpo)
+    (message,) = caplog.messages
+    assert name in message
+    assert "sizes of images" in message.lower()
+
+
+def test_on_a_cpu_a_family_is_rolled_out_in_what_vllm_has_for_it(grpo: dict[str, Any], model: Path) -> None:
+    (model / "config.json").write_text(json.dumps({"model_type": "qwen3_5"}))
+    put(grpo, "trainer.device", "cpu")
+    for dtype in ("bfloat16", "float32"):
+        put(grpo, "actor_rollout_ref.rollout", {"dtype": dtype})
+        if dtype == "bfloat16":
+            check(grpo)
+    with pytest.raises(FFRError, match=r"rollout\.dtype: vLLM's CPU build runs qwen3_5 in bfloat16 only; give"):
+        check(grpo)
 
 
 def test_a_missing_folder_beside_others_is_no_hub_name(

@@ -24,13 +24,21 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import OmegaConf
 
-from ffr_verl.data.parquet_files import Kind, as_list, check_columns, check_images, dialogues_of_rows, images_root
+from ffr_verl.data.parquet_files import (
+    Kind,
+    as_list,
+    check_columns,
+    check_images,
+    check_model_family,
+    dialogues_of_rows,
+    images_root,
+)
 from ffr_verl.embeddings.store import EmbeddingStore
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import TAGS
 from ffr_verl.integrations.verl import SUPPORTED_VERL
 from ffr_verl.integrations.verl.checkpoint_folders import CONTENTS, Stage, check_resume
-from ffr_verl.model_families import family_of_model, has_chat_template
+from ffr_verl.model_families import ModelFamily, family_of_model, has_chat_template, looks_local
 from ffr_verl.rewards import CoherenceScorer, RewardConfig
 from ffr_verl.samplers.difficulty_file import DifficultyFile, row_keys
 from ffr_verl.samplers.sampler import ORDERS, CurriculumSampler
@@ -223,8 +231,8 @@ def _local_files(config: Any, key: str) -> list[str]:
 
 
 def _check_files(config: Any, kind: Kind, data_config: DataConfig) -> None:
-    node = "actor_rollout_ref.model" if kind == "rl" else "model"
-    folder = Path(str(select(config, f"{node}.path"))).expanduser()
+    is_first = os.environ.get("RANK", "0") == "0"
+    family = _family_of_run(config, "actor_rollout_ref.model" if kind == "rl" else "model") if is_first else None
     for key in ("data.train_files", "data.val_files"):
         if select(config, key) is None:
             if key == "data.val_files" and kind == "sft":
@@ -235,14 +243,30 @@ def _check_files(config: Any, kind: Kind, data_config: DataConfig) -> None:
             if not Path(name).is_file():
                 raise FFRError(f"{key}: {name}: no such file; `ffr-verl prepare` writes NAME.{kind}.parquet")
         check_columns(files, kind)
-        if files and os.environ.get("RANK", "0") == "0":
-            check_images(
-                files,
-                images_root(files, data_config),
-                sample=False,
-                max_pixels=data_config.max_pixels,
-                family=family_of_model(folder if folder.is_dir() else None),
-            )
+        if files and is_first and family is None:
+            check_images(files, images_root(files, data_config), sample=False)
+        elif files and family is not None:
+            check_model_family(files, family)
+            root = images_root(files, data_config)
+            check_images(files, root, sample=False, max_pixels=data_config.max_pixels, family=family)
+
+
+def _family_of_run(config: Any, node: str) -> ModelFamily | None:
+    """The family of the model, by its own files; `None` where those cannot be looked at yet."""
+    path = str(select(config, f"{node}.path"))
+    if path == "None":
+        return None  # said with what else is wrong with the model
+    if "://" in path:
+        logger.warning(
+            "%s.path: %s is not here yet: sizes of images are checked when the datasets are made", node, path
+        )
+        return None
+    return None if _is_absent(path) else family_of_model(path)
+
+
+def _is_absent(path: str) -> bool:
+    """Whether it is a path that does not exist; a name without a slash may be one of the hub's first models."""
+    return "/" in path and looks_local(path) and not Path(path).expanduser().is_dir()
 
 
 def _check_advantages(config: Any, sampler: SamplerConfig | None, rewards: RewardConfig | None) -> None:
@@ -376,10 +400,7 @@ def _check_model(config: Any, node: str) -> None:
     path = str(select(config, key))
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        # A hub model is called NAME or OWNER/NAME; models/sft beside a folder models is a path that does not exist.
-        looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
-        looks_local = looks_local or ("/" in path and Path(path.split("/")[0]).is_dir())
-        if looks_local and "://" not in path:
+        if "://" not in path and _is_absent(path):
             raise FFRError(f"{key}: {path}: no such folder; give a Hugging Face folder, or the name of a hub model")
         return  # verl fetches it
     save = "AutoProcessor.from_pretrained(BASE).save_pretrained(...)"
@@ -402,6 +423,13 @@ def _check_model(config: Any, node: str) -> None:
     ):
         if not any((folder / name).is_file() for name in names):
             raise FFRError(f"{key}: {path}: {problem}")
+    if node != "model" and select(config, "trainer.device") == "cpu":
+        family, rollout = family_of_model(folder), "actor_rollout_ref.rollout.dtype"
+        if family.cpu_dtype not in ("float32", select(config, rollout)):
+            raise FFRError(
+                f"{rollout}: vLLM's CPU build runs {family.name} in {family.cpu_dtype} only; give "
+                f"{rollout}={family.cpu_dtype}"
+            )
     if not has_chat_template(folder) and not select(config, f"{node}.custom_chat_template"):
         raise FFRError(
             f"{key}: {path}: the model has no chat template, so prompts cannot be written; save the base model's "
