@@ -23,7 +23,7 @@ from ffr_verl.data.tokens import PromptTokens
 from ffr_verl.dialogues import with_image_parts
 from ffr_verl.images import image_tokens, model_picture
 from ffr_verl.integrations.verl.frozen_vision_tower import freeze_vision_tower
-from ffr_verl.integrations.verl.preflight import check_run
+from ffr_verl.integrations.verl.preflight import find_problems
 from ffr_verl.model_families import CHAT_TEMPLATE_KWARGS, family_of_model
 
 SIZES = ((40, 40), (300, 200), (640, 480), (1400, 1000), (30, 2000))
@@ -114,7 +114,7 @@ def test_a_model_of_another_family_than_the_data_were_prepared_for_is_said(
                 f"model.path={family_models / 'qwen3_5'}",
                 f"data.train_files={tmp_path / f'{split}.sft.parquet'}",
             ]
-            check_run(composed("sft_trainer", "+recipe=ffr_sft_cpu", *files))
+            find_problems(composed("sft_trainer", "+recipe=ffr_sft_cpu", *files)).stop()
     (message,) = caplog.messages
     assert "old.sft.parquet: prepared for qwen2_vl, where a token is 28 x 28 pixels; the model is qwen3_5" in message
     assert "--model-family qwen3_5" in message
