@@ -18,7 +18,6 @@ from typing import Any
 from ffr_verl.errors import FFRError
 
 __all__ = [
-    "CHAT_TEMPLATE_KWARGS",
     "CONTROL_TOKENS",
     "FAMILIES",
     "QWEN2_VL",
@@ -82,6 +81,11 @@ class ModelFamily:
         return self.patch_size * self.merge_size
 
     @property
+    def template_kwargs(self) -> dict[str, Any]:
+        """Arguments of its chat template for answers without a thought; transformers warns where one is not needed."""
+        return {"enable_thinking": False} if self.answer_start else {}
+
+    @property
     def image_text(self) -> str:
         """What the chat template writes for an image, before its pad is repeated."""
         return f"{self.image_start}{self.image_pad}{self.image_end}"
@@ -113,8 +117,6 @@ CONTROL_TOKENS = frozenset(
     for family in FAMILIES.values()
     for token in (*family.control_tokens, family.image_start, family.image_pad, family.image_end)
 )
-# Qwen3.5's template would start a thought, which no answer has; the others' ignore it. The recipes say it to verl.
-CHAT_TEMPLATE_KWARGS: Mapping[str, Any] = {"enable_thinking": False}
 VISION_TOWERS = frozenset(family.vision_tower for family in FAMILIES.values())
 
 

@@ -15,7 +15,7 @@ from ffr_verl.errors import FFRError
 from ffr_verl.images import image_source, model_picture
 from ffr_verl.inference.journal import AnswerJournal
 from ffr_verl.inference.orphans import ends_with_us
-from ffr_verl.model_families import CHAT_TEMPLATE_KWARGS, ModelFamily, family_of_model, folder_revision, looks_local
+from ffr_verl.model_families import ModelFamily, family_of_model, folder_revision, looks_local
 from ffr_verl.predictions import LEAST_LOGPROB, cut_off_before_text
 from ffr_verl.settings import DEFAULT_MAX_PIXELS
 
@@ -194,7 +194,7 @@ class Generator:
 
     def _prompt_or_error(self, row: Mapping[str, Any]) -> dict[str, Any] | Answer:
         text = self._processor.apply_chat_template(
-            with_image_parts(row["prompt"]), add_generation_prompt=True, tokenize=False, **CHAT_TEMPLATE_KWARGS
+            with_image_parts(row["prompt"]), add_generation_prompt=True, tokenize=False, **self._family.template_kwargs
         )
         settings = self._settings
         try:

@@ -42,11 +42,21 @@ def answers(model: Path, data: Path, output: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("name", "overrides"),
-    [("qwen2_5_vl", []), ("qwen3_vl", []), ("qwen3_5", ["actor_rollout_ref.rollout.dtype=bfloat16"])],
-    ids=lambda value: value if isinstance(value, str) else "",
+    ("name", "both", "grpo_only"),
+    [
+        ("qwen2_5_vl", [], []),
+        ("qwen3_vl", [], []),
+        (
+            "qwen3_5",
+            ["+data.apply_chat_template_kwargs.enable_thinking=false"],
+            ["actor_rollout_ref.rollout.dtype=bfloat16"],
+        ),
+    ],
+    ids=["qwen2_5_vl", "qwen3_vl", "qwen3_5"],
 )
-def test_a_family_goes_through_both_stages(folder: Path, small_train: Path, name: str, overrides: list[str]) -> None:
+def test_a_family_goes_through_both_stages(
+    folder: Path, small_train: Path, name: str, both: list[str], grpo_only: list[str]
+) -> None:
     place, heldout = folder / name, folder / "heldout.rl.parquet"
     place.mkdir()
     base = write_base_model(place / "base", family=FAMILIES[name], seed=0)
@@ -65,6 +75,7 @@ def test_a_family_goes_through_both_stages(folder: Path, small_train: Path, name
             "optim.lr=2e-3",
             f"trainer.total_training_steps={STEPS}",
             f"trainer.save_freq={STEPS}",
+            *both,
         ],
         seconds=300,
     )
@@ -94,7 +105,8 @@ def test_a_family_goes_through_both_stages(folder: Path, small_train: Path, name
             "trainer.test_freq=-1",
             f"trainer.total_training_steps={STEPS}",
             f"trainer.save_freq={STEPS}",
-            *overrides,
+            *both,
+            *grpo_only,
         ],
         seconds=600,
     )

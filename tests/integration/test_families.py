@@ -24,10 +24,11 @@ from ffr_verl.dialogues import with_image_parts
 from ffr_verl.images import image_tokens, model_picture
 from ffr_verl.integrations.verl.frozen_vision_tower import freeze_vision_tower
 from ffr_verl.integrations.verl.preflight import find_problems
-from ffr_verl.model_families import CHAT_TEMPLATE_KWARGS, family_of_model
+from ffr_verl.model_families import family_of_model
 
 SIZES = ((40, 40), (300, 200), (640, 480), (1400, 1000), (30, 2000))
 BOUND = 602_112
+NO_THOUGHT = "+data.apply_chat_template_kwargs.enable_thinking=false"
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def test_rows_become_what_the_models_own_processor_makes_of_them(
     assert family.name == name
     options: dict[str, Any] = {"images_root": rows, "output": tmp_path, "split": "t", "max_images": 64}
     summary = prepare(rows / "rows.json", tokenizer=str(model), **options)
-    settings = {"apply_chat_template_kwargs": CHAT_TEMPLATE_KWARGS, "enable_thinking_default": False}
+    settings = {"apply_chat_template_kwargs": family.template_kwargs}
     rl = rl_dataset(tmp_path / "t.rl.parquet", processor.tokenizer, processor, verl=settings)
     sft = sft_dataset(
         tmp_path / "t.sft.parquet", processor.tokenizer, processor, verl={**settings, "max_length": 9999}
@@ -63,12 +64,12 @@ def test_rows_become_what_the_models_own_processor_makes_of_them(
         files = [Image.open(rows / path) for path in row["images"]]
         messages = with_image_parts(row["prompt"])
         text = processor.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False, **CHAT_TEMPLATE_KWARGS
+            messages, add_generation_prompt=True, tokenize=False, **family.template_kwargs
         )
         own = processor(text=[text], images=files or None, return_tensors="pt")
         answer = [{"type": "text", "text": row["reward_model"]["ground_truth"]}]
         text = processor.apply_chat_template(
-            [*messages, {"role": "assistant", "content": answer}], tokenize=False, **CHAT_TEMPLATE_KWARGS
+            [*messages, {"role": "assistant", "content": answer}], tokenize=False, **family.template_kwargs
         )
         whole = processor(text=[text], images=files or None, return_tensors="pt")
 
@@ -114,7 +115,7 @@ def test_a_model_of_another_family_than_the_data_were_prepared_for_is_said(
                 f"model.path={family_models / 'qwen3_5'}",
                 f"data.train_files={tmp_path / f'{split}.sft.parquet'}",
             ]
-            find_problems(composed("sft_trainer", "+recipe=ffr_sft_cpu", *files)).stop()
+            find_problems(composed("sft_trainer", "+recipe=ffr_sft_cpu", *files, NO_THOUGHT)).stop()
     (message,) = caplog.messages
     assert "old.sft.parquet: prepared for qwen2_vl, where a token is 28 x 28 pixels; the model is qwen3_5" in message
     assert "--model-family qwen3_5" in message

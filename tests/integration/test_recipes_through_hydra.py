@@ -13,7 +13,7 @@ from conftest import RunPython  # type: ignore[import-not-found]
 from omegaconf import OmegaConf
 
 from ffr_verl.demo.stages import DemoSettings, stages_of
-from ffr_verl.model_families import CHAT_TEMPLATE_KWARGS
+from ffr_verl.model_families import FAMILIES
 from ffr_verl.recipes import recipe_names, recipe_path, trainer_of
 
 TRAINER = {
@@ -29,8 +29,10 @@ TRAINER = {
     "ffr_gdpo_cpu": "main_ppo",
     "ffr_sft_qwen2_5_vl": "sft_trainer",
     "ffr_sft_qwen3_vl": "sft_trainer",
+    "ffr_sft_qwen3_5": "sft_trainer",
     "ffr_grpo_qwen2_5_vl": "main_ppo",
     "ffr_grpo_qwen3_vl": "main_ppo",
+    "ffr_grpo_qwen3_5": "main_ppo",
 }
 
 # Nodes where verl takes any key: ours, those of Ray and transformers, and hydra's own.
@@ -139,7 +141,7 @@ def test_a_cpu_recipe_keeps_what_its_parent_says(composed: Callable[..., Any], c
         assert values[0] == values[1], key
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "qwen3_5"])
 @pytest.mark.parametrize("stage", ["sft", "grpo"])
 def test_a_familys_recipe_differs_in_model_and_folder_only(
     composed: Callable[..., Any], stage: str, family: str
@@ -148,7 +150,8 @@ def test_a_familys_recipe_differs_in_model_and_folder_only(
     for name in (f"ffr_{stage}", f"ffr_{stage}_{family}"):
         config: Any = OmegaConf.to_container(composed(trainer, f"+recipe={name}"), resolve=False)
         assert f"ffr_{config['trainer'].pop('experiment_name')}" == name, "its checkpoints lie apart"
-        assert config["data"]["apply_chat_template_kwargs"] == CHAT_TEMPLATE_KWARGS
+        kwargs = FAMILIES[family].template_kwargs if name.endswith(family) else {}
+        assert config["data"].pop("apply_chat_template_kwargs") == kwargs
         del config["hydra"]
         if stage == "sft":
             assert config["model"].pop("path").startswith("Qwen/")

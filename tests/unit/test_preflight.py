@@ -221,8 +221,14 @@ def test_names_that_are_fetched_are_left_to_verl(
     assert "sizes of images" in message.lower()
 
 
-def test_on_a_cpu_a_family_is_rolled_out_in_what_vllm_has_for_it(grpo: dict[str, Any], model: Path) -> None:
+def test_what_qwen3_5_needs_is_said(grpo: dict[str, Any], model: Path) -> None:
     (model / "config.json").write_text(json.dumps({"model_type": "qwen3_5"}))
+    with pytest.raises(
+        FFRError, match=r"enable_thinking is not given: the chat template of qwen3_5 begins each answer"
+    ):
+        check(grpo)
+    put(grpo, "data.apply_chat_template_kwargs", {"enable_thinking": False})
+    check(grpo)
     put(grpo, "trainer.device", "cpu")
     for dtype in ("bfloat16", "float32"):
         put(grpo, "actor_rollout_ref.rollout", {"dtype": dtype})

@@ -423,8 +423,14 @@ def _check_model(config: Any, node: str) -> None:
     ):
         if not any((folder / name).is_file() for name in names):
             raise FFRError(f"{key}: {path}: {problem}")
+    family, key_of_thought = family_of_model(folder), "data.apply_chat_template_kwargs.enable_thinking"
+    if family.template_kwargs and select(config, key_of_thought) is None:
+        raise FFRError(
+            f"{key_of_thought} is not given: the chat template of {family.name} begins each answer with a thought "
+            f"then; give +{key_of_thought}=false"
+        )
     if node != "model" and select(config, "trainer.device") == "cpu":
-        family, rollout = family_of_model(folder), "actor_rollout_ref.rollout.dtype"
+        rollout = "actor_rollout_ref.rollout.dtype"
         if family.cpu_dtype not in ("float32", select(config, rollout)):
             raise FFRError(
                 f"{rollout}: vLLM's CPU build runs {family.name} in {family.cpu_dtype} only; give "
