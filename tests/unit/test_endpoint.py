@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import json
 import os
@@ -38,7 +39,8 @@ def server() -> Iterator[FakeServer]:
 
 
 @pytest.fixture(autouse=True)
-def key(monkeypatch: pytest.MonkeyPatch) -> None:
+def key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))  # reading the system's certificates takes longer than a test
     monkeypatch.setenv("FFR_TEST_KEY", KEY)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-somebody-else")
 
@@ -68,10 +70,14 @@ def rows_of(data: Path) -> list[dict[str, Any]]:
     return pq.read_table(data).to_pylist()
 
 
+@functools.cache
+def texts_of(data: Path) -> list[str]:
+    return [row["prompt"][-1]["content"].replace("<image>", "") for row in rows_of(data)]
+
+
 def position(body: dict[str, Any], data: Path) -> int:
     """The row that a request asks for."""
-    texts = [row["prompt"][-1]["content"].replace("<image>", "") for row in rows_of(data)]
-    return texts.index(user_text(body))
+    return texts_of(data).index(user_text(body))
 
 
 def test_what_is_sent_and_what_is_written(server: FakeServer, data: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from pathlib import Path
@@ -147,6 +148,7 @@ def test_published_settings(name: str) -> None:
         assert recipe["data"]["max_prompt_length"] + recipe["data"]["max_response_length"] == 15536
 
 
+@functools.cache
 def locked(name: str) -> dict[str, set[str]]:
     """Package to locked versions (several where they depend on Python's version)."""
     versions: dict[str, set[str]] = {}
