@@ -194,8 +194,9 @@ from pathlib import Path
 from ffr_verl.data.prepare import prepare
 from ffr_verl.data.windows import WindowSettings
 cut = WindowSettings(3, 2, "published")
-for split, options in (("a", {"report": Path(sys.argv[1], "r.json")}), ("b", {"embed_images": True, "window": cut})):
-    prepare(Path("train.json"), images_root=Path(), output=Path(sys.argv[1]), split=split, skip_invalid=True, **options)
+out = Path(sys.argv[1])
+for split, options in (("a", {"report": out / "r.json"}), ("b", {"embed_images": True, "window": cut})):
+    prepare(Path("train.json"), images_root=Path(), output=out, split=split, skip_invalid=True, **options)
 """
     found = []
     for seed in ("1", "2"):

@@ -65,15 +65,6 @@ def test_list_and_show() -> None:
     assert shown.stdout == recipe_path("ffr_sft").read_text()
 
 
-@pytest.mark.parametrize(
-    "command", ["prepare", "merge", "demo", "doctor", "recipe list", "recipe show", "recipe copy"]
-)
-def test_every_command_explains_itself(command: str) -> None:
-    result = CliRunner().invoke(app, [*command.split(), "--help"])
-    assert result.exit_code == 0
-    assert len(result.stdout) > 150
-
-
 # The table of the published settings.
 PUBLISHED = {
     "ffr_sft": {
