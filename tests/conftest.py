@@ -15,8 +15,8 @@ import typer.testing
 from ffr_verl.data.demo import write_demo_set
 from ffr_verl.data.prepare import prepare
 
-# A busy machine is no fault of the code: nothing here is timed.
-hypothesis.settings.register_profile("ffr", deadline=None)
+# A busy machine is no fault of the code: nothing here is timed. Every run draws other examples.
+hypothesis.settings.register_profile("ffr", deadline=None, max_examples=50)
 hypothesis.settings.load_profile("ffr")
 
 

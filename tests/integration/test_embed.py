@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import sysconfig
 import time
 from pathlib import Path
@@ -379,15 +378,3 @@ def test_gold_fragments_of_real_dialogues_are_more_coherent_than_random_ones(rea
     assert rows == 180
     assert above_mean >= 0.85
     assert above_draws >= 0.80
-
-
-def test_help_teaches() -> None:
-    run = subprocess.run(
-        [sys.executable, "-m", "ffr_verl", "embed", "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "COLUMNS": "200"},
-    )
-    for words in ("--model", "--ray", "--restart", "embeddings=OUTPUT", "Each different text"):
-        assert words in run.stdout

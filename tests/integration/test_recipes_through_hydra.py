@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import shlex
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,8 +13,10 @@ import pytest
 import yaml
 from conftest import RunPython  # type: ignore[import-not-found]
 from omegaconf import OmegaConf
+from rich.console import Console
 
-from ffr_verl.demo.stages import DemoSettings, stages_of
+from ffr_verl.demo.pipeline import print_commands
+from ffr_verl.demo.stages import DemoSettings
 from ffr_verl.model_families import FAMILIES
 from ffr_verl.recipes import recipe_names, recipe_path, trainer_of
 
@@ -215,7 +219,7 @@ def test_real_commands_end_with_one_clear_message(run_python: RunPython, parquet
             (
                 ["sft_trainer", "+recipe=ffr_sft_cpu", f"model.path={base_model}", sft],
                 {"MASTER_PORT": port},
-                f"MASTER_PORT={port}",
+                f"MASTER_PORT={port}: [Errno 98] Address already in use; unset MASTER_PORT for a free one",
             ),
         ]
         for (trainer, *overrides), environment, message in cases:
@@ -226,10 +230,18 @@ def test_real_commands_end_with_one_clear_message(run_python: RunPython, parquet
 
 
 @pytest.mark.parametrize("flash_attention", [True, False])
-def test_the_gpu_demo_composes(composed: Callable[..., Any], tmp_path: Path, flash_attention: bool) -> None:
-    stages = stages_of(tmp_path, DemoSettings(stack="gpu"), flash_attention=flash_attention)
+def test_the_gpu_demo_composes(
+    composed: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flash_attention: bool
+) -> None:
+    if flash_attention:
+        (tmp_path / "flash_attn.py").touch()
+        monkeypatch.syspath_prepend(tmp_path)
+    console = Console(file=io.StringIO())
+    print_commands(tmp_path, DemoSettings(stack="gpu"), console)
+    assert isinstance(console.file, io.StringIO)
+    commands = [shlex.split(line) for line in console.file.getvalue().splitlines()]
     for trainer, node in (("sft_trainer", "model"), ("main_ppo", "actor_rollout_ref.model")):
-        (command,) = (stage.command for stage in stages if f"verl.trainer.{trainer}" in stage.command)
+        (command,) = (command for command in commands if f"verl.trainer.{trainer}" in command)
         config = composed(trainer, *command[command.index(f"verl.trainer.{trainer}") + 1 :])
         assert config.trainer.n_gpus_per_node == 1
         assert OmegaConf.select(config, f"{node}.use_remove_padding") is flash_attention

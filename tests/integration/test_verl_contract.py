@@ -27,7 +27,7 @@ from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
 
 from ffr_verl.integrations.verl import SUPPORTED_VERL
 from ffr_verl.integrations.verl.advantages import compute_ffr_advantage
-from ffr_verl.integrations.verl.cpu_platform import PlatformCPU, _device_module
+from ffr_verl.integrations.verl.cpu_platform import PlatformCPU
 
 VERL = Path(verl.__file__).parent
 
@@ -77,7 +77,7 @@ def test_device_module_has_every_name_that_verl_calls() -> None:
     # Profiling and the memory snapshots of verl.utils.memory_utils, which the recipes leave off.
     unused = {"memory", "Event", "Stream", "get_device_properties", "memory_stats", "memory_snapshot"}
     unused |= {"nvtx", "graph", "CUDAGraph", "default_stream", "current_blas_handle", "synchronize_all"}
-    module = _device_module()
+    module = PlatformCPU().device_module
     assert len(called) > 8
     assert not {name for name in called - unused if not hasattr(module, name)}
 

@@ -1,20 +1,21 @@
-"""The drawn data set, the tiny model's tokenizer, and the demo's bookkeeping."""
+"""The drawn data set, and the demo's commands; what needs the model is in tests/integration."""
 
 from __future__ import annotations
 
+import io
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from ffr_verl.data.demo import TOPICS, demo_rows, demo_vocabulary
-from ffr_verl.demo.base_model import build_tokenizer
-from ffr_verl.demo.pipeline import _Record, run_demo
-from ffr_verl.demo.stages import DemoSettings, stages_of
+from ffr_verl.data.demo import TOPICS, demo_rows
+from ffr_verl.demo.pipeline import print_commands, run_demo
+from ffr_verl.demo.stages import DemoSettings
 from ffr_verl.dialogues import parse_dialogue
 from ffr_verl.errors import FFRError
-from ffr_verl.fragments import TAGS, parse_fragment
+from ffr_verl.fragments import parse_fragment
 
 
 def test_equal_seeds_give_equal_rows_and_pictures(tmp_path: Path) -> None:
@@ -62,33 +63,6 @@ def test_splits_have_no_dialogue_in_common(demo_set: Path) -> None:
     assert not prompts[0] & prompts[1]
 
 
-def test_the_tokenizer_writes_back_what_it_read(tmp_path: Path) -> None:
-    tokenizer = build_tokenizer()
-    for row in demo_rows(tmp_path / "images", rows=30, seed=4):
-        for message in row["messages"]:
-            text = message["content"].replace("<image>", "<|image_pad|>")
-            assert tokenizer.decode(tokenizer.encode(text)) == text
-    assert len(tokenizer.encode("[12, 3]")) == 5, "ids and separators are single tokens"
-    assert set(demo_vocabulary()) <= set(tokenizer.get_vocab())
-
-
-def test_the_tags_survive_the_decoding_that_verl_does() -> None:
-    tokenizer = build_tokenizer()
-    answer = f"{TAGS[0]}[1, 2]{TAGS[1]};{TAGS[2]}[0]{TAGS[3]}"
-    assert tokenizer.decode(tokenizer.encode(answer + "<|im_end|>"), skip_special_tokens=True) == answer
-
-
-def test_finished_stages_are_remembered_for_their_settings_only(tmp_path: Path) -> None:
-    path = tmp_path / "record.json"
-    record = _Record(path, DemoSettings.quick())
-    record.finished("SFT", 10.0)
-    record.finished("SFT", 2.5)
-    assert _Record(path, DemoSettings.quick()).seconds == {"SFT": 12.5}
-    other = _Record(path, DemoSettings())
-    assert other.seconds == {}
-    assert other.is_of_other_settings
-
-
 def test_a_folder_with_other_files_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mine.txt").write_text("keep")
@@ -98,10 +72,19 @@ def test_a_folder_with_other_files_is_not_touched(tmp_path: Path) -> None:
     assert (tmp_path / "data" / "mine.txt").read_text() == "keep"
 
 
+def commands_of(settings: DemoSettings) -> list[list[str]]:
+    """As `ffr-verl demo --dry-run` prints them."""
+    console = Console(file=io.StringIO(), width=80)
+    print_commands(Path("demo"), settings, console)
+    assert isinstance(console.file, io.StringIO)
+    return [shlex.split(line) for line in console.file.getvalue().splitlines()]
+
+
 @pytest.mark.parametrize("settings", [DemoSettings(), DemoSettings.quick()])
-def test_stages_are_the_users_commands(settings: DemoSettings, tmp_path: Path) -> None:
-    commands = [" ".join(stage.command[1:]) for stage in stages_of(tmp_path, settings, flash_attention=False)]
-    assert [command.split()[1] if "verl.trainer" in command else command.split()[2] for command in commands] == [
+def test_stages_are_the_users_commands(settings: DemoSettings) -> None:
+    commands = commands_of(settings)
+    assert all(command[1] == "-m" for command in commands)
+    assert [command[2] if "verl.trainer" in command[2] else command[3] for command in commands] == [
         *["prepare"] * 2,
         "verl.trainer.sft_trainer",
         "merge",
@@ -116,17 +99,15 @@ def test_stages_are_the_users_commands(settings: DemoSettings, tmp_path: Path) -
     assert "+recipe=ffr_grpo_cpu" in commands[5]
 
 
-def test_the_gpu_demo_trains_with_the_gpu_recipes(tmp_path: Path) -> None:
-    with_flash, without = (
-        [
-            " ".join(stage.command)
-            for stage in stages_of(tmp_path, DemoSettings(stack="gpu"), flash_attention=installed)
-            if "verl.trainer" in " ".join(stage.command)
-        ]
-        for installed in (True, False)
-    )
-    assert [("+recipe=ffr_sft " in sft, "+recipe=ffr_grpo " in grpo) for sft, grpo in (with_flash, without)] == [
-        (True, True)
-    ] * 2
-    assert not any("use_remove_padding" in command for command in with_flash)
-    assert all("use_remove_padding=false" in command for command in without)
+@pytest.mark.parametrize("installed", [True, False])
+def test_the_gpu_demo_trains_with_the_gpu_recipes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    if installed:
+        (tmp_path / "flash_attn.py").touch()
+        monkeypatch.syspath_prepend(tmp_path)
+    sft, grpo = (command for command in commands_of(DemoSettings(stack="gpu")) if "verl.trainer" in " ".join(command))
+    assert "+recipe=ffr_sft" in sft
+    assert "+recipe=ffr_grpo" in grpo
+    for command in (sft, grpo):
+        assert any(part.endswith("use_remove_padding=false") for part in command) == (not installed)

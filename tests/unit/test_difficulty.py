@@ -70,20 +70,14 @@ def test_f1_is_the_mean_of_the_set_f1_of_both_lists(a: list[int], b: list[int], 
 @given(SCORES, st.randoms())
 def test_levels_are_the_published_ones(f1: np.ndarray, source: random.Random) -> None:
     entropy = np.array([source.choice([0.1, 0.5, 1.0, 2.0, 10.0]) for _ in f1])
-    levels = assign_levels(f1, entropy)
-    for number, level in enumerate(levels):
-
-        def at_least(share: float, number: int = number) -> bool:
-            return bool(f1[number] >= np.percentile(f1, share))
-
-        def at_most(share: float, number: int = number) -> bool:
-            return bool(entropy[number] <= np.percentile(entropy, share))
-
-        if at_least(75) and at_most(25):
+    q25, q50, q75 = np.percentile(f1, [25, 50, 75]) if len(f1) else (0.0, 0.0, 0.0)
+    e25, e50, e75 = np.percentile(entropy, [25, 50, 75]) if len(f1) else (0.0, 0.0, 0.0)
+    for level, value, doubt in zip(assign_levels(f1, entropy), f1, entropy, strict=True):
+        if value >= q75 and doubt <= e25:
             assert level == "easy"
-        elif at_least(50) and at_most(50):
+        elif value >= q50 and doubt <= e50:
             assert level == "middle"
-        elif at_least(25) and at_most(75):
+        elif value >= q25 and doubt <= e75:
             assert level == "confusing"
         else:
             assert level == "hard"

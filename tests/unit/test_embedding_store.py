@@ -11,14 +11,13 @@ import pickle
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ffr_verl import Fragment, format_fragment
@@ -39,7 +38,6 @@ def store(tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.sets(st.text(max_size=12), min_size=1, max_size=40), st.sampled_from(["float16", "float32"]))
 def test_round_trip(tmp_path_factory: pytest.TempPathFactory, keys: set[str], dtype: Any) -> None:
     """Any keys: empty, of other scripts, with line ends and NUL, one the beginning of another."""
@@ -269,11 +267,10 @@ def test_eight_threads_in_two_processes_give_the_same_numbers(tmp_path: Path, mo
     write_store(tmp_path / "store", ((key, random.normal(size=32)) for key in keys), model="toy", normalize=True)
     monkeypatch.setattr("ffr_verl.rewards.coherence._MOST_COSINES", 300)
     path = str(tmp_path / "store")
-    context = multiprocessing.get_context("spawn")
-    started = time.monotonic()
-    with context.Pool(2) as pool:
-        first, second = pool.starmap(_scores, [(path, 1), (path, 1)])
-    assert time.monotonic() - started < 60, "the processes hang"
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        there = pool.apply_async(_scores, (path, 1))
+        here = _scores(path, 1)
+        assert there.get(timeout=60) == here
     opened = EmbeddingStore.open(path)
     expected = []
     for number in range(400):
@@ -282,4 +279,4 @@ def test_eight_threads_in_two_processes_give_the_same_numbers(tmp_path: Path, mo
         rows = [opened[f"utt:{number % 37}:{identifier}"].astype(float) for identifier in ids]
         pairs = [a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in itertools.pairwise(rows)]
         expected.append(float(np.mean(pairs)) if pairs else 0.5)
-    assert first == second == _scores(path, 1) == pytest.approx(expected, abs=1e-6)
+    assert here == pytest.approx(expected, abs=1e-6)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ffr_verl.errors import FFRError
-from ffr_verl.integrations.verl.merge import compare_logits, find_shards, merge_checkpoint
+from ffr_verl.integrations.verl.merge import find_shards, merge_checkpoint
 
 
 def checkpoint(folder: Path, *, ranks: tuple[int, ...] = (0, 1), world_size: int = 2, whole: bool = True) -> Path:
@@ -53,14 +53,3 @@ def test_folders_that_are_no_models_are_never_replaced(tmp_path: Path) -> None:
     with pytest.raises(FFRError, match="holds something else"):
         merge_checkpoint(shards, output, force=True)
     assert (output / "notes.txt").read_text() == "keep"
-
-
-def test_a_model_that_changed_on_the_way_is_refused() -> None:
-    import torch
-
-    before = torch.randn(2, 16, 100, generator=torch.Generator().manual_seed(0))
-    compare_logits(before, before.bfloat16().float())
-    with pytest.raises(FFRError, match=r"not the one that was trained: the logits of a batch differ by \d+\.\d% of"):
-        compare_logits(before, before + 0.1 * torch.randn_like(before))
-    with pytest.raises(FFRError, match="differ by nan%"):
-        compare_logits(before, before * float("nan"))

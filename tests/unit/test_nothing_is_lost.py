@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from ffr_verl.cli import main
 from ffr_verl.data import parquet_writer
 from ffr_verl.data.compose import ComposeSettings, build
 from ffr_verl.data.inspection import render_row
@@ -249,15 +250,15 @@ def test_a_report_that_cannot_be_written_is_said_before_anything_is(folder: Path
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_names_that_are_no_utf8_are_fine(folder: Path) -> None:
+def test_names_that_are_no_utf8_are_fine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     odd = Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9"))
     odd.mkdir()
     (folder / "cat.png").rename(odd / "cat.png")
     (odd / "rows.jsonl").write_text(json.dumps(RAW))
-    command = ["prepare", odd / "rows.jsonl", "--format", "dialogue", "--images-root", odd, "--output", odd / "out"]
-    command += ["--split", "t", "--report", odd / "r.json"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-m", "ffr_verl", *command], check=True, capture_output=True, env=environment)
+    arguments = f"--format dialogue --images-root {odd} --output {odd / 'out'} --split t --report {odd / 'r.json'}"
+    monkeypatch.setattr(sys, "argv", ["ffr-verl", "prepare", str(odd / "rows.jsonl"), *arguments.split()])
+    with pytest.raises(SystemExit, match="0"):
+        main()
     made = odd / "out" / "t.rl.parquet"
     assert json.loads((odd / "r.json").read_text())["rows_written"] == 1
     assert check_images([str(made)], odd, sample=True) == 1
@@ -314,7 +315,7 @@ def test_files_that_belong_together_come_from_one_of_two_commands(tmp_path: Path
     script = (
         "import sys, pathlib\nfrom ffr_verl.files import whole_or_nothing\n"
         "paths = [pathlib.Path(name) for name in sys.argv[2:]]\n"
-        "for _ in range(300):\n    with whole_or_nothing(paths) as places:\n"
+        "for _ in range(100):\n    with whole_or_nothing(paths) as places:\n"
         "        for place in places:\n            place.write_text(sys.argv[1] * 1000)\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

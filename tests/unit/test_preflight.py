@@ -5,9 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
-import os
 import shutil
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -446,19 +444,6 @@ def test_a_full_disk(grpo: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=3 * 2**20))
     with pytest.raises(FFRError, match=r"trainer\.default_local_dir: .*: 3 MiB are free there"):
         check(grpo)
-
-
-def test_a_port_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        monkeypatch.setenv("MASTER_PORT", str(port))
-        with pytest.raises(FFRError, match=rf"MASTER_PORT={port}: .*unset MASTER_PORT for a free one"):
-            preflight._single_process_group_defaults()
-        assert "RANK" not in os.environ
 
 
 def test_a_failed_check_ends_the_process_with_status_2(

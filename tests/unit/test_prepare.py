@@ -7,7 +7,6 @@ import errno
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -189,33 +188,24 @@ def test_the_same_bytes_in_another_process_too(folder: Path) -> None:
     rows = rows_of(folder)
     rows[3]["solution"] = "no answer"
     (folder / "train.json").write_text(json.dumps(rows))
-    kinds = [
-        ["--skip-invalid", "--report", "r.json"],
-        ["--skip-invalid", "--embed-images", "--window", "3", "--stride", "2", "--window-ids", "published"],
-    ]
-    for options in kinds:
-        found = []
-        for seed in ("1", "2"):
-            shutil.rmtree(folder / "out", ignore_errors=True)
-            command = [
-                sys.executable,
-                "-m",
-                "ffr_verl",
-                "prepare",
-                "train.json",
-                "--images-root",
-                ".",
-                "--output",
-                "out",
-            ]
-            environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)}
-            subprocess.run(
-                [*command, "--split", "t", *options], check=True, capture_output=True, cwd=folder, env=environment
-            )
-            files = sorted([*(folder / "out").iterdir(), *folder.glob("r.json")])
-            found.append({file.name: file.read_bytes() for file in files})
-        assert found[0] == found[1]
-        assert {"t.rl.parquet", "t.sft.parquet", "t.rejected.jsonl"} <= set(found[0])
+    program = """
+import sys
+from pathlib import Path
+from ffr_verl.data.prepare import prepare
+from ffr_verl.data.windows import WindowSettings
+cut = WindowSettings(3, 2, "published")
+out = Path(sys.argv[1])
+for split, options in (("a", {"report": out / "r.json"}), ("b", {"embed_images": True, "window": cut})):
+    prepare(Path("train.json"), images_root=Path(), output=out, split=split, skip_invalid=True, **options)
+"""
+    found = []
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)}
+        subprocess.run([sys.executable, "-c", program, seed], check=True, cwd=folder, env=environment)
+        found.append({file.name: file.read_bytes() for file in (folder / seed).iterdir()})
+    assert found[0] == found[1]
+    written = {f"{split}.{name}" for split in "ab" for name in ("rl.parquet", "sft.parquet", "rejected.jsonl")}
+    assert set(found[0]) == {"r.json", *written}
 
 
 def test_a_terminal_shows_a_bar_and_the_closing_table(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

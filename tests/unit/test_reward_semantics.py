@@ -68,7 +68,7 @@ def mcc_of(p: Sequence[int], g: Sequence[int], count: int) -> float:
     return (tp * tn - fp * fn) / math.sqrt(denominator) if denominator else 0.0
 
 
-@settings(max_examples=500)
+@settings(max_examples=200)
 @given(
     answers, golds, styles, st.sampled_from([0.5, 0.95, 1.0]), st.sampled_from([(0.5, 0.5), (0.9, 0.1), (0.0, 2.0)])
 )
@@ -106,7 +106,7 @@ def test_every_reward_is_what_its_definition_says(
     )
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(answers, golds, styles, st.data())
 def test_a_spoilt_answer_earns_nothing(predicted: Ids, gold: Ids, style: Any, data: st.DataObject) -> None:
     """A sound answer of the other style, one with a piece left out, one with something before, in or after it."""

@@ -1,0 +1,84 @@
+"""The command as its users read it: each option is explained, exists where texts name it, and has the library's
+default."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+from typer.testing import CliRunner
+
+from ffr_verl.cli import app, build, embed, evaluate, infer, prepare, score
+from ffr_verl.data.compose import ComposeSettings
+from ffr_verl.data.prepare import prepare as prepare_rows
+from ffr_verl.embeddings.encoders import EncoderSettings
+from ffr_verl.evaluation import BootstrapSettings
+from ffr_verl.inference.endpoint import EndpointSettings
+from ffr_verl.inference.generate import GeneratorSettings
+
+ROOT = Path(__file__).parents[2]
+TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands(command: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if not hasattr(command, "commands"):
+        yield name, command
+    for part, of_part in getattr(command, "commands", {}).items():
+        yield from commands(of_part, f"{name} {part}".strip())
+
+
+COMMANDS = dict(commands(typer.main.get_command(app)))
+
+
+def options_of(command: Any) -> set[str]:
+    return {"--help", *[name for one in command.params for name in (*one.opts, *one.secondary_opts)]}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_explains_itself_and_each_of_its_options(name: str) -> None:
+    result = CliRunner().invoke(app, [*name.split(), "--help"], env={"COLUMNS": "1000"})
+    assert result.exit_code == 0
+    shown = " ".join(result.stdout.split())
+    assert " ".join(COMMANDS[name].help.split("\n\n")[0].split()) in shown
+    for parameter in COMMANDS[name].params:
+        assert parameter.param_type_name == "argument" or parameter.opts[0] in shown, parameter.name
+        assert parameter.help, parameter.name
+        assert " ".join(parameter.help.split()) in shown, parameter.name
+
+
+def test_options_that_texts_name_are_there() -> None:
+    """In README, docs and the examples of the help: behind the name of a command, and by themselves in code."""
+    of_others = "--arms --seeds --remove_unused_columns --no-deps --enable-lora --lora-modules --enforce-eager"
+    text = "\n".join(path.read_text(encoding="utf-8") for path in TEXTS).replace("\\\n", " ")
+    examples = "\n".join(command.help.replace("\n", " ").replace("Example:", "\n") for command in COMMANDS.values())
+    named = re.findall(r"ffr-verl ((?:recipe )?[a-z]+)\b([^`|#\n]*)", f"{text}\n{examples}")
+    found = [(name, option) for name, rest in named for option in re.findall(r"(?<!\S)--[a-z][a-z-]*", rest)]
+    assert len(found) > 100
+    assert not [(name, option) for name, option in found if option not in options_of(COMMANDS[name])]
+    alone = re.findall(r"(?<!\S)--[a-z][a-z_-]*", " ".join(re.findall(r"`(--[^`]*)`", text)))
+    assert set(alone) - {*of_others.split(), "--generation-config"} <= set().union(*map(options_of, COMMANDS.values()))
+
+
+@pytest.mark.parametrize(
+    ("command", "library", "names"),
+    [
+        (prepare.prepare, prepare_rows, "source_format max_images max_pixels max_prompt_tokens"),
+        (build.build, ComposeSettings, "topics layout negatives queries"),
+        (embed.embed, EncoderSettings, "batch_size normalize"),
+        (infer.infer, EndpointSettings, "temperature top_p max_images model_family concurrency timeout retries"),
+        (infer.infer, GeneratorSettings, "max_new_tokens max_model_len tensor_parallel_size gpu_memory_utilization"),
+        (score.score, GeneratorSettings, "max_new_tokens max_model_len max_images gpu_memory_utilization samples"),
+        (evaluate.evaluate, BootstrapSettings, "seed"),
+    ],
+)
+def test_defaults_are_those_of_the_library(command: Callable[..., Any], library: Any, names: str) -> None:
+    ours, theirs = (
+        {name: one.default for name, one in inspect.signature(function).parameters.items()}
+        for function in (command, library)
+    )
+    assert {name: ours[name] for name in names.split()} == {name: theirs[name] for name in names.split()}
