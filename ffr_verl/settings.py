@@ -25,6 +25,7 @@ __all__ = [
     "OnlineConfig",
     "SamplerConfig",
     "Settings",
+    "plain",
     "refuse_unknown_keys",
 ]
 
@@ -72,7 +73,7 @@ def _checked(kind: Any, value: Any, where: str) -> Any:
     inner = next((one for one in kinds if isinstance(one, type) and issubclass(one, Settings)), None)
     if inner is not None and isinstance(value, Mapping):
         return inner.from_mapping(value)
-    found = _plain(value, where)
+    found = plain(value, where)
     try:
         return msgspec.convert(found, kind)
     except msgspec.ValidationError as error:
@@ -83,12 +84,12 @@ def _checked(kind: Any, value: Any, where: str) -> Any:
         raise FFRError(f"{where}: found {found!r}, {expected}") from None
 
 
-def _plain(value: Any, where: str) -> Any:
-    """OmegaConf's containers as those of Python."""
+def plain(value: Any, where: str) -> Any:
+    """OmegaConf's containers as those of Python; an `FFRError`, with `where`, for a number that is not finite."""
     if isinstance(value, Mapping):
-        return {key: _plain(one, f"{where}.{key}") for key, one in value.items()}
+        return {key: plain(one, f"{where}.{key}") for key, one in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(one, where) for one in value]
+        return [plain(one, where) for one in value]
     if isinstance(value, float) and not math.isfinite(value):
         raise FFRError(f"{where}: found {value}, expected a finite number")
     return value

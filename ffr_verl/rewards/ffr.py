@@ -24,6 +24,7 @@ MICRO_COUNTS = "micro_counts"  # of a row's `extra_info`: where the policy stand
 _FIRST_IMAGE = 10**9  # ids have nine digits at most
 _LIST_END = _FIRST_IMAGE - 1
 _MAPPINGS = ("weights", "micro_counts")
+_COMPONENTS = "components"
 _SAID = threading.Lock()  # taken by who says that coherence is left out: once a process is enough
 
 
@@ -37,9 +38,27 @@ class _Settings(NamedTuple):
     micro: tuple[MicroCounts, ...] | None
 
 
+class _Held:
+    """A mapping of settings as it is now, which can be looked up; one that was changed in place is another."""
+
+    __slots__ = ("text", "value")
+
+    def __init__(self, value: Any) -> None:
+        self.value, self.text = value, repr(value)
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Held) and self.text == other.text
+
+
 @functools.lru_cache(maxsize=64)
 def _settings_of(items: tuple[tuple[str, Any], ...]) -> _Settings:
-    config = RewardConfig.from_kwargs({name: dict(value) if name in _MAPPINGS else value for name, value in items})
+    kwargs = {name: dict(value) if name in _MAPPINGS else value for name, value in items}
+    if _COMPONENTS in kwargs:
+        kwargs[_COMPONENTS] = kwargs[_COMPONENTS].value
+    config = RewardConfig.from_kwargs(kwargs)
     weights = dict(config.weights)
     if weights.get("coherence") and config.embeddings is None and _SAID.acquire(blocking=False):
         logger.warning("no embeddings configured: the coherence reward is 0 and its weight does not count")
@@ -69,9 +88,10 @@ def _items(mapping: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
 
 
 def _resolve(kwargs: Mapping[str, Any]) -> _Settings:
+    given = {**kwargs, _COMPONENTS: _Held(kwargs[_COMPONENTS])} if _COMPONENTS in kwargs else kwargs
     try:
         return _settings_of(
-            tuple([(key, _items(one) if key in _MAPPINGS and one is not None else one) for key, one in kwargs.items()])
+            tuple([(key, _items(one) if key in _MAPPINGS and one is not None else one) for key, one in given.items()])
         )
     except (TypeError, AttributeError):
         RewardConfig.from_kwargs(kwargs)  # unhashable or misshapen: let the check say which key
@@ -179,11 +199,13 @@ def compute_score(
         The same keys on every call, as verl needs: `score` = sum of weight x component, `f1`, `f1_utterances`,
         `f1_images` (always the published F1), `coherence`, `format`, `exact_match`, and `mcc` when it has a weight;
         Python floats. With `f1_mode: pooled` also `f1_pooled`, with `micro` or `micro_f1_mcc` also `f1_micro`,
-        `f1_micro_utterances` and `f1_micro_images`: the weight of f1 then counts `f1_pooled` or `f1_micro`.
+        `f1_micro_utterances` and `f1_micro_images`: the weight of f1 then counts `f1_pooled` or `f1_micro`. With
+        `components` a key of each.
 
     Raises:
         FFRError: for settings that `RewardConfig` refuses, a store that does not open, a gold that is no text, and an
-            `extra_info` without the fields that coherence or mcc need, or with something else in them.
+            `extra_info` without the fields that coherence or mcc need, or with something else in them; and for a
+            component of one's own that raises or returns no finite number, which the message names.
 
     Example:
         >>> gold = "<|utt_ids_start|>[1, 2]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>"
@@ -206,5 +228,9 @@ def compute_score(
         utterances, images = _micro_values(predicted, gold, extra_info, settings)
         result["f1_micro"] = config.utterance_weight * utterances + config.image_weight * images
         result["f1_micro_utterances"], result["f1_micro_images"] = utterances, images
+    for own in config.components:
+        result[own.name] = own.value(
+            solution_str, ground_truth, extra_info, style=config.answer_style, embeddings=config.embeddings
+        )
     result["score"] = sum([weight * result[name] for name, weight in settings.weights], 0.0)
     return result
