@@ -148,11 +148,11 @@ def _module_of_file(file: Path, said: str) -> ModuleType:
         name = str(file.resolve())
         if name not in _files:
             if not file.is_file():
-                raise FFRError(
-                    f"{said}: no such file on {platform.node()}; give its path, which must be the same on every machine"
-                )
+                where = f"on {platform.node()}, where it is opened"
+                raise FFRError(f"{said}: no such file {where}; it must lie at the same path on every machine")
             spec = importlib.util.spec_from_file_location(f"ffr_verl_door_{file.stem}_{len(_files)}", file)
-            assert spec is not None and spec.loader is not None  # its name ends with .py
+            assert spec is not None  # its name ends with .py
+            assert spec.loader is not None
             module = importlib.util.module_from_spec(spec)
             sys.modules[spec.name] = module  # dataclasses look there, and pickle
             try:

@@ -48,7 +48,7 @@ class EmbeddingPlan:
 def make_plan(
     files: Sequence[Path], *, images_root_folder: Path | None = None, on_row: Callable[[int], None] = lambda rows: None
 ) -> EmbeddingPlan:
-    """Read the utterances, images and queries of `NAME.rl.parquet` files; `on_row` is told how many rows have been read.
+    """Read the utterances, images and queries of `NAME.rl.parquet` files; `on_row` is told how many rows were read.
 
     Raises `FFRError` for files of another kind, images that cannot be read, a dialogue that cannot be parsed, one
     dialogue id that means two dialogues in a split, and one image path that means two pictures.

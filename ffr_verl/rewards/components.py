@@ -33,8 +33,11 @@ _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_O
 _METRIC = re.compile("[A-Za-z][A-Za-z0-9_]*")
 # What stands beside the components in what a reward returns, or has a meaning of its own where metrics are named.
 _TAKEN = frozenset(
-    "score reward acc f1_pooled f1_micro f1_micro_utterances f1_micro_images malformed predicted_utterances "
-    "predicted_images gold_utterances gold_images missing_embeddings confusion cut_off id_credits reward_error".split()
+    {
+        *("score", "reward", "acc", "f1_pooled", "f1_micro", "f1_micro_utterances", "f1_micro_images", "malformed"),
+        *("predicted_utterances", "predicted_images", "gold_utterances", "gold_images", "missing_embeddings"),
+        *("confusion", "cut_off", "id_credits", "reward_error"),
+    }
 ).union(REWARDS, *[reward.keys for reward in REWARDS.values()])
 _PROMISE = "a component returns one finite number for any completion, see docs/rewards.md"
 
@@ -68,19 +71,15 @@ class Component:
             FFRError: when it raises, or returns no finite number, or another one for the same answer; the message
                 names it and the row.
         """
-        given: dict[str, Any] = {**self.settings}
-        if "extra_info" in self.takes:
-            given["extra_info"] = extra_info
-        if "style" in self.takes:
-            given["style"] = style
-        if "store" in self.takes:
-            given["store"] = open_store(str(embeddings))
         if not self._tried:
             self._tried.append(True)
-            self._try(solution, extra_info, given)
+            self.attempt(solution, extra_info, style=style, embeddings=embeddings)
+        given = self._given(extra_info, style, embeddings)
         return self._call(completion_text(completion), solution, extra_info, given)
 
-    def _try(self, solution: str, extra_info: Any, given: Mapping[str, Any]) -> None:
+    def attempt(self, solution: str, extra_info: Any, *, style: AnswerStyle, embeddings: str | None) -> None:
+        """Try it on the gold answer of a row and on an empty one; raises as `value`."""
+        given = self._given(extra_info, style, embeddings)
         for text in (solution, ""):
             found = [self._call(text, solution, extra_info, given) for _ in range(2)]
             if found[0] != found[1]:
@@ -89,6 +88,16 @@ class Component:
                     f"returned {found[0]!r}, then {found[1]!r} for the same answer; it must be pure: seed what it "
                     "draws, keep what it asks for",
                 )
+
+    def _given(self, extra_info: Any, style: AnswerStyle, embeddings: str | None) -> dict[str, Any]:
+        given: dict[str, Any] = {**self.settings}
+        if "extra_info" in self.takes:
+            given["extra_info"] = extra_info
+        if "style" in self.takes:
+            given["style"] = style
+        if "store" in self.takes:
+            given["store"] = open_store(str(embeddings))
+        return given
 
     def _call(self, completion: str, solution: str, extra_info: Any, given: Mapping[str, Any]) -> float:
         try:
@@ -124,9 +133,7 @@ def resolved(components: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def components_of(
-    given: Any, weights: Iterable[str], *, embeddings: str | None, where: str
-) -> tuple[Component, ...]:
+def components_of(given: Any, weights: Iterable[str], *, embeddings: str | None, where: str) -> tuple[Component, ...]:
     """The components that `reward_kwargs` name beside ours.
 
     Args:
@@ -140,7 +147,9 @@ def components_of(
             is taken or no name of a metric, and a component that needs the embedding store where there is none.
     """
     if not isinstance(given, Mapping):
-        raise FFRError(f"{where}.components: found {given!r}, expected a mapping such as {{brevity: pkg://mine:brevity}}")
+        raise FFRError(
+            f"{where}.components: found {given!r}, expected a mapping such as {{brevity: pkg://mine:brevity}}"
+        )
     named = {str(name): one for name, one in given.items()}
     if undeclared := [name for name in weights if name not in named and name not in REWARDS]:
         points = entry_points(ENTRY_POINTS)
@@ -185,7 +194,9 @@ def component(name: str, given: Any, *, where: str) -> Component:
     elif isinstance(chosen, str):
         function, door = _loaded(parse_door(chosen, where=where), where), chosen
     else:
-        raise FFRError(f"{where}: found {chosen!r}, expected pkg://module:name, path/to/file.py:name or an entry point")
+        raise FFRError(
+            f"{where}: found {chosen!r}, expected pkg://module:name, path/to/file.py:name or an entry point"
+        )
     return Component(name, door, function, settings, _checked(function, settings, where, door))
 
 

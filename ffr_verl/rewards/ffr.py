@@ -14,9 +14,18 @@ from ffr_verl.rewards.config import MCC_SHARES, F1Mode, RewardConfig
 from ffr_verl.rewards.f1 import pooled_f1_of_fragments
 from ffr_verl.rewards.micro import LOWEST, MODALITIES, NEUTRAL, MicroCounts, id_values, micro_counts, micro_value
 from ffr_verl.rewards.reading import completion_text, is_outside, read_answer, read_gold, row_ids
-from ffr_verl.rewards.table import COMPONENTS, REWARDS, Values
+from ffr_verl.rewards.table import COMPONENTS, REWARDS, Reward, Values
 
-__all__ = ["COMPONENTS", "MICRO_COUNTS", "F1Mode", "RewardConfig", "compute_score", "id_credits", "open_scorer"]
+__all__ = [
+    "COMPONENTS",
+    "MICRO_COUNTS",
+    "F1Mode",
+    "RewardConfig",
+    "compute_score",
+    "id_credits",
+    "open_scorer",
+    "score_keys",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +62,19 @@ class _Held:
         return isinstance(other, _Held) and self.text == other.text
 
 
+def _rewards_of(config: RewardConfig) -> tuple[Reward, ...]:
+    weights = dict(config.weights)
+    return tuple([one for one in REWARDS.values() if one.needs != "dialogue" or one.name in weights])
+
+
+def score_keys(config: RewardConfig) -> tuple[str, ...]:
+    """The keys of what `compute_score` returns with these settings."""
+    of_mode = ("f1_pooled",) if config.f1_mode == "pooled" else ()
+    of_mode = ("f1_micro", "f1_micro_utterances", "f1_micro_images") if config.is_micro else of_mode
+    keys = [key for one in _rewards_of(config) for key in one.keys]
+    return ("score", *keys, *of_mode, *[one.name for one in config.components])
+
+
 @functools.lru_cache(maxsize=64)
 def _settings_of(items: tuple[tuple[str, Any], ...]) -> _Settings:
     kwargs = {name: dict(value) if name in _MAPPINGS else value for name, value in items}
@@ -63,7 +85,7 @@ def _settings_of(items: tuple[tuple[str, Any], ...]) -> _Settings:
     if weights.get("coherence") and config.embeddings is None and _SAID.acquire(blocking=False):
         logger.warning("no embeddings configured: the coherence reward is 0 and its weight does not count")
     trained = "f1" if config.f1_mode == "published" else "f1_pooled" if config.f1_mode == "pooled" else "f1_micro"
-    rewards = tuple([one for one in REWARDS.values() if one.needs != "dialogue" or one.name in weights])
+    rewards = _rewards_of(config)
     counted = tuple([(trained if name == "f1" else name, weight) for name, weight in config.weights])
     given = dict(config.micro_counts or ())
     micro = tuple([MicroCounts(*given.get(kind, NEUTRAL)) for kind in MODALITIES]) if config.is_micro else None

@@ -46,13 +46,14 @@ def relevance_reward(
     store: VectorSource | str | os.PathLike[str],
     style: AnswerStyle = "plain",
 ) -> float:
-    """Share of the pairs of a predicted element and another one of its kind in which the predicted one is nearer to the
-    query; equally near counts half. In [0, 1]; half for elements that were drawn by chance.
+    """How much nearer the predicted elements are to the query than the dialogue's others, in [0, 1]; half is chance.
 
-    Near is the cosine of the vectors. Utterances are compared with the utterances that were not predicted, images with
-    such images. Elements without a vector, ids outside the dialogue and repeats are left out. Where no pair is left,
-    as when everything was predicted: 0. Both fragments empty: 1; one of them empty: 0; a malformed answer or gold: 0.
-    The gold is looked at only for that.
+    With the cosines of the query and each element of a kind, utterances or images, it is (1 + (mean of the predicted
+    ones - mean of the others) / (greatest - smallest)) / 2; where both kinds were predicted, their mean weighted by
+    the numbers of predicted elements. Elements without a vector, ids outside the dialogue and repeats are left out,
+    and a kind of which all or none are predicted does not count. Where no kind counts, as when everything was
+    predicted: 0. Both fragments empty: 1; one of them empty: 0; a malformed answer or gold: 0. The gold is looked at
+    only for that.
 
     Args:
         completion: what the model wrote.
@@ -66,14 +67,17 @@ def relevance_reward(
         FFRError: when `extra_info` lacks a field, the row has no query, or the store no vector for it: one of before
             0.1.0 holds no queries.
 
-    Source: ours; the value is the area under the ROC curve, as of Mann and Whitney's test.
+    Source: ours.
 
     Example:
-        >>> store = {"qry:a cat": [1.0, 0.0], "utt:d:0": [1.0, 0.1], "utt:d:1": [0.5, 0.5], "utt:d:2": [0.0, 1.0]}
-        >>> info = {"dialogue_id": "d", "query": "a cat", "utterance_ids": [0, 1, 2], "image_utterances": [], "images": []}
-        >>> gold = "<|utt_ids_start|>[0]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>"
-        >>> [relevance_reward(gold.replace("0", ids), gold, extra_info=info, store=store) for ids in ("0", "1", "0, 2")]
-        [1.0, 0.5, 0.5]
+        >>> store = {"qry:a cat": [1, 0], "utt:d:0": [1, 0], "utt:d:1": [0.6, 0.8], "utt:d:2": [0, 1]}
+        >>> info = {"dialogue_id": "d", "query": "a cat", "utterance_ids": [0, 1, 2], "image_utterances": []}
+        >>> info["images"] = []
+        >>> def relevance(ids):
+        ...     texts = [f"<|utt_ids_start|>[{ids}]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>"] * 2
+        ...     return round(relevance_reward(*texts, extra_info=info, store=store), 3)
+        >>> [relevance(ids) for ids in ("0", "1", "2", "0, 1", "0, 1, 2")]
+        [0.85, 0.55, 0.1, 0.9, 0.0]
     """
     predicted, gold = read_answer(completion, style), read_gold(solution)
     if predicted is None or gold is None:
@@ -81,15 +85,16 @@ def relevance_reward(
     if predicted == _EMPTY or gold == _EMPTY:
         return float(predicted == gold)
     source = open_store(store) if isinstance(store, (str, os.PathLike)) else store
-    pairs = nearer = 0.0
+    total, count = 0.0, 0
     for near, named in zip(_nearness(source, extra_info), (predicted.utterance_ids, predicted.image_ids), strict=True):
-        chosen = near.keys() & set(named)
-        others = [value for one, value in near.items() if one not in chosen]
-        pairs += len(chosen) * len(others)
-        for one in chosen:
-            value = near[one]
-            nearer += sum([(value > other) + 0.5 * (value == other) for other in others])
-    return nearer / pairs if pairs else 0.0
+        chosen = [near[one] for one in near.keys() & set(named)]
+        rest = len(near) - len(chosen)
+        if chosen and rest:
+            own, every, span = sum(chosen), near.values(), max(near.values()) - min(near.values())
+            nearer = own / len(chosen) - (sum(every) - own) / rest
+            total += len(chosen) * 0.5 * (1.0 + nearer / span if span else 1.0)
+            count += len(chosen)
+    return min(1.0, max(0.0, total / count)) if count else 0.0
 
 
 def check_queries(store: EmbeddingStore, infos: Iterable[Mapping[str, Any]]) -> None:
@@ -130,14 +135,22 @@ def _query_vector(source: VectorSource, info: Mapping[str, Any]) -> np.ndarray:
 
 
 def _measured(source: VectorSource, row: RowDialogue, query: np.ndarray) -> _Nearness:
+    row_of = getattr(source, "row_of", source.get)  # which tells "has no vector" from "never heard of"
     prefix = utterance_key(row.dialogue_id, "")
     if row.split and row.utterance_ids:
         of_split = utterance_key(split_dialogue_id(row.split, row.dialogue_id), "")
-        if getattr(source, "row_of", source.get)(f"{of_split}{row.utterance_ids[0]}") is not None:
+        if row_of(f"{of_split}{row.utterance_ids[0]}") is not None:
             prefix = of_split
     utterances = {one: f"{prefix}{one}" for one in row.utterance_ids}
     images = {one: image_key(path) for one, path in zip(row.image_ids, row.images, strict=True)}
-    return _cosines(source, utterances, query), _cosines(source, images, query)
+    found = _cosines(source, utterances, query), _cosines(source, images, query)
+    keys = [*utterances.values(), *images.values()]
+    if not any(found) and all(row_of(key) is None for key in keys):
+        raise FFRError(
+            f"{getattr(source, 'path', 'embeddings')}: no vector for dialogue {row.dialogue_id!r} ({keys[:1]}); "
+            "make the store of this data with `ffr-verl embed`"
+        )
+    return found
 
 
 def _cosines(source: VectorSource, keys: Mapping[int, str], query: np.ndarray) -> dict[int, float]:
@@ -153,9 +166,8 @@ def _cosines(source: VectorSource, keys: Mapping[int, str], query: np.ndarray) -
     if not np.isfinite(products).all():
         raise FFRError(
             f"{getattr(source, 'path', 'embeddings')}: {next(iter(keys.values()))} and others: expected vectors of "
-            "finite numbers, all as long as the query's; make the embeddings again, with `ffr-verl embed` or what made "
+            "finite numbers, as long as the query's; make the embeddings again, with `ffr-verl embed` or what made "
             "them"
         )
-    # Rounded, so that the texts that a dialogue repeats are equally near wherever they stand.
-    values = np.divide(products, lengths, out=np.zeros(len(lengths)), where=lengths > 0).round(7)
+    values = np.divide(products, lengths, out=np.zeros(len(lengths)), where=lengths > 0)
     return dict(zip(vectors, values.tolist(), strict=True))
