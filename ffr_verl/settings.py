@@ -14,10 +14,13 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_ori
 import msgspec
 from msgspec import Meta
 
+from ffr_verl.doors import entry_points, parse_door, unknown_name
 from ffr_verl.errors import FFRError
 
 __all__ = [
     "DEFAULT_MAX_PIXELS",
+    "ORDER_ENTRY_POINTS",
+    "ORDER_NAMES",
     "AdvantageConfig",
     "CurriculumConfig",
     "DataConfig",
@@ -34,6 +37,8 @@ logger = logging.getLogger(__name__)
 DEFAULT_MAX_PIXELS = 602_112  # published
 Share = Annotated[float, Meta(ge=0, le=1)]
 Name = Annotated[str, Meta(min_length=1)]
+ORDER_NAMES = ("file", "published", "ascending", "competence", "shuffled", "online")
+ORDER_ENTRY_POINTS = "ffr_verl.orders"
 _Self = TypeVar("_Self", bound="Settings")
 
 
@@ -139,7 +144,8 @@ class CurriculumConfig(Settings, frozen=True):
 
     node: ClassVar[str] = "data.ffr.curriculum"
     difficulty: str | None = None  # file that `ffr-verl score` made for the training rows
-    order: Literal["file", "published", "ascending", "competence", "shuffled", "online"] = "published"
+    order: str = "published"  # a name above; or `pkg://module:Class`, `path/to/file.py:Class` or an entry point
+    settings: dict[str, Any] = {}  # of an order of one's own
     strata: Literal["gold"] | list[str] | None = "gold"
     shares: LevelShares = LevelShares()  # kept of each level, for `published`
     # How the share of `competence` grows with the share of the epoch that is over, from `start`, or in `steps`.
@@ -148,6 +154,14 @@ class CurriculumConfig(Settings, frozen=True):
     steps: Annotated[int, Meta(ge=1)] = 5
     seed: Annotated[int, Meta(ge=0)] = 0
     online: OnlineConfig = OnlineConfig()
+
+    def __post_init__(self) -> None:
+        where = f"{self.node}.order"
+        if self.order in ORDER_NAMES:
+            if self.settings:
+                raise FFRError(f"{self.node}.settings: is of orders of one's own, {self.order} reads none")
+        elif parse_door(self.order, where=where).is_entry_point and self.order not in entry_points(ORDER_ENTRY_POINTS):
+            raise unknown_name(self.order, where=where, group=ORDER_ENTRY_POINTS, known=ORDER_NAMES)
 
 
 class DataConfig(Settings, frozen=True):

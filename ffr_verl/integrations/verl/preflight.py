@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
+import pyarrow.parquet as pq
 from hydra import compose, initialize_config_module
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
@@ -31,21 +32,31 @@ from ffr_verl.data.parquet_files import (
     check_images,
     dialogues_of_rows,
     images_root,
+    read_schema,
     sampled_rows,
 )
+from ffr_verl.doors import parse_door
 from ffr_verl.embeddings.store import EmbeddingStore
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import TAGS, Fragment, parse_gold
 from ffr_verl.integrations.verl import SUPPORTED_VERL
 from ffr_verl.integrations.verl.checkpoint_folders import CONTENTS, Stage, check_resume
+from ffr_verl.integrations.verl.training_rows import TrainingRows
 from ffr_verl.model_families import family_of_model, has_chat_template
 from ffr_verl.rewards import CoherenceScorer, RewardConfig
 from ffr_verl.rewards.components import resolved
 from ffr_verl.rewards.ffr import score_keys
 from ffr_verl.rewards.relevance import check_queries, relevance_reward
+from ffr_verl.samplers.curriculum import RowDifficulty
 from ffr_verl.samplers.difficulty_file import DifficultyFile, row_keys
-from ffr_verl.samplers.sampler import ORDERS, CurriculumSampler
-from ffr_verl.settings import DataConfig, SamplerConfig, refuse_unknown_keys
+from ffr_verl.samplers.sampler import CurriculumSampler, needs_difficulty, rehearse
+from ffr_verl.settings import (
+    ORDER_NAMES,
+    CurriculumConfig,
+    DataConfig,
+    SamplerConfig,
+    refuse_unknown_keys,
+)
 
 __all__ = ["Findings", "RecipeCallback", "compose_run", "find_problems"]
 
@@ -54,6 +65,7 @@ select = OmegaConf.select  # `None` where a key is missing, or must be given (`?
 
 _LEAST_FREE_BYTES = 256 * 2**20
 REWARD_NODES = ("reward.custom_reward_function.reward_kwargs", "reward.reward_kwargs")
+ORDER_NODE = "data.ffr.curriculum.order"
 _DATASETS = ("pkg://ffr_verl.integrations.verl.datasets", "pkg://ffr_verl.data.datasets")  # the second: older copies
 _T = TypeVar("_T")
 _TRL_CLASS = "AutoModelForCausalLMWithValueHead"
@@ -118,6 +130,9 @@ def _single_process_group_defaults() -> None:
 
 def resolve_doors(config: Any) -> None:
     """Make the paths in `reward_kwargs.components` and `data.ffr.curriculum.order` absolute, in place."""
+    order = select(config, ORDER_NODE)
+    if isinstance(order, str) and (door := parse_door(order, where=ORDER_NODE)).file is not None:
+        OmegaConf.update(config, ORDER_NODE, str(door))
     for place in REWARD_NODES:
         if isinstance(select(config, f"{place}.components"), Mapping):
             OmegaConf.update(config, f"{place}.components", resolved(select(config, f"{place}.components")))
@@ -315,9 +330,7 @@ def _check_curriculum(config: Any, data_config: DataConfig, is_micro: bool) -> N
             f"data.dataloader_num_workers: found {workers}; the micro reward asks the rows where the policy stands, "
             "which worker processes do not know: give data.dataloader_num_workers=0"
         )
-    if curriculum.difficulty is not None or not (
-        curriculum.order == "file" or ORDERS[curriculum.order].needs_difficulty
-    ):
+    if curriculum.difficulty is not None or not (curriculum.order == "file" or needs_difficulty(curriculum.order)):
         for name, wanted in (("data.shuffle", False), ("data.dataloader_num_workers", 0)):
             found = select(config, name)
             if found is not None and found != wanted:
@@ -326,18 +339,39 @@ def _check_curriculum(config: Any, data_config: DataConfig, is_micro: bool) -> N
                     "or the rows come in another order"
                 )
     files = _local_files(config, "data.train_files")
-    if curriculum.difficulty is None or not files:
+    batch, is_own = select(config, "data.train_batch_size"), curriculum.order not in ORDER_NAMES
+    if is_own and curriculum.difficulty is None:
+        is_own = not needs_difficulty(curriculum.order)  # else the rows come in the order of the file, as the run says
+    if not files or not (is_own or curriculum.difficulty is not None):
         return
-    try:
-        rows = DifficultyFile(curriculum.difficulty).of_rows(row_keys(files), name=files[0])
-    except FFRError as error:
-        raise FFRError(f"data.ffr.curriculum.difficulty: {error}") from None
-    count, batch = len(CurriculumSampler(rows, curriculum)), select(config, "data.train_batch_size")
+    if curriculum.difficulty is not None:
+        try:
+            rows = DifficultyFile(curriculum.difficulty).of_rows(row_keys(files), name=files[0])
+        except FFRError as error:
+            raise FFRError(f"data.ffr.curriculum.difficulty: {error}") from None
+    if is_own:
+        rows = _training_rows(files, curriculum)
+        count = rehearse(rows, curriculum, step=batch if isinstance(batch, int) else 1)
+    else:
+        count = len(CurriculumSampler(rows, curriculum))
     if isinstance(batch, int) and count < batch:
         raise FFRError(
             f"data.ffr.curriculum: {count} rows are left of {len(rows)}, fewer than data.train_batch_size={batch}; "
             "raise shares, or give a smaller batch"
         )
+
+
+def _training_rows(files: Sequence[str], curriculum: CurriculumConfig) -> RowDifficulty:
+    """What an order of one's own is told of the rows, as `FFRDataset` tells it."""
+    from datasets import Dataset, concatenate_datasets
+
+    own = curriculum.strata if isinstance(curriculum.strata, list) else []
+    tables = []
+    for file in files:
+        known = read_schema(file).names
+        columns = [name for name in ("extra_info", "reward_model", *own) if name in known]
+        tables.append(Dataset(pq.read_table(file, columns=columns)))
+    return TrainingRows.of(concatenate_datasets(tables), curriculum, files).difficulty
 
 
 def _reward_config(config: Any) -> RewardConfig | None:
