@@ -203,7 +203,7 @@ def component(name: str, given: Any, *, where: str) -> Component:
 def _loaded(door: Door, where: str) -> Callable[..., Any]:
     found = load_door(door, where=where, group=ENTRY_POINTS)
     if not callable(found):
-        raise FFRError(f"{where}: {door} is a {type(found).__name__}, expected a function")
+        raise FFRError(f"{where}: {door} is of type {type(found).__name__}, expected a function")
     return found  # type: ignore[no-any-return]
 
 

@@ -69,15 +69,17 @@ def _rewards_of(config: RewardConfig) -> tuple[Reward, ...]:
 
 def score_keys(config: RewardConfig) -> tuple[str, ...]:
     """The keys of what `compute_score` returns with these settings."""
-    of_mode = ("f1_pooled",) if config.f1_mode == "pooled" else ()
-    of_mode = ("f1_micro", "f1_micro_utterances", "f1_micro_images") if config.is_micro else of_mode
-    keys = [key for one in _rewards_of(config) for key in one.keys]
-    return ("score", *keys, *of_mode, *[one.name for one in config.components])
+    keys = ["score", *[key for one in _rewards_of(config) for key in one.keys]]
+    if config.f1_mode == "pooled":
+        keys.append("f1_pooled")
+    elif config.is_micro:
+        keys += ["f1_micro", "f1_micro_utterances", "f1_micro_images"]
+    return (*keys, *[one.name for one in config.components])
 
 
 @functools.lru_cache(maxsize=64)
 def _settings_of(items: tuple[tuple[str, Any], ...]) -> _Settings:
-    kwargs = {name: dict(value) if name in _MAPPINGS else value for name, value in items}
+    kwargs: dict[str, Any] = {name: dict(value) if name in _MAPPINGS else value for name, value in items}
     if _COMPONENTS in kwargs:
         kwargs[_COMPONENTS] = kwargs[_COMPONENTS].value
     config = RewardConfig.from_kwargs(kwargs)

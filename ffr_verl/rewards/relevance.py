@@ -107,7 +107,7 @@ def _nearness(source: VectorSource, info: Mapping[str, Any]) -> _Nearness:
     if not isinstance(source, EmbeddingStore):
         return _measured(source, RowDialogue.read(info), _query_vector(source, info))
     row = RowDialogue.read(info)
-    name = (*row[:2], info.get("query"), *map(tuple, row[2:]))
+    name = (row.dialogue_id, row.split, info.get("query"), *[tuple(values) for values in row[2:]])
     with _lock:
         kept = _kept.setdefault(source, {})
         if (found := kept.get(name)) is not None:

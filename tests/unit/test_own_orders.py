@@ -115,7 +115,7 @@ def test_what_is_wrong_with_an_order_names_it(tmp_path: Path, row: str, more: st
     ("settings", "message"),
     [
         ({"order": "MINE:Alone"}, "Alone has no __len__, observe, state_dict, load_state_dict; a subclass of"),
-        ({"order": "MINE:number"}, r"number is a int, expected a class"),
+        ({"order": "MINE:number"}, r"number is of type int, expected a class"),
         ({"order": "MINE:Min"}, r"there is no Min in it; did you mean 'Mine'\?"),
         ({"order": "elsewhere.py:Mine"}, r"elsewhere\.py:Mine: no such file on .*same path on every machine"),
         ({"order": "pkg://no_such_package:Mine"}, r"cannot be imported: ModuleNotFoundError"),
