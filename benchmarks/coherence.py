@@ -27,10 +27,10 @@ from ffr_verl.embeddings import EmbeddingStore
 from ffr_verl.fragments import parse_gold
 from ffr_verl.rewards import CoherenceMode, CoherenceScorer
 
-__all__ = ["compare", "tricks"]
+__all__ = ["compare", "random_like", "rows_to_tell_apart", "tricks"]
 
 
-def _rows(file: Path) -> Iterator[tuple[Fragment, dict[str, Any]]]:
+def rows_to_tell_apart(file: Path) -> Iterator[tuple[Fragment, dict[str, Any]]]:
     """Rows whose gold has at least two utterances, and not all of them: there must be something to tell apart."""
     table = pq.read_table(file, columns=["reward_model", "extra_info"])
     for reward, info in zip(*(table.column(name).to_pylist() for name in table.column_names), strict=True):
@@ -39,7 +39,7 @@ def _rows(file: Path) -> Iterator[tuple[Fragment, dict[str, Any]]]:
             yield gold, info
 
 
-def _random_like(gold: Fragment, info: dict[str, Any], source: random.Random) -> Fragment:
+def random_like(gold: Fragment, info: dict[str, Any], source: random.Random) -> Fragment:
     utterances = source.sample(info["utterance_ids"], len(gold.utterance_ids))
     return Fragment(tuple(utterances), tuple(source.sample(range(len(info["images"])), len(gold.image_ids))))
 
@@ -52,9 +52,9 @@ def compare(file: Path, store: EmbeddingStore, *, draws: int = 100, seed: int = 
     """
     source, scorer = random.Random(seed), CoherenceScorer(store)
     beats_mean, beats_draws = [], []
-    for gold, info in _rows(file):
+    for gold, info in rows_to_tell_apart(file):
         value = scorer.score(gold, gold, info)
-        others = [scorer.score(_random_like(gold, info, source), gold, info) for _ in range(draws)]
+        others = [scorer.score(random_like(gold, info, source), gold, info) for _ in range(draws)]
         beats_mean.append(value > mean(others))
         beats_draws.append(mean((value > other) + 0.5 * (value == other) for other in others))
     return len(beats_mean), mean(beats_mean), mean(beats_draws)
@@ -65,12 +65,12 @@ def tricks(file: Path, store: EmbeddingStore, *, seed: int = 0) -> dict[str, dic
     source, scorer = random.Random(seed), CoherenceScorer(store)
     modes: tuple[CoherenceMode, ...] = get_args(CoherenceMode)
     values: dict[str, dict[CoherenceMode, list[float]]] = {}
-    for gold, info in _rows(file):
+    for gold, info in rows_to_tell_apart(file):
         wrong = [identifier for identifier in info["utterance_ids"] if identifier not in gold.utterance_ids]
         pairs = (Fragment(pair, ()) for pair in itertools.combinations(wrong, 2))
         fragments = {
             "gold": gold,
-            "random of its size": _random_like(gold, info, source),
+            "random of its size": random_like(gold, info, source),
             "whole dialogue": Fragment(tuple(info["utterance_ids"]), tuple(range(len(info["images"])))),
             "most coherent wrong pair": max(pairs, key=lambda pair: scorer.score(pair, gold, info)),
             "one wrong utterance": Fragment((source.choice(wrong),), ()),

@@ -23,7 +23,7 @@ from typing import IO, Any, Literal
 
 import msgspec
 
-from ffr_verl.dialogues import Dialogue, content_text, dialogue_message
+from ffr_verl.dialogues import Dialogue, content_text, dialogue_message, extra_info
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import parse_gold
 
@@ -89,6 +89,13 @@ def cut_off_before_text(text: str, *, is_cut_off: bool) -> str | None:
     if text.strip() or not is_cut_off:
         return None
     return "cut off before the first token of an answer: give it more room (--max-new-tokens)"
+
+
+def info_of(one: Prediction, dialogue: Dialogue) -> dict[str, Any]:
+    """`extra_info` of a prediction whose dialogue has been read; an image without a path has an empty one."""
+    count = len(dialogue.image_ids)
+    names = [*one.images, *[""] * count][:count]
+    return extra_info(dialogue, names, split=str(one.extra.get("split", "")))
 
 
 def row_key(dialogue_id: str, query: str, solution: str) -> int:

@@ -14,10 +14,13 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_ori
 import msgspec
 from msgspec import Meta
 
+from ffr_verl.doors import entry_points, parse_door, unknown_name
 from ffr_verl.errors import FFRError
 
 __all__ = [
     "DEFAULT_MAX_PIXELS",
+    "ORDER_ENTRY_POINTS",
+    "ORDER_NAMES",
     "AdvantageConfig",
     "CurriculumConfig",
     "DataConfig",
@@ -25,6 +28,7 @@ __all__ = [
     "OnlineConfig",
     "SamplerConfig",
     "Settings",
+    "plain",
     "refuse_unknown_keys",
 ]
 
@@ -33,6 +37,8 @@ logger = logging.getLogger(__name__)
 DEFAULT_MAX_PIXELS = 602_112  # published
 Share = Annotated[float, Meta(ge=0, le=1)]
 Name = Annotated[str, Meta(min_length=1)]
+ORDER_NAMES = ("file", "published", "ascending", "competence", "shuffled", "online")
+ORDER_ENTRY_POINTS = "ffr_verl.orders"
 _Self = TypeVar("_Self", bound="Settings")
 
 
@@ -72,7 +78,7 @@ def _checked(kind: Any, value: Any, where: str) -> Any:
     inner = next((one for one in kinds if isinstance(one, type) and issubclass(one, Settings)), None)
     if inner is not None and isinstance(value, Mapping):
         return inner.from_mapping(value)
-    found = _plain(value, where)
+    found = plain(value, where)
     try:
         return msgspec.convert(found, kind)
     except msgspec.ValidationError as error:
@@ -83,12 +89,12 @@ def _checked(kind: Any, value: Any, where: str) -> Any:
         raise FFRError(f"{where}: found {found!r}, {expected}") from None
 
 
-def _plain(value: Any, where: str) -> Any:
-    """OmegaConf's containers as those of Python."""
+def plain(value: Any, where: str) -> Any:
+    """OmegaConf's containers as those of Python; an `FFRError`, with `where`, for a number that is not finite."""
     if isinstance(value, Mapping):
-        return {key: _plain(one, f"{where}.{key}") for key, one in value.items()}
+        return {key: plain(one, f"{where}.{key}") for key, one in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(one, where) for one in value]
+        return [plain(one, where) for one in value]
     if isinstance(value, float) and not math.isfinite(value):
         raise FFRError(f"{where}: found {value}, expected a finite number")
     return value
@@ -138,7 +144,8 @@ class CurriculumConfig(Settings, frozen=True):
 
     node: ClassVar[str] = "data.ffr.curriculum"
     difficulty: str | None = None  # file that `ffr-verl score` made for the training rows
-    order: Literal["file", "published", "ascending", "competence", "shuffled", "online"] = "published"
+    order: str = "published"  # a name above; or `pkg://module:Class`, `path/to/file.py:Class` or an entry point
+    settings: dict[str, Any] = {}  # of an order of one's own
     strata: Literal["gold"] | list[str] | None = "gold"
     shares: LevelShares = LevelShares()  # kept of each level, for `published`
     # How the share of `competence` grows with the share of the epoch that is over, from `start`, or in `steps`.
@@ -147,6 +154,14 @@ class CurriculumConfig(Settings, frozen=True):
     steps: Annotated[int, Meta(ge=1)] = 5
     seed: Annotated[int, Meta(ge=0)] = 0
     online: OnlineConfig = OnlineConfig()
+
+    def __post_init__(self) -> None:
+        where = f"{self.node}.order"
+        if self.order in ORDER_NAMES:
+            if self.settings:
+                raise FFRError(f"{self.node}.settings: is of orders of one's own, {self.order} reads none")
+        elif parse_door(self.order, where=where).is_entry_point and self.order not in entry_points(ORDER_ENTRY_POINTS):
+            raise unknown_name(self.order, where=where, group=ORDER_ENTRY_POINTS, known=ORDER_NAMES)
 
 
 class DataConfig(Settings, frozen=True):

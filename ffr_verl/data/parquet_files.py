@@ -107,7 +107,13 @@ def _column(file: str | Path, name: str, *, sample: bool) -> Iterator[tuple[int,
 
 def dialogues_of_rows(file: str) -> list[dict[str, Any]]:
     """`extra_info` of some rows spread over an RL file."""
-    return [info for _, info in _column(file, "extra_info", sample=True)]
+    return [row["extra_info"] for row in sampled_rows(file, ("extra_info",))]
+
+
+def sampled_rows(file: str, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Columns of some rows spread over a file, about 16."""
+    found = [_column(file, name, sample=True) for name in columns]
+    return [dict(zip(columns, [value for _, value in cells], strict=True)) for cells in zip(*found, strict=True)]
 
 
 def check_columns(files: Sequence[str], kind: Kind, *, unlabelled: bool = False) -> None:

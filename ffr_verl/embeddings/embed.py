@@ -42,8 +42,9 @@ class EmbedSummary:
 
     manifest: StoreManifest
     utterances: int  # keys
-    texts: int  # different ones among them
     without_text: int  # of the utterances
+    queries: int  # different ones
+    texts: int  # different ones of utterances and queries
     image_paths: int  # keys
     images: int  # different ones among them; 0 when the model takes text only
     resumed_items: int  # that an earlier, interrupted run had embedded
@@ -73,7 +74,7 @@ def embed(
     on_rows: Callable[[int], None] = lambda rows: None,
     on_items: Callable[[int, int], None] = lambda done, total: None,
 ) -> EmbedSummary:
-    """Embed the utterances and images of RL parquet files and write the store.
+    """Embed the utterances, images and queries of RL parquet files and write the store.
 
     Options as of `ffr-verl embed`; `say` is told what a user should know before the work starts, `on_rows` how many
     rows were read, `on_items` how many items were encoded, and of how many.
@@ -137,6 +138,7 @@ def embed(
         utterances=len(plan.text_keys),
         texts=len(plan.texts),
         without_text=sum(position is None for position in plan.text_keys.values()),
+        queries=len(plan.query_keys),
         image_paths=len(plan.image_keys),
         images=len(plan.images) if takes_images else 0,
         resumed_items=resumed,
@@ -211,7 +213,7 @@ def _save(file: Path, vectors: np.ndarray) -> None:
 
 def _index(plan: EmbeddingPlan, takes_images: bool) -> Iterator[tuple[str, int]]:
     """Each key with its row; texts come first."""
-    for key, position in plan.text_keys.items():
+    for key, position in [*plan.text_keys.items(), *plan.query_keys.items()]:
         yield key, -1 if position is None else position
     for key, image in plan.image_keys.items():
         yield key, len(plan.texts) + image if takes_images else -1

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from ffr_verl.data.parquet_files import check_columns, check_images, images_root, rows_of_files
 from ffr_verl.dialogues import parse_dialogue
-from ffr_verl.embeddings.store import image_key, split_dialogue_id, utterance_key
+from ffr_verl.embeddings.store import image_key, query_key, split_dialogue_id, utterance_key
 from ffr_verl.errors import FFRError
 from ffr_verl.files import disk_errors
 from ffr_verl.images import resolve_image
@@ -30,6 +30,7 @@ class EmbeddingPlan:
     texts: list[str] = field(default_factory=list)
     images: list[Path] = field(default_factory=list)  # files of different content
     text_keys: dict[str, int | None] = field(default_factory=dict)  # position of the text; `None` of one without
+    query_keys: dict[str, int | None] = field(default_factory=dict)
     image_keys: dict[str, int] = field(default_factory=dict)
     image_digests: list[str] = field(default_factory=list)  # SHA-256
     renamed_dialogues: list[str] = field(default_factory=list)  # an earlier split has their id
@@ -47,7 +48,7 @@ class EmbeddingPlan:
 def make_plan(
     files: Sequence[Path], *, images_root_folder: Path | None = None, on_row: Callable[[int], None] = lambda rows: None
 ) -> EmbeddingPlan:
-    """Read the utterances and images of `NAME.rl.parquet` files; `on_row` is told how many rows have been read.
+    """Read the utterances, images and queries of `NAME.rl.parquet` files; `on_row` is told how many rows were read.
 
     Raises `FFRError` for files of another kind, images that cannot be read, a dialogue that cannot be parsed, one
     dialogue id that means two dialogues in a split, and one image path that means two pictures.
@@ -59,6 +60,14 @@ def make_plan(
     origin: dict[tuple[str, str], str] = {}
     dialogues: dict[tuple[str, str], dict[int, int | None]] = {}
     rows = 0
+
+    def position_of(text: str) -> int | None:
+        text = text.strip()
+        position = text_at.setdefault(text, len(text_at)) if text else None
+        if position == len(plan.texts):
+            plan.texts.append(text)
+        return position
+
     for file in files:
         check_columns([str(file)], "rl", unlabelled=True)
         config = DataConfig(images_root=None if images_root_folder is None else str(images_root_folder))
@@ -75,11 +84,9 @@ def make_plan(
                     f"{where}: field prompt: {error}; make the file again with `ffr-verl prepare`"
                 ) from None
             known = dialogues.setdefault((split, dialogue_id), {})
+            plan.query_keys[query_key(dialogue.query)] = position_of(dialogue.query)
             for utterance in dialogue.utterances:
-                text = utterance.text.strip()
-                position = text_at.setdefault(text, len(text_at)) if text else None
-                if position == len(plan.texts):
-                    plan.texts.append(text)
+                position = position_of(utterance.text)
                 if known.setdefault(utterance.id, position) != position:
                     raise FFRError(
                         f"{where}: utterance {utterance.id} of dialogue {dialogue_id} has another text than in "

@@ -43,6 +43,7 @@ __all__ = [
     "check_place",
     "image_key",
     "open_store",
+    "query_key",
     "split_dialogue_id",
     "utterance_key",
     "write_arrays",
@@ -58,6 +59,7 @@ _VECTORS, _KEYS, _OFFSETS, _ROWS = "vectors.bin", "keys.bin", "offsets.bin", "ro
 _ARRAYS = (_VECTORS, _KEYS, _OFFSETS, _ROWS)
 _INDEX = np.dtype("<i8")
 _NO_VECTOR = -1
+_KINDS = (("text", b"utt:"), ("image", b"img:"), ("query", b"qry:"))
 _REMEDY = "make it again with `ffr-verl embed`"
 
 
@@ -86,6 +88,16 @@ def image_key(path: str) -> str:
     return f"img:{path}"
 
 
+def query_key(query: str) -> str:
+    """Key of a query's vector: the query itself, without white space around it.
+
+    Example:
+        >>> query_key("where is the cat? ")
+        'qry:where is the cat?'
+    """
+    return f"qry:{query.strip()}"
+
+
 @dataclass(frozen=True, slots=True)
 class StoreManifest:
     """What a store says of itself."""
@@ -95,7 +107,7 @@ class StoreManifest:
     dimension: int
     dtype: VectorDtype
     normalized: bool  # whether every vector has length 1
-    modalities: tuple[str, ...]  # what has vectors: `text`, `image`
+    modalities: tuple[str, ...]  # what has vectors: `text`, `image`, `query`
     vectors: int  # rows of the matrix
     keys: int  # that name a row, or are known to have none
     content_hash: str  # SHA-256 of the four arrays
@@ -363,7 +375,7 @@ def write_arrays(
             dimension=dimension,
             dtype=dtype,
             normalized=normalized,
-            modalities=tuple([name for name, prefix in (("text", b"utt:"), ("image", b"img:")) if prefix in kinds]),
+            modalities=tuple([name for name, prefix in _KINDS if prefix in kinds]),
             vectors=count,
             keys=len(pairs),
             content_hash=_content_hash(temporary),
@@ -386,8 +398,8 @@ def write_store(
 
     Args:
         path: folder to make.
-        vectors: `(key, vector)`, streamed; keys as `utterance_key` and `image_key` make them, all vectors of one
-            length.
+        vectors: `(key, vector)`, streamed; keys as `utterance_key`, `image_key` and `query_key` make them, all vectors
+            of one length.
         model: name of the encoder, recorded.
         revision: of the encoder, recorded.
         dtype: of the stored numbers; float16 halves the size and is exact to 1e-3 in a cosine.

@@ -10,7 +10,7 @@ import numpy as np
 
 from ffr_verl.errors import FFRError
 from ffr_verl.evaluation.counts import RowCounts
-from ffr_verl.evaluation.row_statistics import STATISTICS, chunks, metrics_of_sums, nested, row_statistics
+from ffr_verl.evaluation.row_statistics import chunks, metrics_of_sums, nested, row_statistics, width
 
 __all__ = ["BootstrapSettings", "interval", "resampled_metrics"]
 
@@ -32,9 +32,10 @@ class BootstrapSettings:
                 "of at least 0 and a level between 0 and 1"
             )
 
-    def intervals(self, values: np.ndarray) -> dict[str, Any]:
-        """The interval of each metric from resampled ones, shape `(resamples, len(METRICS))`, and these settings."""
-        bounds = nested(interval(values, level=self.level).tolist())
+    def intervals(self, values: np.ndarray, own: Sequence[str] = ()) -> dict[str, Any]:
+        """The interval of each metric from resampled ones, shape `(resamples, metrics)`, and these settings; `own` are
+        the names of components of one's own."""
+        bounds = nested(interval(values, level=self.level).tolist(), own)
         return {"level": self.level, "resamples": self.resamples, "seed": self.seed, **bounds}
 
 
@@ -42,7 +43,7 @@ def resampled_metrics(
     tables: Sequence[RowCounts], settings: BootstrapSettings, *, on_rows: Callable[[int], None] = lambda rows: None
 ) -> list[np.ndarray]:
     """The metrics of resamples, rows drawn with replacement, as many as there are: for each table, shape
-    `(resamples, len(METRICS))`.
+    `(resamples, metrics)`.
 
     The tables count the same rows, in the same order, under one or several models; they are drawn together.
     """
@@ -53,7 +54,7 @@ def resampled_metrics(
     # fall into each part, then which.
     shares = [(part.stop - part.start) / rows for part in parts]
     drawn = generator.multinomial(rows, shares, size=resamples)
-    sums = [np.zeros((resamples, STATISTICS)) for _ in tables]
+    sums = [np.zeros((resamples, width(table))) for table in tables]
     for number, part in enumerate(parts):
         statistics = [row_statistics(table.of(part)) for table in tables]
         size = part.stop - part.start

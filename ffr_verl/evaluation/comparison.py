@@ -76,17 +76,18 @@ def compare(
     tables = [first.of(places[order]), second.of(others[order])]
     settings = BootstrapSettings() if bootstrap is None else bootstrap
     ours, theirs = (_metrics(table) for table in tables)
+    own = [one.name for one in first.reward.components]
     intervals = None
     if settings.resamples:
         one, other = resampled_metrics(tables, settings, on_rows=on_rows)
-        intervals = settings.intervals(one - other)
+        intervals = settings.intervals(one - other, own)
     return Comparison(
         matched=len(places),
         only_first=len(first) - len(places),
         only_second=len(second) - len(places),
-        first=nested(ours.tolist()),
-        second=nested(theirs.tolist()),
-        difference=nested((ours - theirs).tolist()),
+        first=nested(ours.tolist(), own),
+        second=nested(theirs.tolist(), own),
+        difference=nested((ours - theirs).tolist(), own),
         intervals=intervals,
     )
 

@@ -102,6 +102,7 @@ class RowCounts:
     errors: Mapping[str, int]  # why rows have no answer, and how many; most frequent first
     reward: RewardConfig  # the settings of the rewards
     without_id: int | None  # line of the first row that does not say its dialogue's id
+    own: np.ndarray  # of each component of one's own in `reward`; shape `(rows, components)`, float64
 
     def __len__(self) -> int:
         return len(self.values)
@@ -137,7 +138,7 @@ class RowCounts:
 
     def of(self, rows: slice | np.ndarray) -> RowCounts:
         """Some of the rows; `errors` and `without_id` stay those of all."""
-        return dataclasses.replace(self, values=self.values[rows], keys=self.keys[rows])
+        return dataclasses.replace(self, values=self.values[rows], keys=self.keys[rows], own=self.own[rows])
 
 
 def count_rows(
@@ -146,10 +147,11 @@ def count_rows(
     *,
     style: AnswerStyle,
     reward: RewardConfig,
+    own: Callable[[], Sequence[float]] | None = None,
 ) -> RowCounts:
     """Count rows; `on_malformed_gold` is told the line of a row whose gold answer is malformed, which is not counted,
-    and what is wrong with it."""
-    values, keys, is_plain = bytearray(), array("q"), style == "plain"
+    and what is wrong with it. `own` is asked for the components of the row that was read last."""
+    values, keys, is_plain, of_components = bytearray(), array("q"), style == "plain", array("d")
     errors: Counter[str] = Counter()
     without_id = None
     for line, response, labels, prompt, dialogue_id, error in rows:
@@ -172,8 +174,12 @@ def count_rows(
             without_id = line if without_id is None else without_id
             dialogue_id = prompt[prompt.find("<|utt_id_start|>") :]
         keys.append(hash((dialogue_id, query, labels)))
+        if own is not None:
+            of_components.extend(own())
     table = np.frombuffer(values, dtype=np.int32).reshape(-1, len(_COLUMNS))
-    return RowCounts(table, np.frombuffer(keys, dtype=np.int64), dict(errors.most_common()), reward, without_id)
+    scores = np.array(of_components).reshape(len(table), len(reward.components))
+    found = np.frombuffer(keys, dtype=np.int64)
+    return RowCounts(table, found, dict(errors.most_common()), reward, without_id, scores)
 
 
 def _quick_row(answer: tuple[int, int], gold: tuple[int, int], ids: DialogueIds, is_exact: bool) -> bytes:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ffr_verl.dialogues import parse_dialogue
 from ffr_verl.errors import FFRError
 from ffr_verl.evaluation.bootstrap import BootstrapSettings, resampled_metrics
 from ffr_verl.evaluation.breakdowns import BREAKDOWNS, part_names, parts_of
@@ -18,12 +19,12 @@ from ffr_verl.evaluation.row_statistics import (
     MALFORMED,
     MODALITIES,
     REWARD_SETTINGS,
-    STATISTICS,
     chunks,
     metric_rows,
     metrics_of_sums,
     nested,
     row_statistics,
+    width,
 )
 from ffr_verl.fragments import AnswerStyle
 from ffr_verl.predictions import (
@@ -32,8 +33,10 @@ from ffr_verl.predictions import (
     PredictionFormat,
     UnusableLines,
     answered,
+    info_of,
     prediction_of,
     read_answered,
+    read_predictions,
 )
 from ffr_verl.rewards.ffr import RewardConfig
 
@@ -52,7 +55,7 @@ class Metrics:
     micro: Mapping[str, Mapping[str, float]]
     macro: Mapping[str, Mapping[str, float]]
     # Means of the rewards `f1`, `f1_utterances`, `f1_images`, `format` and `exact_match`, as verl's validation reports
-    # them for the same `reward_settings`.
+    # them for the same `reward_settings`, and of components of one's own.
     rewards: Mapping[str, float]
     # `malformed`, `outside` (name ids that the dialogue does not have), `empty` and `gold_empty` are shares of the
     # rows; `utterances`, `gold_utterances`, `images` and `gold_images` mean numbers of ids.
@@ -176,18 +179,22 @@ def count_records(
     if isinstance(records, str | Path):
         raise TypeError("records, expected rows; a file is evaluated by evaluate_file")
 
+    reward = RewardConfig.from_kwargs(reward_kwargs or {})
+    own = _OwnScores("record", reward, style)
+
     def rows() -> Iterator[Answered]:
         for number, record in enumerate(records):
             try:
                 one = record if isinstance(record, Prediction) else prediction_of(number, record)
-                yield number, *answered(one)[1:]
             except ValueError as error:
                 raise FFRError(f"record {number}: {error}") from None
+            own.row, own.number = one, number
+            yield number, *answered(one)[1:]
 
     def refuse(number: int, reason: str) -> None:
         raise FFRError(f"record {number}: {reason}")
 
-    counts = count_rows(rows(), refuse, style=style, reward=RewardConfig.from_kwargs(reward_kwargs or {}))
+    counts = count_rows(rows(), refuse, style=style, reward=reward, own=own if reward.components else None)
     if not len(counts):
         raise FFRError("no records to evaluate")
     return counts
@@ -203,11 +210,47 @@ def count_file(
     on_position: Callable[[int], None] = lambda position: None,
 ) -> RowCounts:
     """The counts of a file's rows, see `evaluate_file`."""
-    rows = read_answered(path, unusable, row_format=row_format, on_position=on_position)
-    counts = count_rows(rows, unusable.add, style=style, reward=reward)
+    if reward.components:
+        own = _OwnScores(f"{path}: line", reward, style)
+        found = own.watched(read_predictions(path, row_format=row_format, unusable=unusable))
+        counts = count_rows(found, unusable.add, style=style, reward=reward, own=own)
+    else:
+        rows = read_answered(path, unusable, row_format=row_format, on_position=on_position)
+        counts = count_rows(rows, unusable.add, style=style, reward=reward)
     if not len(counts):
         raise unusable.no_rows()
     return counts
+
+
+class _OwnScores:
+    """Scores rows by the components of one's own, while they are counted."""
+
+    def __init__(self, where: str, reward: RewardConfig, style: AnswerStyle) -> None:
+        self._where, self._reward, self._style = where, reward, style
+        self.row: Prediction | None = None  # that is counted now, and its number
+        self.number = 0
+
+    def watched(self, predictions: Iterable[Prediction]) -> Iterator[Answered]:
+        for one in predictions:
+            self.row, self.number = one, one.line
+            yield answered(one)
+
+    def __call__(self) -> list[float]:
+        """Of the row; 0 where there is no answer."""
+        row, components, info = self.row, self._reward.components, None
+        assert row is not None
+        if row.error:
+            return [0.0] * len(components)
+        try:
+            if any(one.needs_dialogue for one in components):
+                info = info_of(row, parse_dialogue(row.messages, row.dialogue_id))
+            embeddings = self._reward.embeddings
+            return [
+                one.value(row.response, row.labels, info, style=self._style, embeddings=embeddings)
+                for one in components
+            ]
+        except ValueError as error:
+            raise FFRError(f"{self._where} {self.number}: {error}") from None
 
 
 def result_of(
@@ -219,11 +262,12 @@ def result_of(
 ) -> EvaluationResult:
     """The result of counted rows, at least one; `on_rows` is told how many of them the resamples have seen."""
     total, parts = _sums(counts)
+    own = [one.name for one in counts.reward.components]
     settings = BootstrapSettings() if bootstrap is None else bootstrap
     intervals = None
     if settings.resamples:
         [resampled] = resampled_metrics([counts], settings, on_rows=on_rows)
-        intervals = settings.intervals(resampled)
+        intervals = settings.intervals(resampled, own)
     fault = np.bincount(counts.column("fault"), minlength=len(FAULTS) + 2).tolist()
     outside = {modality: counts.column(f"{modality}_outside") for modality in MODALITIES[:2]}
     return EvaluationResult(
@@ -234,7 +278,7 @@ def result_of(
             "from": "defaults" if counts.reward == RewardConfig() else "reward_kwargs",
             **{name: getattr(counts.reward, name) for name in REWARD_SETTINGS},
         },
-        **nested(metrics_of_sums(total, len(counts)).tolist()),
+        **nested(metrics_of_sums(total, len(counts)).tolist(), own),
         malformed={
             "any": int(counts.has_fault.sum()),
             **{one.value: fault[place] for place, one in enumerate(FAULTS, start=1)},
@@ -252,8 +296,8 @@ def result_of(
 
 def _sums(counts: RowCounts) -> tuple[np.ndarray, dict[str, list[Part]]]:
     """The statistics summed over all rows, and the parts of the break-downs."""
-    total = np.zeros(STATISTICS)
-    sums = {name: np.zeros((len(part_names(name)), STATISTICS)) for name in BREAKDOWNS}
+    total, own = np.zeros(width(counts)), [one.name for one in counts.reward.components]
+    sums = {name: np.zeros((len(part_names(name)), len(total))) for name in BREAKDOWNS}
     samples = {name: np.zeros(len(part_names(name)), dtype=np.int64) for name in BREAKDOWNS}
     for chunk in chunks(len(counts)):
         some = counts.of(chunk)
@@ -269,7 +313,7 @@ def _sums(counts: RowCounts) -> tuple[np.ndarray, dict[str, list[Part]]]:
                 name=part,
                 samples=rows,
                 malformed=int(values[MALFORMED]),
-                **nested(metrics_of_sums(values, rows).tolist()),
+                **nested(metrics_of_sums(values, rows).tolist(), own),
             )
             for part, rows, values in zip(part_names(name), samples[name].tolist(), sums[name], strict=True)
             if rows

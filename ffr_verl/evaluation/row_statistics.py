@@ -5,7 +5,7 @@ All metrics of a result, of a break-down's part and of a resample are functions 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ __all__ = [
     "metrics_of_sums",
     "nested",
     "row_statistics",
+    "width",
 ]
 
 MODALITIES = ("utterance", "image", "joint")
@@ -69,8 +70,13 @@ def chunks(rows: int) -> Iterator[slice]:
     return (slice(start, min(start + _CHUNK, rows)) for start in range(0, rows, _CHUNK))
 
 
+def width(counts: RowCounts) -> int:
+    """How many statistics a row has: `STATISTICS`, and one for each component of one's own."""
+    return STATISTICS + counts.own.shape[1]
+
+
 def row_statistics(counts: RowCounts) -> np.ndarray:
-    """Of each row; shape `(rows, STATISTICS)`, float64."""
+    """Of each row; shape `(rows, width)`, float64."""
     confusions = [_confusion(counts, modality) for modality in MODALITIES[:2]]
     is_answered = ~counts.is_unanswered & (counts.is_readable | (_ids(counts, "predicted") > 0))
     of_rows = [Scores(*[value * is_answered for value in row_scores(one)]) for one in confusions]
@@ -85,7 +91,7 @@ def row_statistics(counts: RowCounts) -> np.ndarray:
     sizes = [counts.column(f"{kind}_{side}") for kind in MODALITIES[:2] for side in ("predicted", "gold")]
     has_gold = [counts.column(f"{kind}_gold") > 0 for kind in MODALITIES[:2]]
     where_gold = [scored.f1 * one for scored, one in zip(of_rows, has_gold, strict=False)]
-    every = [*columns, *rewards, *answers, *sizes, *where_gold, *has_gold]
+    every = [*columns, *rewards, *answers, *sizes, *where_gold, *has_gold, *counts.own.T]
     return np.stack(every, axis=1, dtype=np.float64, casting="unsafe")
 
 
@@ -93,25 +99,29 @@ def metrics_of_sums(sums: np.ndarray, samples: Any) -> np.ndarray:
     """The metrics of rows whose statistics were summed.
 
     Args:
-        sums: shape `(…, STATISTICS)`.
+        sums: shape `(…, width)`.
         samples: number of rows in each sum.
 
     Returns:
-        Shape `(…, len(METRICS))`.
+        Shape `(…, metrics)`: `METRICS`, then the means of components of one's own.
     """
     counts = np.moveaxis(sums[..., :_CONFUSIONS], -1, 0)
     modalities = [scores(Confusion(*counts[:4])), scores(Confusion(*counts[4:]))]
     modalities.append(joint_scores(*modalities))
     micro = np.stack([np.asarray(value) for one in modalities for value in one], axis=-1)
-    means = sums[..., _CONFUSIONS : _CONFUSIONS + _MEANS] / np.asarray(samples)[..., None]
-    where_gold = sums[..., -4:-2] / np.maximum(sums[..., -2:], 1)
-    return np.concatenate([micro, means, where_gold], axis=-1)
+    means, own = (
+        sums[..., part] / np.asarray(samples)[..., None]
+        for part in (slice(_CONFUSIONS, _CONFUSIONS + _MEANS), slice(STATISTICS, None))
+    )
+    where_gold = sums[..., STATISTICS - 4 : STATISTICS - 2] / np.maximum(sums[..., STATISTICS - 2 : STATISTICS], 1)
+    return np.concatenate([micro, means, where_gold, own], axis=-1)
 
 
-def nested(values: Any) -> dict[str, Any]:
-    """Values in the order of `METRICS`, under their names: `{"micro": {"utterance": {"precision": …`"""
+def nested(values: Any, own: Sequence[str] = ()) -> dict[str, Any]:
+    """Values in the order of `METRICS`, then of components of one's own, under their names:
+    `{"micro": {"utterance": {"precision": …`"""
     result: dict[str, Any] = {}
-    for path, value in zip(METRICS, values, strict=True):
+    for path, value in zip([*METRICS, *[("rewards", name) for name in own]], values, strict=True):
         inner = result
         for name in path[:-1]:
             inner = inner.setdefault(name, {})

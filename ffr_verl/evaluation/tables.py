@@ -13,7 +13,7 @@ from rich.table import Table
 from ffr_verl.evaluation.comparison import Comparison
 from ffr_verl.evaluation.counts import FAULTS, RowCounts
 from ffr_verl.evaluation.result import EvaluationResult
-from ffr_verl.evaluation.row_statistics import AVERAGES, MODALITIES, REWARDS
+from ffr_verl.evaluation.row_statistics import AVERAGES, MODALITIES
 from ffr_verl.fragments import AnswerStyle, MalformedReason
 from ffr_verl.metrics import Scores
 
@@ -78,9 +78,9 @@ def _metrics_table(
 def _rewards_table(
     rewards: Mapping[str, float], intervals: Any, *, title: str, of: tuple[Mapping[str, float], ...] = ()
 ) -> Table:
-    table = _table(title, (), REWARDS, no_wrap=False, pad_edge=False, show_edge=False, collapse_padding=True)
+    table = _table(title, (), tuple(rewards), no_wrap=False, pad_edge=False, show_edge=False, collapse_padding=True)
     bounds = intervals["rewards"] if intervals else {}
-    table.add_row(*[_cell(rewards[name], bounds.get(name), of=[one[name] for one in of]) for name in REWARDS])
+    table.add_row(*[_cell(rewards[name], bounds.get(name), of=[one[name] for one in of]) for name in rewards])
     return table
 
 

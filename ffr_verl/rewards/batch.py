@@ -3,8 +3,9 @@
 Each takes a batch: `f(completions, solution, **columns) -> list[float]`. A completion is a text, or a conversation (a
 list of messages) whose last message is the answer. Columns that a reward does not use are ignored.
 
-`coherence` and `mcc` need to know the dialogue of each row: from a column `extra_info` as `ffr-verl prepare` writes
-it, or from the columns `dialogue_id`, `images` and `messages` (or `prompts`) of MLDR rows.
+`coherence`, `mcc` and rewards of one's own (`component("pkg://module:function")`) that take `extra_info` need to know
+the dialogue of each row: from a column `extra_info` as `ffr-verl prepare` writes it, or from the columns
+`dialogue_id`, `images` and `messages` (or `prompts`) of MLDR rows.
 
 Settings are given once, by `configure(ffr, weights={...}, embeddings="data/embeddings")`; the result still has a name,
 which trainers put on their curves.
@@ -13,11 +14,14 @@ which trainers put on their curves.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ffr_verl.dialogues import extra_info, parse_dialogue
+from ffr_verl.doors import parse_door
 from ffr_verl.errors import FFRError
+from ffr_verl.fragments import AnswerStyle
+from ffr_verl.rewards.components import Component, components_of, resolved
 from ffr_verl.rewards.config import RewardConfig
 from ffr_verl.rewards.ffr import compute_score
 from ffr_verl.rewards.reading import Completion, row_ids
@@ -25,7 +29,7 @@ from ffr_verl.rewards.settings import SETTINGS, check_settings
 from ffr_verl.rewards.table import REWARDS
 from ffr_verl.settings import refuse_unknown_keys
 
-__all__ = ["BatchReward", "coherence", "configure", "exact_match", "f1", "ffr", "format", "mcc"]
+__all__ = ["BatchReward", "coherence", "component", "configure", "exact_match", "f1", "ffr", "format", "mcc"]
 
 
 _ROW_COLUMNS = ("extra_info", "messages", "prompts", "dialogue_id", "images", "split")
@@ -127,6 +131,23 @@ class BatchReward:
         return reward.function(completion, *golds, **of_dialogue, **self._settings)
 
 
+class _Own(BatchReward):
+    """A component of one's own, see `component`."""
+
+    def __init__(self, loaded: Component, embeddings: str | None, style: AnswerStyle) -> None:
+        super().__init__(loaded.name)
+        self._component, self._embeddings, self._style = loaded, embeddings, style
+
+    def allowed(self) -> tuple[str, ...]:
+        return ()
+
+    def _needs_dialogue(self) -> bool:
+        return self._component.needs_dialogue
+
+    def _score(self, completion: Completion, gold: Any, info: Any) -> float:
+        return self._component.value(completion, gold, info, style=self._style, embeddings=self._embeddings)
+
+
 class _Composed(BatchReward):
     """The `score` of `compute_score`; its settings are those of `RewardConfig`."""
 
@@ -136,6 +157,8 @@ class _Composed(BatchReward):
     def configured(self, settings: Mapping[str, Any]) -> BatchReward:
         flat = {**settings}
         kwargs = {**self._settings, **(flat.pop("reward_kwargs", None) or {}), **flat}
+        if isinstance(kwargs.get("components"), Mapping):
+            kwargs["components"] = resolved(kwargs["components"])
         config = RewardConfig.from_kwargs(kwargs, where="reward_kwargs" if "reward_kwargs" in settings else "ffr")
         if config.embeddings is not None:
             check_settings("ffr", store=config.embeddings)
@@ -143,7 +166,8 @@ class _Composed(BatchReward):
 
     def _needs_dialogue(self) -> bool:
         config = RewardConfig.from_kwargs(self._settings)
-        return config.embeddings is not None or config.is_micro or "mcc" in dict(config.weights)
+        is_ours = config.embeddings is not None or config.is_micro or "mcc" in dict(config.weights)
+        return is_ours or any(one.needs_dialogue for one in config.components)
 
     def _score(self, completion: Completion, gold: Any, info: Any) -> float:
         return compute_score("", completion, gold, info, **self._settings)["score"]  # type: ignore[arg-type]
@@ -151,6 +175,42 @@ class _Composed(BatchReward):
 
 f1, coherence, format, mcc, exact_match = map(BatchReward, ("f1", "coherence", "format", "mcc", "exact_match"))
 ffr: BatchReward = _Composed("ffr")
+
+
+def component(
+    function: str | Callable[..., float],
+    *,
+    name: str | None = None,
+    embeddings: str | None = None,
+    answer_style: AnswerStyle = "plain",
+    **settings: Any,
+) -> BatchReward:
+    """A reward of one's own (docs/rewards.md) over a batch, with its name on the trainer's curves.
+
+    Args:
+        function: `pkg://module:function`, `path/to/file.py:function`, an entry point of the group `ffr_verl.rewards`
+            such as relevance, or the function itself.
+        name: on the curves; by default that of the function.
+        embeddings: folder of the embedding store, for a function that takes `store`.
+        answer_style: for a function that takes `style`.
+        **settings: of the function.
+
+    Raises:
+        FFRError: for what cannot be loaded, takes other arguments, or a store that is needed and not there.
+
+    Example:
+        >>> def brevity(completion, solution, *, most=40):
+        ...     return 1.0 / (1.0 + len(completion) / most)
+        >>> component(brevity, most=10)(["no idea..."], ["..."])
+        [0.5]
+    """
+    if name is None:
+        name = parse_door(function, where="component").name if isinstance(function, str) else function.__name__
+    given = {name: {"function": function, **settings}}
+    if embeddings is not None:
+        check_settings(name, store=embeddings)
+    found = components_of(resolved(given), (), embeddings=embeddings, where="component")
+    return _Own(found[0], embeddings, answer_style)
 
 
 def configure(reward: BatchReward, **settings: Any) -> BatchReward:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import AnswerStyle
+from ffr_verl.rewards.components import Component, components_of
 from ffr_verl.rewards.micro import micro_counts
 from ffr_verl.rewards.settings import SETTINGS, CoherenceMode, check_number, choice
 from ffr_verl.rewards.table import DEFAULT_WEIGHTS, REWARDS
@@ -25,7 +26,10 @@ class RewardConfig:
     """The settings of `compute_score`, checked.
 
     Attributes:
-        weights: `(component, weight)` pairs; components are f1, coherence, format, exact_match and mcc.
+        weights: `(component, weight)` pairs; components are f1, coherence, format, exact_match, mcc, those of
+            `components`, and entry points of the group `ffr_verl.rewards`.
+        components: rewards of one's own, by a name of your choice: `pkg://module:function`, `path/to/file.py:function`
+            or an entry point; or a mapping of these as `function` and settings of the function.
         f1_mode: what the weight of f1 counts: `published` F1; `pooled`, F1 of utterances and images as one list;
             `micro`, what the ids add to micro F1, or `micro_f1_mcc`, to micro F1 and MCC in equal parts, see
             `ffr_verl.rewards.micro`.
@@ -39,6 +43,7 @@ class RewardConfig:
     """
 
     weights: tuple[tuple[str, float], ...] = tuple(DEFAULT_WEIGHTS.items())
+    components: tuple[Component, ...] = ()
     f1_mode: F1Mode = "published"
     micro_counts: tuple[tuple[str, tuple[float, ...]], ...] | None = None
     embeddings: str | None = None
@@ -69,13 +74,17 @@ class RewardConfig:
             ffr_verl.errors.FFRError: reward_kwargs.length_penality: unknown key; did you mean 'length_penalty'? ...
         """
         refuse_unknown_keys(kwargs, allowed=[field.name for field in fields(cls)], where=where)
-        return cls(**{name: _CHECKS[name](f"{where}.{name}", value) for name, value in kwargs.items()})
+        given = {name: _CHECKS[name](f"{where}.{name}", one) for name, one in kwargs.items() if name != "components"}
+        components, weights = kwargs.get("components") or {}, dict(given.get("weights", ()))
+        if components or not REWARDS.keys() >= weights.keys():
+            embeddings = given.get("embeddings")
+            given["components"] = components_of(components, weights, embeddings=embeddings, where=where)
+        return cls(**given)
 
 
 def _weights(where: str, value: Any) -> tuple[tuple[str, float], ...]:
     if not isinstance(value, Mapping):
         raise FFRError(f"{where}: found {value!r}, expected a mapping such as {{f1: 1.0, format: 0.3}}")
-    refuse_unknown_keys(value, allowed=REWARDS, where=where)
     return tuple([(str(name), check_number(f"{where}.{name}", weight)) for name, weight in value.items()])
 
 

@@ -14,9 +14,18 @@ from ffr_verl.rewards.config import MCC_SHARES, F1Mode, RewardConfig
 from ffr_verl.rewards.f1 import pooled_f1_of_fragments
 from ffr_verl.rewards.micro import LOWEST, MODALITIES, NEUTRAL, MicroCounts, id_values, micro_counts, micro_value
 from ffr_verl.rewards.reading import completion_text, is_outside, read_answer, read_gold, row_ids
-from ffr_verl.rewards.table import COMPONENTS, REWARDS, Values
+from ffr_verl.rewards.table import COMPONENTS, REWARDS, Reward, Values
 
-__all__ = ["COMPONENTS", "MICRO_COUNTS", "F1Mode", "RewardConfig", "compute_score", "id_credits", "open_scorer"]
+__all__ = [
+    "COMPONENTS",
+    "MICRO_COUNTS",
+    "F1Mode",
+    "RewardConfig",
+    "compute_score",
+    "id_credits",
+    "open_scorer",
+    "score_keys",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +33,7 @@ MICRO_COUNTS = "micro_counts"  # of a row's `extra_info`: where the policy stand
 _FIRST_IMAGE = 10**9  # ids have nine digits at most
 _LIST_END = _FIRST_IMAGE - 1
 _MAPPINGS = ("weights", "micro_counts")
+_COMPONENTS = "components"
 _SAID = threading.Lock()  # taken by who says that coherence is left out: once a process is enough
 
 
@@ -37,14 +47,47 @@ class _Settings(NamedTuple):
     micro: tuple[MicroCounts, ...] | None
 
 
+class _Held:
+    """A mapping of settings as it is now, which can be looked up; one that was changed in place is another."""
+
+    __slots__ = ("text", "value")
+
+    def __init__(self, value: Any) -> None:
+        self.value, self.text = value, repr(value)
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Held) and self.text == other.text
+
+
+def _rewards_of(config: RewardConfig) -> tuple[Reward, ...]:
+    weights = dict(config.weights)
+    return tuple([one for one in REWARDS.values() if one.needs != "dialogue" or one.name in weights])
+
+
+def score_keys(config: RewardConfig) -> tuple[str, ...]:
+    """The keys of what `compute_score` returns with these settings."""
+    keys = ["score", *[key for one in _rewards_of(config) for key in one.keys]]
+    if config.f1_mode == "pooled":
+        keys.append("f1_pooled")
+    elif config.is_micro:
+        keys += ["f1_micro", "f1_micro_utterances", "f1_micro_images"]
+    return (*keys, *[one.name for one in config.components])
+
+
 @functools.lru_cache(maxsize=64)
 def _settings_of(items: tuple[tuple[str, Any], ...]) -> _Settings:
-    config = RewardConfig.from_kwargs({name: dict(value) if name in _MAPPINGS else value for name, value in items})
+    kwargs: dict[str, Any] = {name: dict(value) if name in _MAPPINGS else value for name, value in items}
+    if _COMPONENTS in kwargs:
+        kwargs[_COMPONENTS] = kwargs[_COMPONENTS].value
+    config = RewardConfig.from_kwargs(kwargs)
     weights = dict(config.weights)
     if weights.get("coherence") and config.embeddings is None and _SAID.acquire(blocking=False):
         logger.warning("no embeddings configured: the coherence reward is 0 and its weight does not count")
     trained = "f1" if config.f1_mode == "published" else "f1_pooled" if config.f1_mode == "pooled" else "f1_micro"
-    rewards = tuple([one for one in REWARDS.values() if one.needs != "dialogue" or one.name in weights])
+    rewards = _rewards_of(config)
     counted = tuple([(trained if name == "f1" else name, weight) for name, weight in config.weights])
     given = dict(config.micro_counts or ())
     micro = tuple([MicroCounts(*given.get(kind, NEUTRAL)) for kind in MODALITIES]) if config.is_micro else None
@@ -69,9 +112,10 @@ def _items(mapping: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
 
 
 def _resolve(kwargs: Mapping[str, Any]) -> _Settings:
+    given = {**kwargs, _COMPONENTS: _Held(kwargs[_COMPONENTS])} if _COMPONENTS in kwargs else kwargs
     try:
         return _settings_of(
-            tuple([(key, _items(one) if key in _MAPPINGS and one is not None else one) for key, one in kwargs.items()])
+            tuple([(key, _items(one) if key in _MAPPINGS and one is not None else one) for key, one in given.items()])
         )
     except (TypeError, AttributeError):
         RewardConfig.from_kwargs(kwargs)  # unhashable or misshapen: let the check say which key
@@ -179,11 +223,13 @@ def compute_score(
         The same keys on every call, as verl needs: `score` = sum of weight x component, `f1`, `f1_utterances`,
         `f1_images` (always the published F1), `coherence`, `format`, `exact_match`, and `mcc` when it has a weight;
         Python floats. With `f1_mode: pooled` also `f1_pooled`, with `micro` or `micro_f1_mcc` also `f1_micro`,
-        `f1_micro_utterances` and `f1_micro_images`: the weight of f1 then counts `f1_pooled` or `f1_micro`.
+        `f1_micro_utterances` and `f1_micro_images`: the weight of f1 then counts `f1_pooled` or `f1_micro`. With
+        `components` a key of each.
 
     Raises:
         FFRError: for settings that `RewardConfig` refuses, a store that does not open, a gold that is no text, and an
-            `extra_info` without the fields that coherence or mcc need, or with something else in them.
+            `extra_info` without the fields that coherence or mcc need, or with something else in them; and for a
+            component of one's own that raises or returns no finite number, which the message names.
 
     Example:
         >>> gold = "<|utt_ids_start|>[1, 2]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>"
@@ -206,5 +252,9 @@ def compute_score(
         utterances, images = _micro_values(predicted, gold, extra_info, settings)
         result["f1_micro"] = config.utterance_weight * utterances + config.image_weight * images
         result["f1_micro_utterances"], result["f1_micro_images"] = utterances, images
+    for own in config.components:
+        result[own.name] = own.value(
+            solution_str, ground_truth, extra_info, style=config.answer_style, embeddings=config.embeddings
+        )
     result["score"] = sum([weight * result[name] for name, weight in settings.weights], 0.0)
     return result

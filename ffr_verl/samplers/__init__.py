@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ffr_verl.samplers.curriculum import RowDifficulty, order_rows
+from ffr_verl.samplers.curriculum import Order, RowDifficulty, StaticOrder, order_rows
 from ffr_verl.samplers.difficulty import assign_levels, select_rows, token_entropy
 from ffr_verl.samplers.sampler import CurriculumSampler
 from ffr_verl.settings import CurriculumConfig, SamplerConfig
@@ -20,8 +20,10 @@ __all__ = [
     "CurriculumSampler",
     "FFRReplayBuffer",
     "FFRReplayBufferAsync",
+    "Order",
     "RowDifficulty",
     "SamplerConfig",
+    "StaticOrder",
     "assign_levels",
     "order_rows",
     "select_rows",

@@ -41,6 +41,7 @@ class RowDifficulty:
     strata_names: tuple[str, ...] = ("all",)
     # Of `online`: how far answers to the row are expected to differ in reward, in whatever unit; `None`: all alike.
     spread: np.ndarray | None = None
+    turns: np.ndarray | None = None  # utterances of each row's dialogue; `None` where nobody has counted them
 
     @classmethod
     def unknown(cls, is_negative: np.ndarray) -> RowDifficulty:
@@ -83,10 +84,16 @@ def interleaved(order: np.ndarray, strata: np.ndarray | None) -> np.ndarray:
 
 
 class Order(ABC):
-    """Which row comes at which position of an epoch. `CurriculumSampler` asks; the classes of `ORDERS` answer."""
+    """Which row comes at which position of an epoch.
+
+    `CurriculumSampler` asks the classes of `ORDERS`, and those of one's own: any class that is made with these
+    arguments and has these methods, be it a subclass or not. The same rows, settings and observations must give the
+    same rows, and a new order that was given a `state_dict` must continue with the rows that the
+    first one would have given.
+    """
 
     needs_difficulty: ClassVar[bool] = False  # whether it is nothing without a difficulty file
-    fingerprint: bytes  # tells it from an order of other rows or settings, for checkpoints
+    fingerprint: bytes = b""  # tells it from an order of other rows or settings, for checkpoints
 
     def __init__(self, rows: RowDifficulty, config: CurriculumConfig) -> None:
         self._count, self._seed = len(rows), config.seed
@@ -98,7 +105,7 @@ class Order(ABC):
 
     @abstractmethod
     def row_at(self, epoch: int, position: int) -> int:
-        """The row at a position, asked for in rising order."""
+        """The row at a position, asked for in rising order: a number from 0 to `len(rows) - 1`."""
 
     def observe(self, rows: Sequence[int], deviations: Mapping[int, float]) -> dict[str, float]:
         """End a step: the rows drawn for it, and the standard deviation of the answers to each row in the observed
@@ -106,7 +113,7 @@ class Order(ABC):
         return {}
 
     def state_dict(self) -> Any:
-        """What the next rows depend on beside epoch and position."""
+        """What the next rows depend on beside epoch and position; it is pickled into verl's checkpoint."""
         return None
 
     def load_state_dict(self, state: Any) -> None:

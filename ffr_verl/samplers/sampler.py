@@ -6,23 +6,38 @@
 
 from __future__ import annotations
 
+import itertools
+import pickle
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from ffr_verl.doors import parse_door
 from ffr_verl.errors import FFRError
 from ffr_verl.samplers.curriculum import STATIC_ORDERS, Order, RowDifficulty, ascending_order
 from ffr_verl.samplers.difficulty import LEVELS
 from ffr_verl.samplers.micro_estimate import MicroEstimate
 from ffr_verl.samplers.online import OnlineOrder
+from ffr_verl.samplers.own_orders import OwnOrder, own_order_class
 from ffr_verl.settings import CurriculumConfig
 
-__all__ = ["ORDERS", "CurriculumSampler", "activate", "active_sampler"]
+__all__ = ["ORDERS", "CurriculumSampler", "activate", "active_sampler", "needs_difficulty", "order_class", "rehearse"]
 
 
 ORDERS: Mapping[str, type[Order]] = {**STATIC_ORDERS, "online": OnlineOrder}
+
+
+def order_class(name: str) -> type[Order]:
+    """The class of an order, by its name or its door."""
+    return ORDERS.get(name, OwnOrder)
+
+
+def needs_difficulty(name: str) -> bool:
+    """Whether an order is nothing without a difficulty file."""
+    found = ORDERS[name] if name in ORDERS else own_order_class(name)
+    return bool(getattr(found, "needs_difficulty", False))
 
 
 class CurriculumSampler:
@@ -54,8 +69,9 @@ class CurriculumSampler:
         self._position = 0
         self._epoch = 0
         self._step_rows: list[int] = []
-        self._order = ORDERS[config.order](rows, config)
-        self._fingerprint = zlib.crc32(f"{config.order} {config.seed}".encode(), zlib.crc32(self._order.fingerprint))
+        self._order = order_class(config.order)(rows, config)
+        label = parse_door(config.order, where=config.node).label  # a file may have moved
+        self._fingerprint = zlib.crc32(f"{label} {config.seed}".encode(), zlib.crc32(self._order.fingerprint))
 
     def __len__(self) -> int:
         """Rows of an epoch."""
@@ -142,6 +158,36 @@ class CurriculumSampler:
         self._order.load_state_dict(state["online"])
         if self.micro is not None and state.get("micro") is not None:
             self.micro.load_state_dict(state["micro"])
+
+
+def rehearse(rows: RowDifficulty, config: CurriculumConfig, *, step: int) -> int:
+    """Draw the rows of two steps, stopping and resuming between them; how many rows an epoch has.
+
+    Raises:
+        FFRError: for what an order of one's own does wrong, a state that cannot be saved, and rows that differ from
+            those of an order that was not stopped.
+    """
+    where = f"{config.node}.order={config.order}"
+    sampler, resumed = CurriculumSampler(rows, config), CurriculumSampler(rows, config)
+    length = len(sampler)
+    if not length:
+        raise FFRError(f"{where}: has no rows")
+    first = list(itertools.islice(sampler, step))
+    sampler.update({row: 0.1 * (place % 5) for place, row in enumerate(first)})
+    try:
+        state = pickle.loads(pickle.dumps(sampler.state_dict()))
+    except Exception as error:  # pickle raises what the objects raise
+        raise FFRError(f"{where}: its state_dict cannot be saved: {type(error).__name__}: {error}") from error
+    resumed.load_state_dict(state)
+    ours, theirs = (list(itertools.islice(one, step)) for one in (sampler, resumed))
+    if ours != theirs:
+        place = next(number for number, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1])
+        raise FFRError(
+            f"{where}: does not resume: after {len(first)} rows it gives row {ours[place]} at place {place}, and "
+            f"{theirs[place]} when its state was saved and loaded; state_dict must hold all that the next rows depend "
+            "on, as a copy"
+        )
+    return length
 
 
 _active: CurriculumSampler | None = None

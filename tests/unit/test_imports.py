@@ -15,6 +15,7 @@ ROOT = Path(ffr_verl.__file__).parent
 LAYERS = (
     (
         "errors",
+        "doors",
         "settings",
         "files",
         "fragments",

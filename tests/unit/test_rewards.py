@@ -219,7 +219,7 @@ def test_all_have_the_signature_of_trl_and_ms_swift() -> None:
     info = [{"utterance_ids": [0, 1, 2], "images": [], "dialogue_id": "d", "image_utterances": []}]
     store = {"utt:d:1": [1.0, 0.0]}
     expected = {"f1": 1.0, "format": 1.0, "exact_match": 1.0, "mcc": 1.0, "ffr": 1.3, "coherence": 0.5}
-    assert set(batch.__all__) == {*expected, "configure", "BatchReward"}
+    assert set(batch.__all__) == {*expected, "component", "configure", "BatchReward"}
     for name, value in expected.items():
         reward = batch.configure(batch.coherence, store=store) if name == "coherence" else getattr(batch, name)
         assert reward([gold], [gold], extra_info=info, trainer_state=object()) == [value], name

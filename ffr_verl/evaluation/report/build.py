@@ -262,6 +262,7 @@ def _page_data(rows: ReportRows, pictures: Pictures, *, most_reward: float) -> d
         },
         "worstBelow": WORST_BELOW,
         "mostReward": most_reward or 1.0,
+        "components": rows.components,
     }
 
 

@@ -3,7 +3,7 @@
 (() => {
   const byId = (id) => document.getElementById(id);
   const data = JSON.parse(byId("report-data").textContent);
-  const { rows, dialogues, images, faults, worstBelow, mostReward } = data;
+  const { rows, dialogues, images, faults, worstBelow, mostReward, components } = data;
   // Pictures are the largest part of the page: each batch of them is read when one of it is shown.
   const batches = [...document.getElementsByClassName("report-pictures")];
   const opened = new Map();
@@ -177,7 +177,7 @@
     ["coherence", "Coherence"], ["format", "Format"], ["exact_match", "Exact match"], ["mcc", "MCC"],
   ];
   function rewardList(row) {
-    const boxes = REWARDS.map(([name, label]) => {
+    const boxes = [...REWARDS, ...components.map((name) => [name, name])].map(([name, label]) => {
       const isLeftOut = row.rewards[name] === undefined;
       const value = row.rewards[name];
       return make("div", null,

@@ -7,9 +7,9 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ffr_verl.dialogues import Dialogue, extra_info, parse_dialogue
+from ffr_verl.dialogues import Dialogue, parse_dialogue
 from ffr_verl.fragments import AnswerStyle, Fragment, parse_fragment, parse_gold, parse_leniently
-from ffr_verl.predictions import Prediction
+from ffr_verl.predictions import Prediction, info_of
 from ffr_verl.rewards.coherence import CoherenceMode
 from ffr_verl.rewards.config import RewardConfig
 from ffr_verl.rewards.diagnosis import diagnose
@@ -56,6 +56,9 @@ class ReportRows:
     def __init__(self, rewards: Mapping[str, Any]) -> None:
         self._rewards, config = rewards, RewardConfig.from_kwargs(rewards)
         self._style: AnswerStyle = config.answer_style
+        self.components = tuple([one.name for one in config.components])
+        ours = {name: weight for name, weight in rewards["weights"].items() if name not in self.components}
+        self._without_components = {**rewards, "components": {}, "weights": ours}
         self.f1 = functools.partial(  # of an answer and its gold
             f1_reward,
             length_penalty=config.length_penalty,
@@ -85,10 +88,9 @@ class ReportRows:
         strict = parse_fragment(prediction.response, style=self._style)
         predicted = self._read(prediction.response)
         known = dialogue or Dialogue(prediction.dialogue_id, (), "")
-        count = len(known.image_ids)  # an image without a path has no vector either
-        names = [*prediction.images, *[""] * count][:count]
-        info = extra_info(known, names, split=str(prediction.extra.get("split", "")))
-        scores = compute_score("report", prediction.rewarded, prediction.labels, info, **self._rewards)
+        info = info_of(prediction, known)  # an image without a path has no vector either
+        rewards = self._rewards if dialogue is not None else self._without_components
+        scores = compute_score("report", prediction.rewarded, prediction.labels, info, **rewards)
         if dialogue is None:
             del scores["mcc"]  # the dialogue's size is not known
         if self._rewards.get("embeddings") is None:

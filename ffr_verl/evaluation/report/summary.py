@@ -9,7 +9,7 @@ from typing import Any
 
 from ffr_verl.evaluation.comparison import Comparison
 from ffr_verl.evaluation.result import EvaluationResult
-from ffr_verl.evaluation.row_statistics import AVERAGES
+from ffr_verl.evaluation.row_statistics import AVERAGES, REWARDS
 from ffr_verl.fragments import MalformedReason
 from ffr_verl.metrics import Scores
 
@@ -115,7 +115,8 @@ def overview_charts(result: EvaluationResult, *, coherence: float | None, settin
     counts = {reason: result.malformed.get(reason.value, 0) for reason in FAULTS}
     most = max(1, *counts.values())
     faults = [(FAULTS[reason][0], f"{count:,}", count / most, "") for reason, count in counts.items() if count]
-    rewards = {title: result.rewards[name] for name, title in _REWARDS.items()}
+    own = {name: name for name in result.rewards if name not in REWARDS}
+    rewards = {title: result.rewards[name] for name, title in {**_REWARDS, **own}.items()}
     if coherence is not None:
         rewards["coherence"] = coherence
     bars = [(title, f"{value:.3f}", min(1.0, max(0.0, value)), "") for title, value in rewards.items()]

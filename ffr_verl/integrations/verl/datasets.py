@@ -19,7 +19,7 @@ from ffr_verl.integrations.verl.training_rows import TrainingRows
 from ffr_verl.model_families import QWEN2_VL, ModelFamily, family_of_processor
 from ffr_verl.rewards.ffr import MICRO_COUNTS
 from ffr_verl.samplers.micro_estimate import MicroEstimate
-from ffr_verl.samplers.sampler import ORDERS, CurriculumSampler, activate
+from ffr_verl.samplers.sampler import CurriculumSampler, activate, needs_difficulty
 from ffr_verl.settings import DataConfig
 
 __all__ = ["FFRDataset", "FFRSFTDataset"]
@@ -100,13 +100,13 @@ class FFRDataset(RLHFDataset):
     def _follow_curriculum(self, files: Sequence[str]) -> None:
         """Put the training rows into the curriculum's order; rows that verl has dropped as overlong are left out."""
         curriculum = self.ffr_config.curriculum
-        if ORDERS[curriculum.order].needs_difficulty and curriculum.difficulty is None:
+        if curriculum.difficulty is None and needs_difficulty(curriculum.order):
             logger.warning(
                 "data.ffr.curriculum.order: %s needs data.ffr.curriculum.difficulty, which is null: the rows come in "
                 "the order of the file",
                 curriculum.order,
             )
-            curriculum = msgspec.structs.replace(curriculum, order="file")
+            curriculum = msgspec.structs.replace(curriculum, order="file", settings={})
         rows = TrainingRows.of(self.dataframe, curriculum, files)
         self.curriculum = CurriculumSampler(rows.difficulty, curriculum, micro=MicroEstimate(*rows.micro_start))
         logger.info("curriculum %s: %d of %d rows", curriculum.order, len(self.curriculum), len(rows.difficulty))

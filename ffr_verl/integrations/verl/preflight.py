@@ -14,11 +14,12 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
+import pyarrow.parquet as pq
 from hydra import compose, initialize_config_module
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
@@ -32,17 +33,31 @@ from ffr_verl.data.parquet_files import (
     check_model_family,
     dialogues_of_rows,
     images_root,
+    read_schema,
+    sampled_rows,
 )
+from ffr_verl.doors import parse_door
 from ffr_verl.embeddings.store import EmbeddingStore
 from ffr_verl.errors import FFRError
-from ffr_verl.fragments import TAGS
+from ffr_verl.fragments import TAGS, Fragment, parse_gold
 from ffr_verl.integrations.verl import SUPPORTED_VERL
 from ffr_verl.integrations.verl.checkpoint_folders import CONTENTS, Stage, check_resume
+from ffr_verl.integrations.verl.training_rows import TrainingRows
 from ffr_verl.model_families import ModelFamily, family_of_model, has_chat_template, looks_local
 from ffr_verl.rewards import CoherenceScorer, RewardConfig
+from ffr_verl.rewards.components import resolved
+from ffr_verl.rewards.ffr import score_keys
+from ffr_verl.rewards.relevance import check_queries, relevance_reward
+from ffr_verl.samplers.curriculum import RowDifficulty
 from ffr_verl.samplers.difficulty_file import DifficultyFile, row_keys
-from ffr_verl.samplers.sampler import ORDERS, CurriculumSampler
-from ffr_verl.settings import DataConfig, SamplerConfig, refuse_unknown_keys
+from ffr_verl.samplers.sampler import CurriculumSampler, needs_difficulty, rehearse
+from ffr_verl.settings import (
+    ORDER_NAMES,
+    CurriculumConfig,
+    DataConfig,
+    SamplerConfig,
+    refuse_unknown_keys,
+)
 
 __all__ = ["Findings", "RecipeCallback", "compose_run", "find_problems"]
 
@@ -50,6 +65,8 @@ logger = logging.getLogger(__name__)
 select = OmegaConf.select  # `None` where a key is missing, or must be given (`???`)
 
 _LEAST_FREE_BYTES = 256 * 2**20
+REWARD_NODES = ("reward.custom_reward_function.reward_kwargs", "reward.reward_kwargs")
+ORDER_NODE = "data.ffr.curriculum.order"
 _DATASETS = ("pkg://ffr_verl.integrations.verl.datasets", "pkg://ffr_verl.data.datasets")  # the second: older copies
 _T = TypeVar("_T")
 _TRL_CLASS = "AutoModelForCausalLMWithValueHead"
@@ -68,6 +85,11 @@ class RecipeCallback(Callback):
                     f"hydra.callbacks.ffr_verl.platform: found {platform!r}; give cpu, or null for verl's own choice"
                 )
         self.platform = platform
+
+    def on_run_start(self, config: Any, **_kwargs: Any) -> None:
+        """Relative paths of rewards and orders of one's own become absolute: workers have other folders."""
+        with _problems_end_the_process():
+            resolve_doors(config)
 
     def on_job_start(self, config: Any, **_kwargs: Any) -> None:
         with _problems_end_the_process():
@@ -105,6 +127,16 @@ def _single_process_group_defaults() -> None:
             ) from None
         port = probe.getsockname()[1]
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+
+
+def resolve_doors(config: Any) -> None:
+    """Make the paths in `reward_kwargs.components` and `data.ffr.curriculum.order` absolute, in place."""
+    order = select(config, ORDER_NODE)
+    if isinstance(order, str) and (door := parse_door(order, where=ORDER_NODE)).file is not None:
+        OmegaConf.update(config, ORDER_NODE, str(door))
+    for place in REWARD_NODES:
+        if isinstance(select(config, f"{place}.components"), Mapping):
+            OmegaConf.update(config, f"{place}.components", resolved(select(config, f"{place}.components")))
 
 
 class Findings(NamedTuple):
@@ -158,8 +190,11 @@ def find_problems(config: Any) -> Findings:
         attempt(_check_files, config, "rl" if is_grpo else "sft", data_config)
         if is_grpo and len(problems) == before:
             attempt(_check_curriculum, config, data_config, rewards is not None and rewards.is_micro)
+            before = len(problems)
             if rewards is not None and rewards.embeddings is not None:
-                attempt(_check_embeddings, config, rewards.embeddings)
+                attempt(_check_embeddings, config, rewards)
+            if rewards is not None and len(problems) == before:
+                attempt(_try_components, config, rewards)
     attempt(_check_model, config, "actor_rollout_ref.model" if is_grpo else "model")
     if rewards is not None:
         attempt(_check_answer_tags, config)
@@ -289,6 +324,8 @@ def _check_advantages(config: Any, sampler: SamplerConfig | None, rewards: Rewar
         raise FFRError(f"{node} is not read with {key}={estimator}; give {key}=ffr, or {node}=null")
     if rewards is None:
         return
+    if advantage is not None and advantage.credit == "components":
+        refuse_unknown_keys(advantage.components, allowed=score_keys(rewards), where=f"{node}.components")
     if advantage is not None and advantage.credit == "id" and not rewards.is_micro:
         raise FFRError(
             f"{node}.credit=id: with f1_mode={rewards.f1_mode} an id has no worth of its own; give "
@@ -310,9 +347,7 @@ def _check_curriculum(config: Any, data_config: DataConfig, is_micro: bool) -> N
             f"data.dataloader_num_workers: found {workers}; the micro reward asks the rows where the policy stands, "
             "which worker processes do not know: give data.dataloader_num_workers=0"
         )
-    if curriculum.difficulty is not None or not (
-        curriculum.order == "file" or ORDERS[curriculum.order].needs_difficulty
-    ):
+    if curriculum.difficulty is not None or not (curriculum.order == "file" or needs_difficulty(curriculum.order)):
         for name, wanted in (("data.shuffle", False), ("data.dataloader_num_workers", 0)):
             found = select(config, name)
             if found is not None and found != wanted:
@@ -321,18 +356,39 @@ def _check_curriculum(config: Any, data_config: DataConfig, is_micro: bool) -> N
                     "or the rows come in another order"
                 )
     files = _local_files(config, "data.train_files")
-    if curriculum.difficulty is None or not files:
+    batch, is_own = select(config, "data.train_batch_size"), curriculum.order not in ORDER_NAMES
+    if is_own and curriculum.difficulty is None:
+        is_own = not needs_difficulty(curriculum.order)  # else the rows come in the order of the file, as the run says
+    if not files or not (is_own or curriculum.difficulty is not None):
         return
-    try:
-        rows = DifficultyFile(curriculum.difficulty).of_rows(row_keys(files), name=files[0])
-    except FFRError as error:
-        raise FFRError(f"data.ffr.curriculum.difficulty: {error}") from None
-    count, batch = len(CurriculumSampler(rows, curriculum)), select(config, "data.train_batch_size")
+    if curriculum.difficulty is not None:
+        try:
+            rows = DifficultyFile(curriculum.difficulty).of_rows(row_keys(files), name=files[0])
+        except FFRError as error:
+            raise FFRError(f"data.ffr.curriculum.difficulty: {error}") from None
+    if is_own:
+        rows = _training_rows(files, curriculum)
+        count = rehearse(rows, curriculum, step=batch if isinstance(batch, int) else 1)
+    else:
+        count = len(CurriculumSampler(rows, curriculum))
     if isinstance(batch, int) and count < batch:
         raise FFRError(
             f"data.ffr.curriculum: {count} rows are left of {len(rows)}, fewer than data.train_batch_size={batch}; "
             "raise shares, or give a smaller batch"
         )
+
+
+def _training_rows(files: Sequence[str], curriculum: CurriculumConfig) -> RowDifficulty:
+    """What an order of one's own is told of the rows, as `FFRDataset` tells it."""
+    from datasets import Dataset, concatenate_datasets
+
+    own = curriculum.strata if isinstance(curriculum.strata, list) else []
+    tables = []
+    for file in files:
+        known = read_schema(file).names
+        columns = [name for name in ("extra_info", "reward_model", *own) if name in known]
+        tables.append(Dataset(pq.read_table(file, columns=columns)))
+    return TrainingRows.of(concatenate_datasets(tables), curriculum, files).difficulty
 
 
 def _reward_config(config: Any) -> RewardConfig | None:
@@ -360,11 +416,25 @@ def _check_answer_tags(config: Any) -> None:
         )
 
 
-def _check_embeddings(config: Any, path: str) -> None:
-    """That the store opens, and holds the utterances and images of the data files (of rows spread over them)."""
-    key = "reward.custom_reward_function.reward_kwargs.embeddings"
+def _try_components(config: Any, rewards: RewardConfig) -> None:
+    """That rewards of one's own score the gold answer of a row of each data file, and an empty answer."""
+    for component in rewards.components:
+        for name in [*_local_files(config, "data.train_files"), *_local_files(config, "data.val_files")]:
+            rows = sampled_rows(name, ("reward_model", "extra_info"))
+            golds = [row for row in rows if parse_gold(row["reward_model"]["ground_truth"]) != Fragment((), ())]
+            for row in (golds or rows)[:1]:
+                solution, style = row["reward_model"]["ground_truth"], rewards.answer_style
+                component.attempt(solution, row["extra_info"], style=style, embeddings=rewards.embeddings)
+
+
+def _check_embeddings(config: Any, rewards: RewardConfig) -> None:
+    """That the store opens, and holds the utterances and images of the data files (of rows spread over them), and the
+    queries where relevance asks for them."""
+    key, path = "reward.custom_reward_function.reward_kwargs.embeddings", str(rewards.embeddings)
+    asks_queries = any(component.function is relevance_reward for component in rewards.components)
     try:
-        scorer = CoherenceScorer(EmbeddingStore.open(path))
+        store = EmbeddingStore.open(path)
+        scorer = CoherenceScorer(store)
     except FFRError as error:
         raise FFRError(f"{key}: {error}") from None
     for name in [*_local_files(config, "data.train_files"), *_local_files(config, "data.val_files")]:
@@ -377,6 +447,11 @@ def _check_embeddings(config: Any, path: str) -> None:
                 f"{key}: {path} has no vector for {name} ({lacking[0]} ...); make the store of this data: "
                 f"ffr-verl embed {name} --model NAME --output {path}"
             )
+        if asks_queries:
+            try:
+                check_queries(store, dialogues_of_rows(name))
+            except FFRError as error:
+                raise FFRError(f"{key}: {error} ({name})") from None
         if lacking:
             part = f"{len(lacking)} of {wanted} utterances and images looked for in {name} ({lacking[0]} ...)"
             rest = "they are left out of coherence; `ffr-verl embed` takes several data files at once"

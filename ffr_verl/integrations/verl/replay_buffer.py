@@ -18,10 +18,11 @@ import transfer_queue as tq
 from tensordict import NonTensorStack, TensorDict
 from verl.trainer.ppo.v1.replay_buffer import FILTER_GROUPS_REWARD_METRIC, ReplayBuffer, ReplayBufferAsync
 
+from ffr_verl.errors import FFRError
 from ffr_verl.integrations.verl.advantages import publish
 from ffr_verl.integrations.verl.validation import ValidationTotals, note_result
 from ffr_verl.samplers.advantages import AdvantageConfig, IdCredit, ScoredAnswer, advantages_of
-from ffr_verl.samplers.reward_metrics import has_spread, reward_metrics, strata_metrics
+from ffr_verl.samplers.reward_metrics import REWARD_ERROR, has_spread, reward_metrics, strata_metrics
 from ffr_verl.samplers.sampler import active_sampler
 from ffr_verl.settings import SamplerConfig
 
@@ -218,6 +219,7 @@ class _Answers:
 
     @classmethod
     def of(cls, partition_id: str, keys: Sequence[str]) -> _Answers:
+        """Read them; `FFRError` where the reward could not be told for one, which ends the run."""
         answers = cls(partition_id, {}, {}, defaultdict(dict), {}, {})
         if not keys:
             return answers
@@ -229,7 +231,10 @@ class _Answers:
         for key, scores, *others in zip(keys, *[list(data[name]) for name in fields], strict=True):
             session = key.rpartition("_")[0]
             extra, *values = [getattr(one, "data", one) for one in others]
-            answers.infos[session] = extra.get("reward_extra_info", {}) if isinstance(extra, dict) else {}
+            info = extra.get("reward_extra_info", {}) if isinstance(extra, dict) else {}
+            if REWARD_ERROR in info:
+                raise FFRError(info[REWARD_ERROR])
+            answers.infos[session] = info
             answers.rewards[session] = float(scores.sum())
             answers.lengths[session][key] = len(scores)
             if is_validation:

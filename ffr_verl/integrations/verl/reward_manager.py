@@ -23,6 +23,7 @@ from verl.experimental.reward_loop.reward_manager import register
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 
 from ffr_verl.dialogues import Ids
+from ffr_verl.errors import FFRError
 from ffr_verl.fragments import TAGS, AnswerStyle, Fragment, parse_fragment, parse_gold, parse_leniently
 from ffr_verl.metrics import confusion
 from ffr_verl.rewards.coherence import open_scorer
@@ -30,9 +31,11 @@ from ffr_verl.rewards.config import RewardConfig
 from ffr_verl.rewards.diagnosis import diagnose
 from ffr_verl.rewards.ffr import compute_score, id_credits
 from ffr_verl.rewards.reading import row_ids
+from ffr_verl.samplers.reward_metrics import REWARD_ERROR
 
 __all__ = ["FFRRewardManager", "closing_tokens", "decode_answer"]
 
+BUFFER_NODE = "trainer.v1.sampler.custom_sampler.path"
 _ANSWER_TAGS = (*TAGS, "<think>", "</think>", "<answer>", "</answer>")
 
 
@@ -70,7 +73,16 @@ class FFRRewardManager(RewardManagerBase):
         # Plain mappings: nodes of the config would take longer to read, on every call, than the rewards to compute.
         plain = OmegaConf.to_container(node, resolve=True) if is_ours and node else {}
         self._reward_kwargs = cast(dict[str, Any], plain)
-        self._settings = RewardConfig.from_kwargs(self._reward_kwargs)
+        # An exception here only fails a group, and verl trains on with what is left: our replay buffer, where it is
+        # used, is told of what the user must mend, and ends the run with it.
+        self._tells_buffer = OmegaConf.select(config, BUFFER_NODE) == "pkg://ffr_verl.samplers"
+        self._problem: str | None = None
+        try:
+            self._settings = RewardConfig.from_kwargs(self._reward_kwargs)
+        except FFRError as error:
+            if not self._tells_buffer:
+                raise
+            self._settings, self._problem = RewardConfig(), str(error)
         if is_ours or compute_score is None:
             compute_score = functools.partial(_compute_score, **self._reward_kwargs)
         self._score: Callable[..., Any] = compute_score
@@ -79,7 +91,22 @@ class FFRRewardManager(RewardManagerBase):
         self._texts_of_tokens: dict[int, str] = {}
 
     async def run_single(self, data: DataProto) -> dict[str, Any]:
-        """Score the last sequence of `data`, as verl's managers do.
+        """Score the last sequence of `data`, as verl's managers do; see `_scored` for what it returns.
+
+        What the user must mend (`FFRError`) is raised, or, where `FFRReplayBuffer` is used, handed to it as
+        `reward_error` in place of all else.
+        """
+        try:
+            if self._problem is not None:
+                raise FFRError(self._problem)
+            return await self._scored(data)
+        except FFRError as error:
+            if not self._tells_buffer:
+                raise
+            return {"reward_score": 0.0, "reward_extra_info": {REWARD_ERROR: str(error)}}
+
+    async def _scored(self, data: DataProto) -> dict[str, Any]:
+        """Score the last sequence of `data`.
 
         Returns:
             `reward_score`, and in `reward_extra_info` what the reward function returned together with `malformed` (a

@@ -39,7 +39,7 @@ class TrainingRows:
         if lacking:
             known = ", ".join(rows.column_names)
             raise FFRError(f"data.ffr.curriculum.strata: {files[0]} has no column {lacking[0]}; it has {known}")
-        keys, kinds, sizes, values = [], [], [], []
+        keys, kinds, turns, sizes, values = [], [], [], [], []
         for batch in rows.select_columns(["extra_info", "reward_model", *columns]).iter(batch_size=4096):
             own = [batch[name] for name in columns]
             for info, reward, *of_columns in zip(batch["extra_info"], batch["reward_model"], *own, strict=True):
@@ -47,6 +47,7 @@ class TrainingRows:
                 gold = parse_gold(solution) or Fragment((), ())
                 keys.append(row_key(info["dialogue_id"], info["query"], solution))
                 kinds.append(2 if gold.image_ids else 1 if gold.utterance_ids else 0)
+                turns.append(len(info["utterance_ids"] or ()))
                 universes = [Ids(0, len(info[name] or ())).universe for name in ("utterance_ids", "images")]
                 sizes.append((len(gold.utterance_ids), universes[0], len(gold.image_ids), universes[1]))
                 values.append(", ".join([f"{name}={one}" for name, one in zip(columns, of_columns, strict=True)]))
@@ -70,5 +71,7 @@ class TrainingRows:
         spread = 0.25 + 0.25 * (golds / np.maximum(gold, 1e-9)).sum(axis=1)
         hits, predicted = (0.5 * gold, gold) if scored is None else scored
         start = np.stack([hits, predicted, gold, universe], axis=-1)
-        difficulty = dataclasses.replace(difficulty, strata=strata, strata_names=names, spread=spread)
+        difficulty = dataclasses.replace(
+            difficulty, strata=strata, strata_names=names, spread=spread, turns=np.array(turns, dtype=np.int32)
+        )
         return cls(difficulty, (start, _UNSCORED_ANSWERS if scored is None else _SCORED_ANSWERS))
