@@ -6,6 +6,7 @@ and verl itself resumes a training stage from its newest checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -24,7 +25,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ffr_verl.demo.processes import StageFailed, run_logged
+from ffr_verl.demo.processes import StageFailed, alone_on_the_machine, run_logged
 from ffr_verl.demo.stages import (
     NO_FLASH_ATTENTION,
     DemoSettings,
@@ -116,7 +117,14 @@ def _run_stage(stage: Stage, root: Path, console: Console) -> float:
         attempt = len(list(log.parent.glob(f"{log.stem}.metrics.*.jsonl")))
         environment["VERL_FILE_LOGGER_PATH"] = str(log.with_suffix(f".metrics.{attempt}.jsonl"))
     console.print(f"\n$ {_shown(stage)}", style="bold", markup=False, highlight=False, soft_wrap=True)
-    with Live(console=console, refresh_per_second=4, transient=True) as live:
+    is_grpo = "verl.trainer.main_ppo" in stage.command
+    alone = alone_on_the_machine(
+        lambda text: console.print(f"  {text}", markup=False, highlight=False, soft_wrap=True)
+    )
+    with (
+        alone if is_grpo else contextlib.nullcontext(),
+        Live(console=console, refresh_per_second=4, transient=True) as live,
+    ):
         try:
             seconds = run_logged(
                 stage.command,

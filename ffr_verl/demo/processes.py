@@ -1,4 +1,4 @@
-"""Run a command with its output in a file and nothing left behind.
+"""Run a command with its output in a file and nothing left behind, and GRPO alone on the machine.
 
 Ray and vLLM start daemons that outlive a killed trainer. This process makes itself the reaper of its orphaned
 descendants, so that at the end of a command, however it ended, everything that it started can be found and ended too.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import re
 import signal
@@ -19,8 +20,12 @@ from pathlib import Path
 import psutil
 
 from ffr_verl.errors import FFRError
+from ffr_verl.integrations.verl.live_runs import live_runs, starts_a_local_ray
 
-__all__ = ["StageFailed", "run_logged"]
+__all__ = ["StageFailed", "alone_on_the_machine", "run_logged"]
+
+# In /tmp as verl's weight-sync socket, so that whoever shares the one shares the other.
+_LOCK = Path("/tmp/ffr_verl-grpo.lock")
 
 _PR_SET_CHILD_SUBREAPER = 36
 _ERROR_LINE = re.compile(r"^(?!.*Traceback).*\b(ffr-verl: error|\w*Error\b|\w*Exception\b|error:)")
@@ -59,6 +64,42 @@ def _failure(how: str, log: Path) -> StageFailed:
     errors = [line for line in lines if _ERROR_LINE.search(line)]
     shown = "\n".join((errors or lines)[-12:])
     return StageFailed(f"{how}; its output is in {log}, the lines that matter:\n{shown}")
+
+
+@contextlib.contextmanager
+def alone_on_the_machine(
+    say: Callable[[str], None], *, time_limit: float = 3600.0, lock: Path = _LOCK
+) -> Iterator[None]:
+    """Hold the lock that demos and end-to-end tests of this machine share, once it is free and no GRPO run is alive.
+
+    Two runs would hang (see `live_runs`). `say` is told what is waited for; an `FFRError` says it after `time_limit`
+    seconds. The lock goes with the process, however that ends.
+    """
+    try:
+        place = os.open(lock, os.O_RDONLY | os.O_NOFOLLOW)  # of whichever user; the content does not matter
+    except FileNotFoundError:
+        place = os.open(lock, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    try:
+        deadline, said = time.monotonic() + time_limit, False
+        while (found := _in_the_way(place, lock)) is not None:
+            if time.monotonic() > deadline:
+                raise FFRError(f"waited {time_limit:.0f} s for {found}; give the command again when that has ended")
+            if not said:
+                say(f"waiting for {found}, for {time_limit:.0f} s at most")
+                said = True
+            time.sleep(min(2.0, time_limit))
+        yield
+    finally:
+        os.close(place)
+
+
+def _in_the_way(place: int, lock: Path) -> str | None:
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return f"another demo or end-to-end test on this machine, which holds {lock}"
+    runs = live_runs() if starts_a_local_ray(None) else []
+    return f"another GRPO run on this machine ({runs[0]})" if runs else None
 
 
 def run_logged(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -15,10 +16,25 @@ from stages import SFT_STEPS, Stage, run_stage
 from ffr_verl.data.demo import write_demo_set
 from ffr_verl.data.prepare import prepare
 from ffr_verl.demo.base_model import write_base_model
-from ffr_verl.demo.processes import run_logged
+from ffr_verl.demo.processes import alone_on_the_machine, run_logged
 from ffr_verl.embeddings.embed import embed
 from ffr_verl.embeddings.encoders import EncoderSettings
+from ffr_verl.errors import FFRError
 from ffr_verl.integrations.verl.merge import merge_checkpoint
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """These tests hold the machine's lock to their end; here, since a fixture's wait counts as its test's time."""
+    if session.config.option.collectonly or not any(item.path.parent == HERE for item in session.items):
+        return
+    terminal, stack = session.config.get_terminal_writer(), contextlib.ExitStack()
+    try:
+        stack.enter_context(alone_on_the_machine(lambda text: terminal.line(text, flush=True)))
+    except FFRError as error:
+        pytest.exit(str(error), returncode=2)
+    session.config.add_cleanup(stack.close)
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,7 @@ from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
 from ffr_verl.integrations.verl import SUPPORTED_VERL
 from ffr_verl.integrations.verl.advantages import compute_ffr_advantage
 from ffr_verl.integrations.verl.cpu_platform import PlatformCPU
+from ffr_verl.integrations.verl.live_runs import FIRST_JOB
 
 VERL = Path(verl.__file__).parent
 
@@ -410,3 +411,23 @@ def test_a_checkpoint_that_is_gone_makes_verl_begin_anew(tmp_path: Path) -> None
 def test_the_merger_writes_bf16() -> None:
     """The reason why logits before and after are compared with a tolerance."""
     assert ".bfloat16()" in (VERL / "model_merger" / "fsdp_model_merger.py").read_text()
+
+
+def test_weights_travel_through_a_socket_named_by_the_job_id_and_the_first_job_is_always_the_same() -> None:
+    """The reason for `live_runs`: two clusters' first jobs share it. Should verl name it otherwise, that can go."""
+    import ray
+
+    folder = VERL / "workers" / "rollout" / "vllm_rollout"
+    name = "ipc:///tmp/rl-colocate-zmq-{job_id}-replica-{"
+    sender, receiver = (folder / "vllm_rollout.py").read_text(), (folder / "utils.py").read_text()
+    assert name in sender
+    assert "job_id = ray.get_runtime_context().get_job_id()" in sender
+    assert name in receiver
+    assert 'job_id = os.environ.get("VERL_RAY_JOB_ID"' in receiver
+    assert ray.JobID.from_int(1).hex() == FIRST_JOB
+    transfer = (folder / "bucketed_weight_transfer.py").read_text()
+    assert "os.remove(ipc_path)" in transfer, (
+        "a stale file is no hindrance, and a live one of another run is taken away"
+    )
+    assert re.search(r"^class vLLMHttpServer\b", (folder / "vllm_async_server.py").read_text(), re.M)
+    assert re.search(r"^class TaskRunner", (VERL / "trainer" / "main_ppo.py").read_text(), re.M)

@@ -6,7 +6,10 @@ import importlib.metadata
 import importlib.util
 import json
 import shutil
-from collections.abc import Callable
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from omegaconf import OmegaConf
 from ffr_verl.embeddings import image_key, utterance_key, write_store
 from ffr_verl.errors import FFRError
 from ffr_verl.integrations.verl import preflight
+from ffr_verl.integrations.verl.live_runs import FIRST_JOB, live_runs
 
 
 @pytest.fixture
@@ -47,6 +51,7 @@ def grpo(parquet: Path, model: Path, tmp_path: Path) -> dict[str, Any]:
             }
         },
         "actor_rollout_ref": {"model": {"path": str(model), "use_remove_padding": False, "override_config": {}}},
+        "ray_kwargs": {"ray_init": {"address": "127.0.0.1:6379"}},  # so another run of this machine does not matter
         "trainer": {
             "default_local_dir": str(tmp_path / "checkpoints"),
             "v1": {
@@ -82,6 +87,58 @@ def test_an_adapter_on_one_device_wants_fsdp2(grpo: dict[str, Any]) -> None:
         check(grpo)
     put(grpo, "trainer.n_gpus_per_node", 8)
     check(grpo)
+
+
+def process(arguments: Sequence[str], **environment: str) -> subprocess.Popen[bytes]:
+    """That sleeps under the given command line."""
+    alive = subprocess.Popen(
+        [arguments[0], "-c", "import time; time.sleep(60)", *arguments[1:]],
+        executable=sys.executable,
+        env={**os.environ, **environment},
+    )
+    while not Path(f"/proc/{alive.pid}/cmdline").read_bytes().startswith(arguments[0].encode()):
+        time.sleep(0.01)
+    return alive
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "is_in_the_way"),
+    [
+        (("python", "-m", "verl.trainer.main_ppo", "+recipe=ffr_grpo"), {}, True),
+        (("python", "-m", "verl.trainer.main_ppo"), {"RAY_ADDRESS": "10.0.0.1:6379"}, False),
+        (("ray::vLLMHttpServer",), {"RAY_JOB_ID": FIRST_JOB}, True),
+        (("ray::vLLMHttpServer",), {"RAY_JOB_ID": "02000000"}, False),
+        (("grep", "-r", "verl.trainer.main_ppo"), {}, False),
+        (("ray::WorkerOfSomethingElse",), {"RAY_JOB_ID": FIRST_JOB}, False),
+    ],
+)
+def test_another_run_beside_which_this_one_would_hang(
+    monkeypatch: pytest.MonkeyPatch, arguments: Sequence[str], environment: dict[str, str], is_in_the_way: bool
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    alive = process(arguments, **environment)
+    try:
+        assert (alive.pid in [run.pid for run in live_runs()]) == is_in_the_way
+    finally:
+        alive.kill()
+        alive.wait()
+    assert alive.pid not in [run.pid for run in live_runs()]
+
+
+def test_another_run_is_named_with_what_to_do(grpo: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    put(grpo, "ray_kwargs.ray_init.address", "local")
+    alive = process(("python", "-m", "verl.trainer.main_ppo"))
+    try:
+        with pytest.raises(
+            FFRError, match=r"another GRPO run is alive .*\(pid \d+, since 20.*\); .*wait for its end, or"
+        ):
+            check(grpo)
+        put(grpo, "ray_kwargs.ray_init.address", "10.0.0.1:6379")
+        check(grpo)
+    finally:
+        alive.kill()
+        alive.wait()
 
 
 def test_all_problems_are_said_at_once(grpo: dict[str, Any]) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ffr_verl.demo.processes import StageFailed, run_logged
+from ffr_verl.demo.processes import StageFailed, alone_on_the_machine, run_logged
+from ffr_verl.errors import FFRError
 
 # Starts a daemon that leaves the session of its parent, as Ray does, and writes its id to a file.
 FAMILY = """
@@ -90,3 +91,37 @@ def test_a_failure_shows_the_lines_that_matter(tmp_path: Path) -> None:
     code = "print('noise\\n' * 50); raise RuntimeError('no space for the engine')"
     with pytest.raises(StageFailed, match="RuntimeError: no space for the engine"):
         run_logged([sys.executable, "-c", code], log=tmp_path / "a.log", on_line=str, time_limit=60)
+
+
+def test_one_holds_the_machine_and_the_next_says_what_it_waits_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")  # so another run of this machine does not matter
+    lock, said = tmp_path / "lock", list[str]()
+    with alone_on_the_machine(said.append, lock=lock):
+        assert not said
+        with (
+            pytest.raises(FFRError, match="waited 0 s for another demo or end-to-end test"),
+            alone_on_the_machine(said.append, lock=lock, time_limit=0.1),
+        ):
+            pytest.fail("two at once")
+        assert said == [
+            f"waiting for another demo or end-to-end test on this machine, which holds {lock}, for 0 s at most"
+        ]
+    with alone_on_the_machine(pytest.fail, lock=lock):
+        pass
+
+
+def test_a_run_that_is_alive_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    said = list[str]()
+    alive = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "-m", "verl.trainer.main_ppo"])
+    try:
+        with (
+            pytest.raises(FFRError, match=r"another GRPO run on this machine \(pid \d+, since "),
+            alone_on_the_machine(said.append, lock=tmp_path / "lock", time_limit=0.1),
+        ):
+            pytest.fail("two at once")
+    finally:
+        alive.kill()
+        alive.wait()

@@ -42,6 +42,7 @@ from ffr_verl.errors import FFRError
 from ffr_verl.fragments import TAGS, Fragment, parse_gold
 from ffr_verl.integrations.verl import SUPPORTED_VERL
 from ffr_verl.integrations.verl.checkpoint_folders import CONTENTS, Stage, check_resume
+from ffr_verl.integrations.verl.live_runs import check_no_other_run
 from ffr_verl.integrations.verl.training_rows import TrainingRows
 from ffr_verl.model_families import ModelFamily, family_of_model, has_chat_template, looks_local
 from ffr_verl.rewards import CoherenceScorer, RewardConfig
@@ -154,7 +155,7 @@ class Findings(NamedTuple):
 def find_problems(config: Any) -> Findings:
     """Everything that would stop the run of a composed config, looked for before anything is started: our own keys,
     versions, data files with every image in them, model, embedding store, difficulty file, checkpoint to resume from,
-    disk.
+    disk, another run beside which this one would hang.
     """
     problems: list[str] = []
     unchecked: list[str] = []
@@ -183,6 +184,7 @@ def find_problems(config: Any) -> Findings:
             attempt(_check_advantages, config, sampler, rewards)
         attempt(_check_vllm)
         attempt(_check_adapter, config)
+        attempt(check_no_other_run, select(config, "ray_kwargs.ray_init.address"))
     if select(config, "data.custom_cls.path") not in _DATASETS:
         unchecked.append("the dataset is not ours: data files and images were not checked")
     else:

@@ -1,0 +1,87 @@
+"""GRPO runs of verl that are alive on this machine, and whether one is in the way of another.
+
+verl's trainer and its vLLM hand weights over through a socket in /tmp that is named by the Ray job id, and the first
+job of every Ray cluster has the same id: two runs, each with a local Ray of its own, wait for ever at the next sync.
+The socket is there only while weights travel, and a run that was killed may leave its file, so it is the processes
+that are looked at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import itertools
+import os
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+from ffr_verl.errors import FFRError, one_line
+
+__all__ = ["FIRST_JOB", "Run", "check_no_other_run", "live_runs", "starts_a_local_ray"]
+
+FIRST_JOB = "01000000"  # Ray's id of the first job of a cluster
+_DRIVER = ("-m", "verl.trainer.main_ppo")
+_ACTORS = ("ray::TaskRunner", "ray::vLLMHttpServer")  # verl's, as Ray names their processes
+_SECONDS_TO_END = 5.0  # that the processes of a run which has ended may take
+
+
+class Run(NamedTuple):
+    """A process of a run."""
+
+    pid: int
+    since: float  # seconds of the epoch
+    command: str
+
+    def __str__(self) -> str:
+        since = datetime.datetime.fromtimestamp(self.since)
+        return f"pid {self.pid}, since {since:%Y-%m-%d %H:%M:%S}: {one_line(self.command, longest=100)}"
+
+
+def live_runs() -> list[Run]:
+    """Processes of runs, other than this one, whose Ray job is or may be the first of its cluster; the oldest first.
+
+    Of another user's process the job is not known, so it counts.
+    """
+    me = psutil.Process()
+    own = {me.pid, *[parent.pid for parent in me.parents()]}
+    found = []
+    for process in psutil.process_iter(["cmdline", "create_time"]):
+        command = process.info["cmdline"] or [""]
+        if process.pid in own or not (command[0].startswith(_ACTORS) or _DRIVER in itertools.pairwise(command)):
+            continue
+        environment: dict[str, str] = {}
+        with contextlib.suppress(psutil.Error):
+            environment = process.environ()
+        is_elsewhere = environment.get("RAY_JOB_ID", FIRST_JOB) != FIRST_JOB or (
+            "RAY_JOB_ID" not in environment and environment.get("RAY_ADDRESS", "") not in ("", "local")
+        )
+        if not is_elsewhere:
+            found.append(Run(process.pid, process.info["create_time"] or 0.0, " ".join(command)))
+    return sorted(found, key=lambda run: run.since)
+
+
+def starts_a_local_ray(address: str | None) -> bool:
+    """Whether `ray.init(address=address)` would start a cluster of its own here; otherwise it joins a running one."""
+    address = os.environ.get("RAY_ADDRESS") or address
+    if address in (None, "auto"):  # Ray looks for a cluster of `ray start`
+        return not Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster").exists()
+    return address == "local"
+
+
+def check_no_other_run(address: str | None) -> None:
+    """An `FFRError` that names the run beside which one with this address of Ray would hang."""
+    if not starts_a_local_ray(address):
+        return
+    deadline = time.monotonic() + _SECONDS_TO_END
+    while runs := live_runs():
+        is_ending = not any(_DRIVER[1] in run.command for run in runs)
+        if not is_ending or time.monotonic() > deadline:
+            raise FFRError(
+                f"another GRPO run is alive on this machine ({runs[0]}); each has a local Ray, whose jobs have the "
+                "same id, so both would wait for ever at one weight-sync socket of verl: wait for its end, or run "
+                "both in one Ray cluster, where job ids differ (`ray start --head`, see docs/pipeline.md)"
+            )
+        time.sleep(0.5)
