@@ -15,7 +15,7 @@ from ffr_verl.data.checks.other_splits import OtherSplits
 from ffr_verl.data.checks.problems import Problem, ProblemKind, ProblemLog
 from ffr_verl.data.checks.validation import RowChecker
 from ffr_verl.data.parquet_writer import SplitWriter
-from ffr_verl.data.sources import find_source
+from ffr_verl.data.sources import AUTO, find_source
 from ffr_verl.data.sources.raw_dialogues import RawDialogueError
 from ffr_verl.data.sources.rows import RowSettings, rows_of_record
 from ffr_verl.data.sources.source import DEFAULT_GAP_HOURS, Notes, ReadSettings, read_image_map
@@ -56,7 +56,7 @@ def prepare(
     images_root: Path,
     output: Path,
     split: str,
-    source_format: str = "mldr",
+    source_format: str = AUTO,
     unlabelled: bool = False,
     queries: Sequence[str] = (),
     gap_hours: float = DEFAULT_GAP_HOURS,
