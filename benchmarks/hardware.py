@@ -3,7 +3,7 @@
     python -m benchmarks.hardware
 
 prints them. The models are the shapes of Qwen2-VL-2B and -7B (`benchmarks/models/`): transformers builds 2,208,985,600
-and 8,291,375,616 parameters of them, as the published checkpoints have.
+parameters of the 2B, as its published checkpoint has, and 8,291,375,616 of the 7B.
 """
 
 from __future__ import annotations
