@@ -28,6 +28,7 @@ from ffr_verl.errors import FFRError
 from ffr_verl.fragments import parse_gold
 
 __all__ = [
+    "ANSWERED",
     "LEAST_LOGPROB",
     "LONGEST_LINE",
     "Answered",
@@ -53,6 +54,7 @@ LONGEST_LINE = 8 * 2**20
 # Stands for a probability of 0, whose logarithm JSON cannot hold; vLLM's server writes the same.
 LEAST_LOGPROB = -9999.0
 _BLOCK = 2**16
+ANSWERED = ("response", "messages")  # what a row needs whose gold answer does not matter
 _NEEDED = ("response", "labels", "messages")
 _OF_VERL = ("input", "output", "gts")
 
@@ -63,7 +65,7 @@ class Prediction:
 
     line: int  # of the file, from 1
     response: str  # what the model wrote
-    labels: str  # the gold answer, well-formed
+    labels: str  # the gold answer, well-formed; empty where the row has none and needs none
     messages: tuple[Mapping[str, Any], ...]  # `{"role": …, "content": text}`; one of the user's holds the dialogue
     images: tuple[str, ...]  # paths, one for each `<image>`; empty where the row has bytes alone
     dialogue_id: str  # several rows may ask of one; empty where the row does not say it
@@ -158,7 +160,7 @@ class _Logprobs(msgspec.Struct, gc=False):
 class _Row(msgspec.Struct, gc=False):
     response: str
     messages: list[_Message]
-    labels: str = ""
+    labels: str | None = ""
     dialogue_id: str | int | None = None
     images: list[str | _Image] | None = None
     logprobs: _Logprobs | None = None
@@ -191,8 +193,8 @@ def prediction_of(number: int, row: Mapping[str, Any], *, needed: Sequence[str] 
             raise ValueError(f"field {field}: found {_kind(got)}, expected {_kind(expected)}") from None
         text, _, place = str(wrong).partition(" - at `$.")
         raise ValueError(f"field {place.rstrip('`')}: {text.lower()}") from None
-    if "labels" in needed and parse_gold(one.labels) is None:
-        raise ValueError(malformed_gold(one.labels))
+    if "labels" in needed and parse_gold(one.labels or "") is None:
+        raise ValueError(malformed_gold(one.labels or ""))
     if not _prompt(one):
         raise ValueError("field messages: no message of role 'user' with a text")
     images = [image if isinstance(image, str) else image.path or "" for image in one.images or ()]
@@ -201,7 +203,7 @@ def prediction_of(number: int, row: Mapping[str, Any], *, needed: Sequence[str] 
     return Prediction(
         number,
         one.response,
-        one.labels,
+        one.labels or "",
         tuple([{**message, "content": content_text(message.get("content"))} for message in row["messages"]]),
         tuple(images),
         "" if one.dialogue_id is None else str(one.dialogue_id),
@@ -240,6 +242,11 @@ def _refuse_missing(row: Mapping[str, Any], names: Sequence[str]) -> None:
         hint = "; rows of a data set are no predictions, make some with `ffr-verl infer`"
     elif "response" in row and "messages" in row and "input" in names:
         hint = "; leave --format verl out"
+    if missing[0] == "labels" and "labels" in row:
+        raise ValueError(
+            "field labels is null: an unlabelled row (`ffr-verl prepare --unlabelled`) has no gold answer to compare "
+            "with; `ffr-verl inspect` shows its answer"
+        )
     if missing[0] in row:
         kind = "a list" if missing[0] == "messages" else "text"
         raise ValueError(f"field {missing[0]} is null, expected {kind}{hint}")

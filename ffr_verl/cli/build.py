@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from ffr_verl.cli.console import Layout, clean_up_when_terminated, console, wrote
+from ffr_verl.cli.console import SOURCE_FORMATS, Layout, clean_up_when_terminated, console, show_formats, wrote
 
 
 def build(
-    source: Annotated[Path, typer.Argument(help="Short dialogues (raw dialogues), JSON list or JSONL.")],
+    source: Annotated[Path, typer.Argument(help="Short dialogues; a chat's are those between two gaps.")],
     output: Annotated[Path, typer.Argument(help="JSONL of raw dialogues to write, for prepare --format dialogue.")],
     dialogues: Annotated[int, typer.Option(min=1, help="How many long dialogues to make.")],
     topics: Annotated[int, typer.Option(min=1, help="Short dialogues in a long one.")] = 3,
@@ -30,6 +30,19 @@ def build(
     keep_speakers: Annotated[
         bool, typer.Option("--keep-speakers", help="Keep the speakers' names; user1 and user2 by turns otherwise.")
     ] = False,
+    source_format: Annotated[
+        str, typer.Option("--format", metavar="NAME", callback=show_formats, is_eager=True, help=SOURCE_FORMATS)
+    ] = "auto",
+    gap_hours: Annotated[
+        float, typer.Option(min=0, help="Cut an exported chat where nobody wrote for so long; 0 leaves it whole.")
+    ] = 8.0,
+    image_map: Annotated[
+        Path | None,
+        typer.Option(help="JSON {address: file}, or lines of address, tab, file: pictures that rows name otherwise."),
+    ] = None,
+    unlabelled: Annotated[
+        bool, typer.Option("--unlabelled", help="No queries, of short dialogues that have none.")
+    ] = False,
     prefix: Annotated[str, typer.Option(help="Start of each dialogue_id.")] = "built",
     seed: Annotated[int, typer.Option(help="The same seed gives the same file.")] = 0,
 ) -> None:
@@ -43,7 +56,7 @@ def build(
     from ffr_verl.data.compose import build as build_dialogues
 
     clean_up_when_terminated()
-    settings = ComposeSettings(topics, layout, dispersion, negatives, queries, keep_speakers)
+    settings = ComposeSettings(topics, layout, dispersion, negatives, queries, keep_speakers, unlabelled)
     with console.status("composing"):
         count, mean = build_dialogues(
             source,
@@ -53,5 +66,9 @@ def build(
             query_fields=query_field or ("query_text",),
             prefix=prefix,
             seed=seed,
+            source_format=source_format,
+            gap_hours=gap_hours,
+            image_map=image_map,
         )
-    wrote(f"{output}: {dialogues} dialogues, {count} queries, mean dispersion {mean:.2f}")
+    told = "without queries" if unlabelled else f"{count} queries, mean dispersion {mean:.2f}"
+    wrote(f"{output}: {dialogues} dialogues, {told}")

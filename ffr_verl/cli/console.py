@@ -8,10 +8,16 @@ from typing import Literal
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from ffr_verl.errors import FFRError, printable
 
 console = Console()
+
+SOURCE_FORMATS = (
+    "Of the source: auto (told from its start), mldr, dialogue, telegram, slack, wechat, locomo, photochat, dialogcc, "
+    "mmdialog, mmdd, a plugin's, or pkg://module:name; list describes them and ends."
+)
 
 StoredDtype = Literal["float16", "float32"]
 WindowIds = Literal["global", "published"]
@@ -35,6 +41,27 @@ def warn(text: str) -> None:
 def wrote(path: object) -> None:
     """Say that a file is there."""
     say(printable(f"wrote {path}"))
+
+
+def show_formats(value: str) -> str:
+    """Of `--format list`: a table of the formats, and the end of the command."""
+    if value != "list":
+        return value
+    from rich.table import Table
+
+    from ffr_verl.data.sources import all_sources
+
+    try:
+        sources = all_sources()
+    except FFRError as error:
+        raise typer.BadParameter(str(error)) from None
+    table = Table("format", "what it is, what of it no row holds", "an example row", show_lines=True)
+    for name, source in sources.items():
+        gold = "" if source.has_gold else " For --unlabelled."
+        leaves = f" Left out: {source.leaves}." if source.leaves else ""
+        table.add_row(name, Text(f"{source.about}.{leaves}{gold}"), Text(source.example))
+    console.print(table)
+    raise typer.Exit
 
 
 def _end(number: int, _frame: object) -> None:

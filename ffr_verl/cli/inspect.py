@@ -11,7 +11,9 @@ from ffr_verl.cli.console import console
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A parquet file of `ffr-verl prepare`, MLDR rows or raw dialogues.")],
+    file: Annotated[
+        Path, typer.Argument(help="A parquet file of `ffr-verl prepare`, a source of it, or predictions.")
+    ],
     row: Annotated[int, typer.Option(min=0, help="Number of the row, from 0.")] = 0,
     images_root: Annotated[
         Path | None, typer.Option(help="Folder of the images; by default the one recorded in a parquet file.")
@@ -20,7 +22,7 @@ def inspect(
         str | None, typer.Option(help="The model's folder, tokenizer.json or hub name, to count prompt tokens.")
     ] = None,
 ) -> None:
-    """Show a row: turns, images with their sizes, the query, the gold fragment marked.
+    """Show a row: turns, images with their sizes, the query, the gold fragment marked; of predictions the answer.
 
     Example: ffr-verl inspect data/train.rl.parquet --row 7
     """

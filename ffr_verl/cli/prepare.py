@@ -8,20 +8,44 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ffr_verl.cli.console import Language, WindowIds, clean_up_when_terminated, console, wrote
-from ffr_verl.data.sources import SOURCES, SourceFormat
+from ffr_verl.cli.console import (
+    SOURCE_FORMATS,
+    Language,
+    WindowIds,
+    clean_up_when_terminated,
+    console,
+    show_formats,
+    wrote,
+)
 from ffr_verl.errors import FFRError
 
 
 def prepare(
-    source: Annotated[Path, typer.Argument(help="A JSON list or JSONL of rows, gzipped or not.")],
+    source: Annotated[
+        Path, typer.Argument(help="A file of rows, or an exported chat; --format list shows the formats.")
+    ],
     images_root: Annotated[Path, typer.Option(help="Folder that the rows' image paths are relative to.")],
     output: Annotated[Path, typer.Option(help="Folder for the parquet files; made when missing.")],
     split: Annotated[str, typer.Option(help="Name of the split: writes NAME.rl.parquet and NAME.sft.parquet.")],
     source_format: Annotated[
-        SourceFormat,
-        typer.Option("--format", help=f"{'; '.join(f'{name}: {one.about}' for name, one in SOURCES.items())}."),
-    ] = "mldr",
+        str,
+        typer.Option("--format", metavar="NAME", callback=show_formats, is_eager=True, help=SOURCE_FORMATS),
+    ] = "auto",
+    unlabelled: Annotated[
+        bool,
+        typer.Option("--unlabelled", help="Rows without gold answers, for `infer` only; with --query where needed."),
+    ] = False,
+    query: Annotated[
+        list[str] | None, typer.Option(help="What to ask of every dialogue, with --unlabelled; may be repeated.")
+    ] = None,
+    query_file: Annotated[Path | None, typer.Option(help="The same from a file, one query a line.")] = None,
+    gap_hours: Annotated[
+        float, typer.Option(min=0, help="Cut an exported chat where nobody wrote for so long; 0 leaves it whole.")
+    ] = 8.0,
+    image_map: Annotated[
+        Path | None,
+        typer.Option(help="JSON {address: file}, or lines of address, tab, file: pictures that rows name otherwise."),
+    ] = None,
     skip_invalid: Annotated[
         bool, typer.Option("--skip-invalid", help="Write the good rows; the others go to NAME.rejected.jsonl.")
     ] = False,
@@ -75,15 +99,19 @@ def prepare(
 
     Every row is checked (fields, ids, images, gold answer, repetitions). With any error nothing is written, and a
     table of the problems by kind says which rows, what was found and how to mend it. docs/data.md lists the checks.
+    The format is told from the file's start where --format does not say it.
 
     Example: ffr-verl prepare train.json --images-root . --output data --split train
 
     Example: ffr-verl prepare wechat.jsonl --format dialogue --window 40 --window-ids global --images-root photos
     --output data --split test
+
+    Example: ffr-verl prepare result.json --unlabelled --query "the garden" --images-root . --output data --split chat
     """
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     from ffr_verl.data.prepare import prepare as prepare_rows
+    from ffr_verl.data.sources.rows import read_queries
     from ffr_verl.data.statistics import table_rows
     from ffr_verl.data.windows import WindowSettings
 
@@ -106,6 +134,10 @@ def prepare(
             output=output,
             split=split,
             source_format=source_format,
+            unlabelled=unlabelled,
+            queries=[*(query or ()), *(() if query_file is None else read_queries(query_file))],
+            gap_hours=gap_hours,
+            image_map=image_map,
             skip_invalid=skip_invalid,
             decode=decode,
             embed_images=embed_images,
@@ -125,7 +157,10 @@ def prepare(
     for errors, title in ((True, "left out"), (False, "warnings")):
         if problems := summary.problems.table(errors=errors):
             console.print(f"{title}:\n{problems}", style="yellow", highlight=False, soft_wrap=True, markup=False)
-    table = Table("", title=f"{split}: {summary.seconds:.1f} s")
+    if summary.left_out:
+        told = "; ".join([f"{what}: {count:,}" for what, count in summary.left_out.items()])
+        console.print(f"in no row: {told}", style="yellow", highlight=False, soft_wrap=True, markup=False)
+    table = Table("", title=f"{split}: {summary.source_format} rows, {summary.seconds:.1f} s")
     for name in ("mean", "p95"):
         table.add_column(name, justify="right")
     for line in table_rows(summary.statistics):

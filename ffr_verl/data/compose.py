@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ffr_verl.data.sources.json_rows import read_rows
+from ffr_verl.data.sources import find_source
 from ffr_verl.data.sources.raw_dialogues import RawDialogueError, RawReader
+from ffr_verl.data.sources.source import DEFAULT_GAP_HOURS, Notes, ReadSettings, read_image_map
 from ffr_verl.errors import FFRError
 from ffr_verl.files import whole_or_nothing
 from ffr_verl.metrics import dispersion
@@ -50,6 +51,7 @@ class ComposeSettings:
     negatives: float = 0.15  # share of queries that ask for what is not there
     queries: int = 1  # of a dialogue; a topic is asked for once
     keep_speakers: bool = False  # otherwise they are user1 and user2 by turns
+    unlabelled: bool = False  # no queries; `negatives` and `queries` are then of no use
 
     def __post_init__(self) -> None:
         most = self.topics + 1
@@ -115,6 +117,9 @@ def compose(
         turn = next(sources[part])
         speaker = turn.get("speaker", "") if settings.keep_speakers else f"user{number % 2 + 1}"
         turns.append({"utterance_idx": number, "speaker": speaker, "utterance": turn["utterance"]})
+    made = {"dialogue_id": dialogue_id, "dialogue": turns, "parts": [part.dialogue_id for part in parts]}
+    if settings.unlabelled:
+        return made
     asked = rng.sample(range(len(parts)), min(settings.queries, len(parts)))
     if absent is not None and rng.random() < settings.negatives:
         asked[-1] = len(parts)
@@ -129,7 +134,7 @@ def compose(
         if gold and query.gold is not None:
             gold = [gold[position] for position in query.gold]
         queries.append({"query_text": query.text, "gt_turns": gold})
-    return {"dialogue_id": dialogue_id, "dialogue": turns, "queries": queries, "parts": [p.dialogue_id for p in parts]}
+    return {**made, "queries": queries}
 
 
 def _topic(value: Any) -> str:
@@ -141,7 +146,9 @@ def _topic(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
 
 
-def _short_dialogue(number: int, row: Mapping[str, Any], query_fields: Sequence[str]) -> ShortDialogue:
+def _short_dialogue(
+    number: int, row: Mapping[str, Any], query_fields: Sequence[str], *, unlabelled: bool
+) -> ShortDialogue:
     """A raw dialogue. Queries with gold turns ask for these, those of another field for all of it."""
     turns, reader = row.get("dialogue"), RawReader()
     if not isinstance(turns, list) or not turns:
@@ -158,9 +165,28 @@ def _short_dialogue(number: int, row: Mapping[str, Any], query_fields: Sequence[
     reader.unread({**row, **dict.fromkeys(query_fields)})
     if reader.problems:
         raise RawDialogueError(reader.problems)
-    if not queries:
+    if not queries and not unlabelled:
         raise FFRError(f"no query in {', '.join(query_fields)}; name the field with --query-field")
     return ShortDialogue(str(row.get("dialogue_id", number)), _topic(row.get("topic")), tuple(turns), tuple(queries))
+
+
+def _read_short_dialogues(
+    source: Path, query_fields: Sequence[str], source_format: str, read: ReadSettings, *, unlabelled: bool
+) -> list[ShortDialogue]:
+    found = []
+    name, form = find_source(source_format, source)
+    if form.has_prompts:
+        raise FFRError(
+            f"{source}: rows of the format {name} have prompts; give dialogues (--format list shows formats)"
+        )
+    for number, record in form.records(source, read, lambda position: None):
+        asked = {one: record[one] for one in (*query_fields, "topic") if one in record}
+        try:
+            row = {**asked, **form.dialogue(number, record, read, Notes())}
+            found.append(_short_dialogue(number, row, query_fields, unlabelled=unlabelled))
+        except ValueError as error:
+            raise FFRError(f"{source}: row {number}: {error}") from None
+    return found
 
 
 def _draw(pool: Sequence[ShortDialogue], count: int, rng: random.Random) -> list[ShortDialogue]:
@@ -186,6 +212,9 @@ def build(
     query_fields: Sequence[str] = ("query_text",),
     prefix: str = "built",
     seed: int = 0,
+    source_format: str = "dialogue",
+    gap_hours: float = DEFAULT_GAP_HOURS,
+    image_map: Path | None = None,
 ) -> tuple[int, float]:
     """Compose long dialogues of short ones (a JSON list or JSONL) and write them as JSONL of raw dialogues.
 
@@ -198,14 +227,11 @@ def build(
     Raises:
         FFRError: for a source that cannot be used, or one with too few topics.
     """
-    pool = []
-    for row_number, row in read_rows(source):
-        try:
-            pool.append(_short_dialogue(row_number, row, query_fields))
-        except ValueError as error:
-            raise FFRError(f"{source}: row {row_number}: {error}") from None
+    read = ReadSettings({} if image_map is None else read_image_map(image_map), gap_hours)
+    pool = _read_short_dialogues(source, query_fields, source_format, read, unlabelled=settings.unlabelled)
     rng = random.Random(seed)
-    needed = settings.topics + (settings.negatives > 0 or settings.queries > settings.topics)
+    has_absent = settings.negatives > 0 or settings.queries > settings.topics
+    needed = settings.topics + (has_absent and not settings.unlabelled)
     if len(_draw(pool, needed, random.Random(seed))) < needed:
         another = ", and a query for an absent one another" if needed > settings.topics else ""
         raise FFRError(
@@ -219,6 +245,6 @@ def build(
             parts, absent = drawn[: settings.topics], drawn[settings.topics] if needed > settings.topics else None
             made = compose(f"{prefix}_{number:06d}", parts, absent, settings, rng)
             file.write(json.dumps(made, ensure_ascii=False) + "\n")
-            queries += len(made["queries"])
-            dispersions += [dispersion(query["gt_turns"]) for query in made["queries"] if query["gt_turns"]]
+            queries += len(made.get("queries", ()))
+            dispersions += [dispersion(query["gt_turns"]) for query in made.get("queries", ()) if query["gt_turns"]]
     return queries, sum(dispersions) / len(dispersions) if dispersions else 1.0

@@ -12,9 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ffr_verl.data.parquet_files import recorded_root, row_of_file
-from ffr_verl.data.sources import source_of
-from ffr_verl.data.sources.json_rows import read_rows
+from ffr_verl.data.sources import source_of_file
 from ffr_verl.data.sources.raw_dialogues import RawDialogueError
+from ffr_verl.data.sources.rows import RowSettings, rows_of_record
+from ffr_verl.data.sources.source import Notes
 from ffr_verl.data.tokens import PromptTokens, estimated_tokens
 from ffr_verl.dialogues import parse_dialogue
 from ffr_verl.errors import FFRError, printable
@@ -31,15 +32,17 @@ class _Row(NamedTuple):
     messages: list[Mapping[str, Any]]  # without the answer
     images: list[Any]
     dialogue_id: str
-    solution: str
+    solution: str | None  # the gold answer, or that of a prediction; `None` where there is none
+    is_answer: bool = False  # a model's
 
 
 def _of_rows(file: Path, number: int) -> _Row:
-    """A row of MLDR rows or raw dialogues, whatever is wrong with it."""
-    count = 0
-    for place, row in read_rows(file):
+    """A row of a source or of predictions, whatever is wrong with it."""
+    count, (_, source) = 0, source_of_file(file)
+    settings = RowSettings() if source.has_gold else RowSettings(unlabelled=True, queries=("",))
+    for place, row in source.records(file, settings.read, lambda position: None):
         try:
-            made = list(source_of(row).rows(row, template=None, captions=False))
+            made = rows_of_record(source, place, row, settings, Notes())
         except RawDialogueError as error:
             raise FFRError(f"{file}: row {place}: {error}") from None
         if number < count + len(made):
@@ -54,7 +57,9 @@ def _of_rows(file: Path, number: int) -> _Row:
                 and message.get("role") != "assistant"
                 and isinstance(message.get("content"), str)
             ]
-            return _Row(texts, images, str(one.get("dialogue_id", "")), str(one.get("solution", "")))
+            answer = one.get("response", one.get("solution"))
+            shown = answer if isinstance(answer, str) or answer is None else str(answer)
+            return _Row(texts, images, str(one.get("dialogue_id", "")), shown, "response" in one)
         count += len(made)
     raise FFRError(f"{file}: has {count} rows, there is no row {number} (the first is 0)")
 
@@ -91,13 +96,15 @@ def _picture(image: Any, root: Path | None, family: ModelFamily) -> tuple[str, i
 
 
 def render_row(file: Path, number: int, *, root: Path | None = None, tokenizer: str | None = None) -> RenderableType:
-    """A row of a parquet file, of MLDR rows or of raw dialogues (one for each query), to be printed by rich; an
-    `FFRError` when there is no such file or row, or the row holds no dialogue. The images' folder is by default the
-    one recorded in a parquet file."""
-    if not file.is_file():
+    """A row of a parquet file, of a source (`ffr_verl.data.sources`; raw dialogues count one for each query) or of
+    predictions, whose answer is marked, to be printed by rich; an `FFRError` when there is no such file or row, or the
+    row holds no dialogue. The images' folder is by default the one recorded in a parquet file."""
+    if not file.exists():
         raise FFRError(f"{file}: no such file")
-    with disk_errors(file, "give a file that can be read"), file.open("rb") as start:
-        is_parquet = start.read(4) == _PARQUET
+    is_parquet = False
+    if file.is_file():
+        with disk_errors(file, "give a file that can be read"), file.open("rb") as start:
+            is_parquet = start.read(4) == _PARQUET
     row = _of_parquet(file, number) if is_parquet else _of_rows(file, number)
     if root is None and is_parquet:
         root = recorded_root(file)
@@ -105,7 +112,8 @@ def render_row(file: Path, number: int, *, root: Path | None = None, tokenizer: 
         dialogue = parse_dialogue(row.messages, row.dialogue_id)
     except (ValueError, KeyError, TypeError) as error:
         raise FFRError(f"{file}: row {number}: {error}; `ffr-verl prepare` checks a whole file") from None
-    gold = parse_gold(row.solution)
+    gold = None if row.solution is None else parse_gold(row.solution)
+    what = "answer" if row.is_answer else "gold"
     marked = gold or Fragment((), ())
     counted = None if tokenizer is None else PromptTokens(tokenizer)
     family = QWEN2_VL if counted is None else counted.family
@@ -125,11 +133,11 @@ def render_row(file: Path, number: int, *, root: Path | None = None, tokenizer: 
         table.add_row("*" if is_gold else "", str(utterance.id), Text(_shown(utterance.speaker)), text, style=style)
     facts = [f"dialogue {_shown(row.dialogue_id)}", f"{len(dialogue.utterances)} turns", f"{len(row.images)} images"]
     if gold is None:
-        facts.append("gold: malformed")
+        facts.append(f"no {what}" if row.solution is None else f"{what}: malformed")
     elif not gold.utterance_ids and not gold.image_ids:
-        facts.append("gold: empty")
+        facts.append(f"{what}: empty")
     else:
-        facts.append(f"gold: {len(gold.utterance_ids)} utterances, {len(gold.image_ids)} images (*)")
+        facts.append(f"{what}: {len(gold.utterance_ids)} utterances, {len(gold.image_ids)} images (*)")
     about = f"about {estimated_tokens(row.messages, tokens):,}"
     if counted is not None:
         about = f"{counted.count(row.messages, tokens):,}"
@@ -137,4 +145,4 @@ def render_row(file: Path, number: int, *, root: Path | None = None, tokenizer: 
     facts.append(f"{about} prompt tokens{unread}")
     query = Panel(Text(_shown(dialogue.query)), title="query", title_align="left", expand=False)
     head = Text(f"{printable(str(file))}, row {number}: {', '.join(facts)}")
-    return Group(head, query, table, Text(_shown(row.solution), style="dim"))
+    return Group(head, query, table, Text(_shown(row.solution or ""), style="dim"))

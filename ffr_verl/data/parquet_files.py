@@ -103,8 +103,9 @@ def dialogues_of_rows(file: str) -> list[dict[str, Any]]:
     return [info for _, info in _column(file, "extra_info", sample=True)]
 
 
-def check_columns(files: Sequence[str], kind: Kind) -> None:
-    """Refuse files that lack a column of their kind, by an `FFRError` that names file, columns and kind."""
+def check_columns(files: Sequence[str], kind: Kind, *, unlabelled: bool = False) -> None:
+    """Refuse files that lack a column of their kind, by an `FFRError` that names file, columns and kind; and, unless
+    they may be `unlabelled`, RL files with a row that has no gold answer."""
     other: Kind = "sft" if kind == "rl" else "rl"
     for file in files:
         missing = [column for column in _COLUMNS[kind] if column not in read_schema(file).names]
@@ -113,6 +114,23 @@ def check_columns(files: Sequence[str], kind: Kind) -> None:
                 f"{file}: no column {', '.join(missing)}; this stage needs NAME.{kind}.parquet of `ffr-verl prepare`, "
                 f"not NAME.{other}.parquet"
             )
+        if kind == "rl" and not unlabelled:
+            _check_labelled(file)
+
+
+def _check_labelled(file: str | Path) -> None:
+    first = 0
+    with open_parquet(file) as parquet:
+        for batch in parquet.iter_batches(batch_size=8192, columns=["reward_model.ground_truth"]):
+            rewards = batch.column("reward_model")
+            golds = rewards.field("ground_truth") if rewards.type.get_field_index("ground_truth") >= 0 else rewards
+            if golds.null_count:
+                number = first + golds.is_null().index(True).as_py()
+                raise FFRError(
+                    f"{file}: row {number} has no gold answer: rows of `ffr-verl prepare --unlabelled` are for "
+                    "`ffr-verl infer` only; give a file of rows with gold answers"
+                )
+            first += len(golds)
 
 
 def recorded_root(file: str | Path) -> Path | None:

@@ -81,7 +81,7 @@ class SplitWriter:
         window = None if row.window is None else row.window.to_dict()
         rl = {
             "data_source": "ffr/mldr",
-            "prompt": row.messages[:-1],
+            "prompt": row.prompt,
             "images": images,
             "ability": "ffr",
             "reward_model": {"style": "rule", "ground_truth": row.solution},

@@ -6,17 +6,19 @@ import contextlib
 import gc
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ffr_verl.data.checks.other_splits import OtherSplits
-from ffr_verl.data.checks.problems import Problem, ProblemLog
+from ffr_verl.data.checks.problems import Problem, ProblemKind, ProblemLog
 from ffr_verl.data.checks.validation import RowChecker
 from ffr_verl.data.parquet_writer import SplitWriter
-from ffr_verl.data.sources import SOURCES, SourceFormat
-from ffr_verl.data.sources.json_rows import read_rows
+from ffr_verl.data.sources import find_source
 from ffr_verl.data.sources.raw_dialogues import RawDialogueError
+from ffr_verl.data.sources.rows import RowSettings, rows_of_record
+from ffr_verl.data.sources.source import DEFAULT_GAP_HOURS, Notes, ReadSettings, read_image_map
 from ffr_verl.data.statistics import SplitStatistics
 from ffr_verl.data.templates import TEMPLATES, Language, PromptTemplate
 from ffr_verl.data.tokens import PromptTokens
@@ -42,8 +44,10 @@ class PrepareSummary:
     statistics: Mapping[str, float | None]  # see `SplitStatistics.summary`
     seconds: float  # wall time
     rl_path: Path  # file for GRPO
-    sft_path: Path  # file for SFT
+    sft_path: Path | None  # file for SFT; `None` of unlabelled rows
     rejected_path: Path | None  # the rows left out with the reasons; `None` when there are none
+    source_format: str  # name of the format that was read
+    left_out: Mapping[str, int]  # what of the dialogues written no row holds, and how often
 
 
 def prepare(
@@ -52,7 +56,11 @@ def prepare(
     images_root: Path,
     output: Path,
     split: str,
-    source_format: SourceFormat = "mldr",
+    source_format: str = "mldr",
+    unlabelled: bool = False,
+    queries: Sequence[str] = (),
+    gap_hours: float = DEFAULT_GAP_HOURS,
+    image_map: Path | None = None,
     skip_invalid: bool = False,
     decode: bool = False,
     embed_images: bool = False,
@@ -84,27 +92,30 @@ def prepare(
             then but the report; files of an earlier call stay as they were.
     """
     started = time.monotonic()
-    log, statistics = ProblemLog(), SplitStatistics()
+    log, statistics, left_out = ProblemLog(), SplitStatistics(), Counter[str]()
     paths = [output / f"{split}.{name}" for name in ("rl.parquet", "sft.parquet", "rejected.jsonl")]
     with contextlib.ExitStack() as stack:
         if report is not None:
             inputs = [source, *against, *paths]
             check_output(report, force=True, example="report.json", inputs=inputs, option="--report")
-            stack.enter_context(_reported(report, source, split, log, statistics))
+            stack.enter_context(_reported(report, source, split, log, statistics, left_out))
         root = images_root.expanduser().resolve()
         if not split or Path(split).name != split or split.startswith(".") or unwritable(split):
             raise FFRError(f"--split: found {split!r}; give a plain name such as train")
         if not root.is_dir():
             raise FFRError(f"--images-root: {images_root}: no such folder")
-        if source_format not in SOURCES:
-            raise FFRError(f"--format: found {source_format!r}; give one of {', '.join(SOURCES)}")
-        form = SOURCES[source_format]
+        name, form = find_source(source_format, source)
         for option, is_given in (("--language", language), ("--template", template), ("--captions", captions)):
             if is_given and form.has_prompts:
                 raise FFRError(f"{option}: MLDR rows bring their prompts; it goes with --format dialogue")
         if language is not None and template is not None:
             raise FFRError("--language and --template: give one of them")
         texts = PromptTemplate.read(template) if template else TEMPLATES[language] if language else None
+        read = ReadSettings({} if image_map is None else read_image_map(image_map), gap_hours)
+        making = RowSettings(read, texts, captions, unlabelled, queries)
+        making.check(name, form)
+        if unlabelled and paths[1].exists():
+            raise FFRError(f"{paths[1]}: is there from rows with gold answers; give another --split, or remove it")
         tokens = None if tokenizer is None else PromptTokens(tokenizer, model_family=model_family)
         checker = RowChecker(
             images_root=root,
@@ -117,6 +128,7 @@ def prepare(
             other_splits=OtherSplits(against),
             has_prompts=form.has_prompts,
             window=window,
+            unlabelled=unlabelled,
         )
         stack.enter_context(disk_errors(output))
         stack.enter_context(_seldom_collected())
@@ -128,17 +140,22 @@ def prepare(
             files.callback(writer.close)
             rejected = files.enter_context(rejected_path.open("w", encoding="utf-8"))
             try:
-                for number, row in read_rows(source, on_position=on_position):
+                for number, row in form.records(source, read, on_position):
+                    notes = Notes()
                     try:
-                        made, problems = checker.check(number, form.rows(row, template=texts, captions=captions))
+                        made, problems = checker.check(number, rows_of_record(form, number, row, making, notes))
                     except RawDialogueError as error:  # what else can be told of a row that gives no rows?
                         rest = {"dialogue_id": row.get("dialogue_id"), "images": list(error.images)}
                         made, problems = [], [Problem(number, *problem) for problem in error.problems]
                         problems += checker.check_id_and_images(number, rest)
+                    if notes.left_out:
+                        left = "; ".join([f"{what}: {count}" for what, count in notes.left_out.items()])
+                        problems.append(Problem(number, ProblemKind.LEFT_OUT, "dialogue", left))
                     if log.add(problems):
                         told = {"row": number, "problems": [one.to_dict() for one in problems], "content": row}
                         rejected.write(json.dumps(told) + "\n")
                     elif not log.rejected or skip_invalid:
+                        left_out.update(notes.left_out)
                         for part in made:
                             writer.add(part)
                             statistics.add(part)
@@ -153,18 +170,31 @@ def prepare(
             if not writer.rows:
                 raise FFRError(f"{source}: no rows in it")
             writer.finish()
+        if unlabelled:
+            sft_path.unlink()  # there is nothing to learn from
         if not log.rejected:
             for path in (rejected_path, paths[2]):  # an earlier call's would be taken for this one's
                 path.unlink(missing_ok=True)
     rejected_at = paths[2] if log.rejected else None
     seconds = time.monotonic() - started
     return PrepareSummary(
-        statistics.rows, log.rejected, log, statistics.summary(), seconds, paths[0], paths[1], rejected_at
+        rows=statistics.rows,
+        rejected=log.rejected,
+        problems=log,
+        statistics=statistics.summary(),
+        seconds=seconds,
+        rl_path=paths[0],
+        sft_path=None if unlabelled else paths[1],
+        rejected_path=rejected_at,
+        source_format=name,
+        left_out=dict(left_out.most_common()),
     )
 
 
 @contextlib.contextmanager
-def _reported(path: Path, source: Path, split: str, log: ProblemLog, statistics: SplitStatistics) -> Iterator[None]:
+def _reported(
+    path: Path, source: Path, split: str, log: ProblemLog, statistics: SplitStatistics, left_out: Counter[str]
+) -> Iterator[None]:
     """Write the report, whatever happens inside; that it can be written is seen before."""
     failure: BaseException | None = None
     with whole_or_nothing([path], mend="give another --report") as (temporary,):
@@ -182,6 +212,7 @@ def _reported(path: Path, source: Path, split: str, log: ProblemLog, statistics:
             "rows_rejected": log.rejected,
             "error": told if failure is not None else None,
             "problems": log.report(),
+            "left_out": dict(left_out.most_common()) if rows else {},
             "statistics": statistics.summary() if rows else None,
         }
         text = json.dumps(content, indent=2, ensure_ascii=False)

@@ -32,11 +32,12 @@ class SplitStatistics:
     def __init__(self) -> None:
         self._counts: dict[str, Counter[float]] = {name: Counter() for name in _FIGURES}
         self._dialogues: set[int] = set()
-        self.rows = self._empty = 0
+        self.rows = self._empty = self._unlabelled = 0
 
     def add(self, row: CheckedRow) -> None:
         """Take a row."""
-        counts, utterance_ids, image_ids = self._counts, row.gold.utterance_ids, row.gold.image_ids
+        counts = self._counts
+        utterance_ids, image_ids = ((), ()) if row.gold is None else (row.gold.utterance_ids, row.gold.image_ids)
         turns, images = len(row.dialogue.utterances), len(row.images)
         self.rows += 1
         if row.fingerprint not in self._dialogues:
@@ -49,12 +50,14 @@ class SplitStatistics:
         if utterance_ids or image_ids:
             counts["gold_utterances"][len(utterance_ids)] += 1
             counts["gold_images"][len(image_ids)] += 1
+        elif row.gold is None:
+            self._unlabelled += 1
         else:
             self._empty += 1
         if utterance_ids:
             counts["dispersion"][dispersion(utterance_ids)] += 1
         counts["image_tokens"][sum(row.image_tokens)] += 1
-        counts["estimated_tokens"][estimated_tokens(row.messages[:-1], row.image_tokens)] += 1
+        counts["estimated_tokens"][estimated_tokens(row.prompt, row.image_tokens)] += 1
         if row.prompt_tokens is not None:
             counts["prompt_tokens"][row.prompt_tokens] += 1
 
@@ -66,7 +69,8 @@ class SplitStatistics:
             values = np.repeat(np.array(list(counts), dtype=np.float64), list(counts.values()))
             figures[f"{name}_mean"] = round(float(values.mean()), 4) if len(values) else None
             figures[f"{name}_p95"] = round(float(np.percentile(values, 95)), 4) if len(values) else None
-        figures["empty_gold_share"] = round(self._empty / self.rows, 4) if self.rows else None
+        labelled = self.rows - self._unlabelled
+        figures["empty_gold_share"] = round(self._empty / labelled, 4) if labelled else None
         return figures
 
 

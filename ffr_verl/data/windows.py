@@ -124,8 +124,8 @@ def cut_row(row: Mapping[str, Any], settings: WindowSettings) -> list[dict[str, 
     windows = windows_of(name, info["image_utterances"], len(info["utterance_ids"]), settings)
     if not windows:
         return [dict(row)]
-    gold = parse_gold(solution)
-    if gold is None:
+    gold = None if solution is None else parse_gold(solution)
+    if gold is None and solution is not None:
         raise FFRError(
             f"{name}: the gold answer cannot be read: {solution!r}; make the file again with `ffr-verl prepare`"
         )
@@ -134,7 +134,8 @@ def cut_row(row: Mapping[str, Any], settings: WindowSettings) -> list[dict[str, 
         images, prompt = slice(*window.images), cut_messages(row["prompt"], window)
         dialogue = parse_dialogue(prompt, window.dialogue_id)
         known = extra_info(dialogue, info["images"][images], split=info.get("split") or "")
-        truth = {**row["reward_model"], "ground_truth": format_fragment(window.part_of(gold))}
+        part_of_gold = None if gold is None else format_fragment(window.part_of(gold))
+        truth = {**row["reward_model"], "ground_truth": part_of_gold}
         part = {"prompt": prompt, "reward_model": truth, "extra_info": {**info, **known, "window": window.to_dict()}}
         part |= {"images": row["images"][images]} if "images" in row else {}
         made.append({**row, **part})

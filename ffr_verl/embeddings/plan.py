@@ -60,7 +60,7 @@ def make_plan(
     dialogues: dict[tuple[str, str], dict[int, int | None]] = {}
     rows = 0
     for file in files:
-        check_columns([str(file)], "rl")
+        check_columns([str(file)], "rl", unlabelled=True)
         config = DataConfig(images_root=None if images_root_folder is None else str(images_root_folder))
         root = images_root([str(file)], config)
         check_images([str(file)], root, sample=False)

@@ -25,7 +25,7 @@ from ffr_verl.inference.generate import GeneratorSettings, generate_answers
 from ffr_verl.inference.journal import AnswerJournal, journal_folder
 from ffr_verl.inference.merge_windows import WindowAnswer, merge_windows, merged_prediction, read_windows
 from ffr_verl.inference.rows import IMAGES_ROOT_OPTION, AskedRows
-from ffr_verl.predictions import prediction_of, prediction_row, write_prediction
+from ffr_verl.predictions import ANSWERED, prediction_of, prediction_row, write_prediction
 
 __all__ = ["InferSummary", "infer", "merge_predictions", "windows_path"]
 
@@ -89,7 +89,7 @@ def infer(
         if path is not None:
             check_output(path, force=force, example="pred.jsonl", inputs=(*files, *whole))
     asked = AskedRows(files, limit, window)
-    check_columns([str(file) for file in (*files, *whole)], "rl")
+    check_columns([str(file) for file in (*files, *whole)], "rl", unlabelled=True)
     count, digest = asked.survey(max_images=settings.max_images)
     if whole:
         _check_merge(asked, whole)
@@ -143,7 +143,7 @@ def merge_predictions(
     """
     started = time.monotonic()
     check_output(output, force=force, example="pred.jsonl", inputs=(predictions, *whole))
-    check_columns([str(file) for file in whole], "rl")
+    check_columns([str(file) for file in whole], "rl", unlabelled=True)
     reasons: list[str] = []
     answers = read_windows(predictions)
     with _written([output]) as (file,):
@@ -156,8 +156,10 @@ def merge_predictions(
 def _check_merge(asked: AskedRows, whole: Sequence[Path]) -> None:
     """Unite the gold answers first: what cannot be merged is found before a model is asked."""
     rows = asked.whole(columns=("prompt", "reward_model", "extra_info"))
-    made = (prediction_row(row, {"response": row["reward_model"]["ground_truth"]}, logprobs=False) for row in rows)
-    gold = (prediction_of(number, row) for number, row in enumerate(made))
+    made = (
+        prediction_row(row, {"response": row["reward_model"]["ground_truth"] or ""}, logprobs=False) for row in rows
+    )
+    gold = (prediction_of(number, row, needed=ANSWERED) for number, row in enumerate(made))
     for _ in merge_windows(gold, whole, name=", ".join(map(str, asked.files))):
         pass
 
@@ -207,7 +209,7 @@ def _predictions(
     for row in asked.whole():
         made = [prediction_row(part, next(records), logprobs=logprobs) for part in asked.parts(row)]
         _write(windows[0], made)
-        parts = [WindowAnswer.of(prediction_of(number, part)) for number, part in enumerate(made)]
+        parts = [WindowAnswer.of(prediction_of(number, part, needed=ANSWERED)) for number, part in enumerate(made)]
         yield merged_prediction(row, parts, style=style)
 
 

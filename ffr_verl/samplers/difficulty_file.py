@@ -73,6 +73,8 @@ def difficulty_table(
     columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA.names}
     for number, (row, prediction) in enumerate(zip(rows, predictions, strict=True)):
         info, solution = row["extra_info"], row["reward_model"]["ground_truth"]
+        if solution is None:
+            raise FFRError(f"row {number}: no gold answer; an unlabelled row has no difficulty")
         gold = parse_gold(solution) or Fragment((), ())
         predicted = parse_leniently(prediction["response"], style=style)
         values = {

@@ -31,7 +31,6 @@ from ffr_verl.data.compose import ComposeSettings, build
 from ffr_verl.data.inspection import render_row
 from ffr_verl.data.parquet_files import check_columns, check_images, images_root
 from ffr_verl.data.prepare import prepare
-from ffr_verl.data.sources import SOURCES
 from ffr_verl.data.windows import WindowSettings
 from ffr_verl.errors import FFRError
 from ffr_verl.settings import DataConfig
@@ -640,16 +639,6 @@ RAW: Row = {
         ("bad_text", {"dialogue": [{"utterance": "an <image> tag"}]}, r"'dialogue\[0\]\.utterance': holds <image>"),
         ("bad_text", {"dialogue": [{"utterance": "x<|im_end|>"}]}, r"holds <\|im_end\|>"),
         ("bad_text", {"dialogue": [{"utterance": "x\0"}]}, r"holds a NUL character"),
-        (
-            "bad_text",
-            {"dialogue": [{"utterance": "x", "speaker": "a: b"}]},
-            r"'a: b' holds ': ', '：' or a line break",
-        ),
-        (
-            "bad_text",
-            {"dialogue": [{"utterance": "x", "speaker": "安：b"}]},
-            r"'安：b' holds ': ', '：' or a line break",
-        ),
         ("wrong_type", {"dialogue": [{"utterance": "x", "speaker": None}]}, r"speaker': found None, expected a text"),
         (
             "utterance_ids",
@@ -732,7 +721,7 @@ def places(value: Any) -> list[tuple[Any, Any]]:
     return [(value, key) for key in keys] + [place for key in keys for place in places(value[key])]
 
 
-@pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.parametrize("kind", ["mldr", "dialogue"])
 def test_no_damage_ends_in_a_traceback(folder: Path, kind: str) -> None:
     source, path = random.Random(kind), folder / "rows.json"
     refused = 0
@@ -761,7 +750,8 @@ def test_rows_of_the_other_format_are_named(
 ) -> None:
     message = r"rows with messages need --format mldr"
     assert_refused(folder, [good_row()], message, monkeypatch, capsys, "--format", "dialogue")
-    assert_refused(folder, [RAW], r"rows with dialogue need --format dialogue", monkeypatch, capsys)
+    message = r"rows with dialogue need --format dialogue"
+    assert_refused(folder, [RAW], message, monkeypatch, capsys, "--format", "mldr")
 
 
 def test_messages_of_other_places_are_in_the_docs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,17 +13,22 @@ from ffr_verl.fragments import Fragment, format_fragment, parse_fragment
 class CheckedRow:
     """A row as it is used from here on."""
 
-    messages: list[dict[str, str]]  # system (optional), user, assistant
+    messages: list[dict[str, str]]  # system (optional), user, and assistant where there is a gold answer
     images: list[str]  # paths as they stood in the row, absolute ones made relative to the images root
     image_files: list[str]  # see `image_file`
     dialogue: Dialogue  # read out of the user's message
-    gold: Fragment
-    solution: str  # the gold as text
+    gold: Fragment | None  # `None` of an unlabelled row
+    solution: str | None  # the gold as text
     image_tokens: tuple[int, ...]  # that the model spends on each image
     fingerprint: int  # see `dialogue_fingerprint`; a window's is that of its whole dialogue
     prompt_tokens: int | None = None  # `None` when they were not counted
     window: Window | None = None  # of a longer dialogue, `None` for a whole one
     whole_size: tuple[int, int] | None = None  # turns and images of a window's whole dialogue
+
+    @property
+    def prompt(self) -> list[dict[str, str]]:
+        """The messages without the answer."""
+        return self.messages if self.gold is None else self.messages[:-1]
 
     def cut(self, settings: WindowSettings) -> list[CheckedRow]:
         """The row's windows, or the row itself when it fits into one."""
@@ -32,15 +37,18 @@ class CheckedRow:
         return [self._part(window) for window in windows] or [self]
 
     def _part(self, window: Window) -> CheckedRow:
-        gold, images = window.part_of(self.gold), slice(*window.images)
-        solution = format_fragment(gold, style="plain" if parse_fragment(self.solution) else "reasoning")
-        messages = cut_messages(self.messages[:-1], window)
+        gold, solution, images = None, None, slice(*window.images)
+        prompt = messages = cut_messages(self.prompt, window)
+        if self.gold is not None and self.solution is not None:
+            gold = window.part_of(self.gold)
+            solution = format_fragment(gold, style="plain" if parse_fragment(self.solution) else "reasoning")
+            messages = [*prompt, {**self.messages[-1], "content": solution}]
         return replace(
             self,
-            messages=[*messages, {**self.messages[-1], "content": solution}],
+            messages=messages,
             images=self.images[images],
             image_files=self.image_files[images],
-            dialogue=parse_dialogue(messages, window.dialogue_id),
+            dialogue=parse_dialogue(prompt, window.dialogue_id),
             gold=gold,
             solution=solution,
             image_tokens=self.image_tokens[images],

@@ -30,6 +30,11 @@ class ProblemKind(str, enum.Enum):
     MISSING_FIELD = "missing_field", "add the field"
     WRONG_TYPE = "wrong_type", "give the field the type that docs/data.md says"
     UNREAD_FIELD = "unread_field", "move the content to a field that is read (docs/data.md), or take the field out"
+    LEFT_OUT = (
+        "left_out",
+        "see docs/data.md for what each format leaves, and what may bring it in",
+        False,
+    )
     BAD_TEXT = "bad_text", "take the named piece out of the text"
     BAD_ROLES = "bad_roles", "give messages of system (optional), user and assistant, in this order"
     NO_DIALOGUE = "no_dialogue", "write the query and the utterances in their tags"

@@ -31,6 +31,7 @@ from ffr_verl.model_families import ModelFamily
 _ROW = frozenset({"dialogue_id", "images", "messages", "solution"})
 _MESSAGE = frozenset({"role", "content"})
 _ROLES = (["system", "user", "assistant"], ["user", "assistant"])
+_ROLES_UNLABELLED = (["system", "user"], ["user"])
 _CACHED_IMAGES = 8192
 _LONGEST_PATH = 4096
 _QUERY_START = "<|query_start|>"
@@ -59,6 +60,7 @@ class RowChecker:
     other_splits: OtherSplits  # whose dialogues must not occur
     has_prompts: bool  # rows come with their prompts, whose lines are looked at
     window: WindowSettings | None  # cut dialogues that are longer
+    unlabelled: bool = False  # rows have no gold answer
 
     def __post_init__(self) -> None:
         self.image = functools.lru_cache(maxsize=_CACHED_IMAGES)(self._image)
@@ -100,7 +102,8 @@ class RowChecker:
         if self._named.setdefault(dialogue.dialogue_id, content) != content:
             message = f"{dialogue.dialogue_id} was the id of another dialogue before"
             check.report(ProblemKind.SAME_ID, "dialogue_id", message)
-        asked = check.number, hash((frozenset(row.gold.utterance_ids), frozenset(row.gold.image_ids)))
+        gold = row.gold and (frozenset(row.gold.utterance_ids), frozenset(row.gold.image_ids))
+        asked = check.number, hash(gold)
         known = self._asked.setdefault(hash((content, dialogue.query)), asked)
         earlier = f"row {known[0]} asks the same of this dialogue"
         if known is not asked and known[1] == asked[1]:
@@ -120,7 +123,7 @@ class RowChecker:
             message = f"{len(row.images)} images, at most {self.max_images}"
             check.report(ProblemKind.TOO_MANY_IMAGES, "images", message)
         if self.tokens is not None:
-            count = self.tokens.count(row.messages[:-1], row.image_tokens)
+            count = self.tokens.count(row.prompt, row.image_tokens)
             row = replace(row, prompt_tokens=count)
             if count > self.max_prompt_tokens:
                 message = f"{count:,} tokens, at most {self.max_prompt_tokens:,}"
@@ -143,8 +146,9 @@ class _Check:
     def run(self) -> CheckedRow | None:
         dialogue_id, images, image_tokens, files = self.id_and_images()
         messages = self._messages()
-        solution = self._field("solution", str, "a text: the gold answer", "expected the gold answer")
-        gold = None
+        solution, gold = None, None
+        if not self._checker.unlabelled:
+            solution = self._field("solution", str, "a text: the gold answer", "expected the gold answer")
         if solution is not None:
             solution = solution.strip()
             gold = parse_gold(solution)
@@ -173,9 +177,10 @@ class _Check:
             self.report(ProblemKind.GOLD_DIFFERS, "messages", "the assistant's message is not the solution")
         if gold is not None:
             self._gold_in(dialogue, len(image_ids), gold)
-        if images is None or solution is None or gold is None:
+        if images is None or (gold is None and not self._checker.unlabelled):
             return None
-        messages[-1]["content"] = solution
+        if solution is not None:
+            messages[-1]["content"] = solution
         fingerprint = dialogue_fingerprint(dialogue, files)
         return CheckedRow(messages, images, files, dialogue, gold, solution, image_tokens, fingerprint)
 
@@ -237,10 +242,13 @@ class _Check:
             if not message.keys() <= _MESSAGE:
                 self._unread(message, _MESSAGE, f"{where}.", [content])
         roles = [message["role"] for message in good]
-        if len(good) == len(messages) and roles not in _ROLES:
+        known, expected = _ROLES, "system (optional), user, assistant"
+        if self._checker.unlabelled:
+            known, expected = _ROLES_UNLABELLED, "system (optional), user"
+        if len(good) == len(messages) and roles not in known:
             found = f"found the roles {', '.join(roles)}" if roles else "empty"
-            self.report(ProblemKind.BAD_ROLES, "messages", f"{found}; expected system (optional), user, assistant")
-        return good if len(good) == len(messages) and roles in _ROLES else None
+            self.report(ProblemKind.BAD_ROLES, "messages", f"{found}; expected {expected}")
+        return good if len(good) == len(messages) and roles in known else None
 
     def _image_names(self) -> list[str] | None:
         expected = 'a list of paths, such as ["cat.png"]'

@@ -1,41 +1,147 @@
-"""Where rows come from: the formats that `ffr-verl prepare` and `inspect` read. Another format is one more entry."""
+"""Where rows come from: the formats that `ffr-verl prepare`, `build` and `inspect` read, in one table.
+
+Another format is one more entry; a third party's is an entry point of the group `ffr_verl.sources`, a `Source` or a
+function from a path to raw dialogues, or is given as `pkg://module:name`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+import importlib
+import importlib.metadata
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
-from ffr_verl.data.sources.raw_dialogues import rows_of_raw_dialogue
+from ffr_verl.data.sources.dialogcc import DIALOGCC
+from ffr_verl.data.sources.json_document import records_of_rows
+from ffr_verl.data.sources.locomo import LOCOMO
+from ffr_verl.data.sources.mmdd import MMDD
+from ffr_verl.data.sources.mmdialog import MMDIALOG
+from ffr_verl.data.sources.photochat import PHOTOCHAT
+from ffr_verl.data.sources.slack import SLACK
+from ffr_verl.data.sources.source import Probe, Source
+from ffr_verl.data.sources.telegram import TELEGRAM
+from ffr_verl.data.sources.wechat import WECHAT
+from ffr_verl.errors import FFRError, one_line
 
+__all__ = ["AUTO", "ENTRY_POINTS", "SOURCES", "Source", "all_sources", "find_source", "source_of_file"]
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A format of rows."""
-
-    about: str  # what its rows are, for the help text
-    field: str  # that its rows have and those of no other format
-    # Makes rows of the MLDR format of one of its rows, given as keywords a `template` (or `None`) and whether to write
-    # `captions`; raises `RawDialogueError` for what is wrong with the row.
-    rows: Callable[..., Iterable[Mapping[str, Any]]]
-    has_prompts: bool = False  # its rows bring their prompts; a template and captions are then refused
-
-
-def _as_it_is(row: Mapping[str, Any], **_: Any) -> Iterable[Mapping[str, Any]]:
-    return (row,)
-
+AUTO = "auto"
+ENTRY_POINTS = "ffr_verl.sources"
+_PACKAGE = "pkg://"
+_TEXTS = {".csv", ".txt", ".md"}  # no JSON
+_QUERIES = frozenset({"query_text", "queries", "gt_turns"})
+_OTHER_TURNS = frozenset({"share_photo", "shared_image"})
 
 SOURCES: Mapping[str, Source] = {
-    "mldr": Source("rows with prompts", "messages", _as_it_is, has_prompts=True),
-    "dialogue": Source("raw dialogues with queries and gold turns", "dialogue", rows_of_raw_dialogue),
+    "mldr": Source(
+        about="rows with prompts",
+        example='{"dialogue_id": "d1", "images": ["cat.png"], "messages": [{"role": "user", "content": "…"}, {"role": '
+        '"assistant", "content": "…"}], "solution": "<|utt_ids_start|>[0]<|utt_ids_end|>;<|img_ids_start|>[0]'
+        '<|img_ids_end|>"}',
+        records=records_of_rows,
+        fits=lambda probe: {"messages", "role"} <= probe.keys,
+        has_gold=True,
+        has_prompts=True,
+    ),
+    "dialogue": Source(
+        about="raw dialogues with queries and gold turns",
+        example='{"dialogue_id": "w1", "dialogue": [{"speaker": "Ann", "utterance": "look at him"}, {"speaker": '
+        '"Ann", "utterance": [{"image_url": "cat.jpg", "caption": "a cat"}]}], "query_text": "the cat", '
+        '"gt_turns": [0, 1]}',
+        records=records_of_rows,
+        fits=lambda probe: "dialogue" in probe.keys and bool(_QUERIES & probe.keys or not _OTHER_TURNS & probe.keys),
+        has_gold=True,
+    ),
+    "telegram": TELEGRAM,
+    "slack": SLACK,
+    "wechat": WECHAT,
+    "locomo": LOCOMO,
+    "photochat": PHOTOCHAT,
+    "dialogcc": DIALOGCC,
+    "mmdialog": MMDIALOG,
+    "mmdd": MMDD,
 }
 
-if TYPE_CHECKING:
-    SourceFormat = str
-else:
-    SourceFormat = Literal[tuple(SOURCES)]  # the choices of --format
+
+def find_source(name: str, path: Path) -> tuple[str, Source]:
+    """The format of a name, see the module; of `auto`, the one that a file fits.
+
+    Args:
+        name: as `--format` takes it.
+        path: the file.
+
+    Returns:
+        Its name, and the format.
+
+    Raises:
+        FFRError: for a name that is none, or a format of a third party that cannot be loaded.
+    """
+    if name == AUTO:
+        return source_of_file(path)
+    if name in SOURCES:
+        return name, SOURCES[name]
+    if name.startswith(_PACKAGE):
+        return name, _of_package(name)
+    found = {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
+    if name not in found:
+        known = ", ".join([AUTO, *SOURCES, *sorted(found), f"{_PACKAGE}module:name"])
+        raise FFRError(f"--format: found {name!r}; give one of {known}")
+    return name, _of_entry_point(found[name])
 
 
-def source_of(row: Mapping[str, Any]) -> Source:
-    """The format of a row, told by its fields; that of MLDR rows where they do not tell."""
-    return next((source for source in SOURCES.values() if source.field in row), SOURCES["mldr"])
+def all_sources() -> dict[str, Source]:
+    """Every format by its name, those of third parties among them.
+
+    Raises:
+        FFRError: when one of these cannot be loaded.
+    """
+    others = sorted(importlib.metadata.entry_points(group=ENTRY_POINTS), key=lambda point: point.name)
+    return {**SOURCES, **{point.name: _of_entry_point(point) for point in others if point.name not in SOURCES}}
+
+
+def source_of_file(path: Path) -> tuple[str, Source]:
+    """The one format that a file fits, as far as its start tells; MLDR rows where JSON fits none.
+
+    Raises:
+        FFRError: when it fits none or several.
+    """
+    probe = Probe.of(path)
+    fitting = [(name, source) for name, source in SOURCES.items() if source.fits(probe)]
+    if len(fitting) > 1:
+        names = [name for name, _ in fitting]
+        raise FFRError(f"{path}: may be of the format {' or '.join(names)}; say which with --format {names[0]}")
+    if fitting:
+        return fitting[0]
+    if probe.text.strip() and path.suffix.lower() in _TEXTS:
+        raise FFRError(
+            f"{path}: of none of the formats {', '.join(SOURCES)}; `ffr-verl prepare --format list` describes them"
+        )
+    return "mldr", SOURCES["mldr"]  # whose reader says what is wrong with the file
+
+
+def _of_package(name: str) -> Source:
+    module, _, attribute = name.removeprefix(_PACKAGE).partition(":")
+    if not module or not attribute:
+        raise FFRError(f"--format {name}: expected {_PACKAGE}module:name")
+    return _loaded(f"--format {name}", lambda: getattr(importlib.import_module(module), attribute))
+
+
+def _of_entry_point(point: importlib.metadata.EntryPoint) -> Source:
+    package = point.dist.name if point.dist is not None else "an unknown package"
+    return _loaded(f"--format {point.name} (entry point {point.value} of {package})", point.load)
+
+
+def _loaded(name: str, load: Callable[[], Any]) -> Source:
+    try:
+        found = load()
+    except Exception as error:  # a third party's module may raise anything
+        told = one_line(f"{type(error).__name__}: {error}")
+        raise FFRError(f"{name}: cannot be loaded: {told}; mend or uninstall it") from error
+    if isinstance(found, Source):
+        return found
+    if callable(found):
+        return Source.of_function(found)
+    raise FFRError(
+        f"{name}: is a {type(found).__name__}, expected a Source or a function from a path to raw dialogues"
+    )

@@ -178,6 +178,41 @@ def _opened(path: Path) -> BinaryIO:
     return path.open("rb")
 
 
+def _unpacked(path: Path, raw: BinaryIO) -> tuple[BinaryIO, bytes]:
+    """The bytes of a file, unpacked, and the first of them; kinds that are not read are refused."""
+    is_packed = raw.read(len(_GZIP)) == _GZIP
+    raw.seek(0)
+    file = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if is_packed else raw
+    start = file.read(_START)
+    what = next((what for magic, what in _OTHER_FILES.items() if start.startswith(magic)), None)
+    if what is None and b"\0" in start[:8]:
+        what = f"not UTF-8 but UTF-16 or another encoding with NUL bytes{_RECODE}"
+    if what is not None:
+        raise FFRError(f"{path}: {what}")
+    file.seek(0)
+    return file, start
+
+
+def read_value(path: Path, *, mend: str) -> Any:
+    """The one JSON value of a file, gzipped or not, which is held whole; errors as those of `read_rows`, and `mend`
+    says what to give instead."""
+    with disk_errors(path, f"give {mend}"), _opened(path) as raw:
+        try:
+            text = _unpacked(path, raw)[0].read().decode("utf-8-sig")
+            return _decoder.decode(text)
+        except UnicodeDecodeError as error:
+            fault = _CUT_OFF if error.reason == "unexpected end of data" else _RECODE
+            raise FFRError(f"{path}: not UTF-8 at byte {error.start}{fault}") from None
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise FFRError(f"{path}: broken gzip file ({error}); copy it again") from None
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, FFRError):
+                raise
+            line, column = (error.lineno, error.colno) if isinstance(error, json.JSONDecodeError) else (1, None)
+            fault = _fault(error, column)
+            raise FFRError(f"{path}: line {line}: {fault.replace(_MEND, f'; give {mend}')}") from None
+
+
 def read_rows(
     path: Path, *, on_position: Callable[[int], None] = lambda position: None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -190,18 +225,9 @@ def read_rows(
             fault have been yielded by then.
     """
     with disk_errors(path, _WANTED), _opened(path) as raw:
-        is_packed = raw.read(len(_GZIP)) == _GZIP
-        raw.seek(0)
-        file = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if is_packed else raw
         try:
-            start = file.read(_START)
-            what = next((what for magic, what in _OTHER_FILES.items() if start.startswith(magic)), None)
-            if what is None and b"\0" in start[:8]:
-                what = f"not UTF-8 but UTF-16 or another encoding with NUL bytes{_RECODE}"
-            if what is not None:
-                raise FFRError(f"{path}: {what}")
+            file, start = _unpacked(path, raw)
             is_list = start.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
-            file.seek(0)
             for number, row in enumerate((_list_values if is_list else _line_values)(path, file)):
                 if not isinstance(row, dict):
                     found = _NAMES.get(type(row), "a number")

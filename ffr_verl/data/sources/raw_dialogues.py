@@ -16,6 +16,8 @@ from typing import Any
 
 from ffr_verl.data.checks.problems import ProblemKind, clipped
 from ffr_verl.data.checks.unread_fields import unread_fields
+from ffr_verl.data.sources.source import Notes
+from ffr_verl.data.sources.speakers import SpeakerNames
 from ffr_verl.data.templates import TEMPLATES, PromptTemplate, detect_language
 from ffr_verl.dialogues import Dialogue, Utterance, reserved_token, unwritable
 from ffr_verl.fragments import Fragment, format_fragment
@@ -43,6 +45,7 @@ class RawReader:
         self.problems: list[tuple[ProblemKind, str, str]] = []
         self.said: list[str] = []
         self.odd: list[tuple[str, Mapping[str, Any], frozenset[str]]] = []  # objects with other fields than these
+        self.speakers = SpeakerNames()
 
     def report(self, kind: ProblemKind, field: str, message: str) -> None:
         self.problems.append((kind, field, message))
@@ -61,10 +64,7 @@ class RawReader:
 
     def speaker(self, turn: Mapping[str, Any], field: str) -> str:
         value = turn.get("speaker", "")
-        name = self.text(str(value) if isinstance(value, int) else value, field)
-        if ": " in name or "：" in name or "\n" in name:
-            self.report(ProblemKind.BAD_TEXT, field, f"{name!r} holds ': ', '：' or a line break")
-        return name
+        return self.speakers.written(self.text(str(value) if isinstance(value, int) else value, field))
 
     def content(self, value: Any, field: str) -> tuple[str, list[tuple[str, str]]]:
         """The words of a turn, and path and caption of each of its images."""
@@ -145,6 +145,18 @@ class RawReader:
             self.report(ProblemKind.MISSING_FIELD, "queries", "empty; expected at least one query")
         return [self.query(item, ids, place.format(number)) for number, item in enumerate(items)]
 
+    def query_texts(self, row: Mapping[str, Any]) -> list[str]:
+        """The queries of a row whose gold does not matter."""
+        items = row.get("queries", row.get("query_text", []))
+        items = items if isinstance(items, list) else [items]
+        texts = [item.get("query_text") if isinstance(item, Mapping) else item for item in items]
+        found = [self.text(text, f"queries[{number}]") for number, text in enumerate(texts)]
+        if not all(found) or not found:
+            self.report(
+                ProblemKind.MISSING_FIELD, "query_text", "missing or empty; expected a query, or give --query TEXT"
+            )
+        return found
+
     def query(self, item: Mapping[str, Any], ids: Mapping[int, int], where: str) -> tuple[str, list[int]]:
         """Text and gold positions, rising; `where` makes the name of a field."""
         field, field_of_gold, turns = where % "query_text", where % "gt_turns", item.get("gt_turns")
@@ -178,35 +190,53 @@ def _short(value: Any) -> str:
 
 
 def rows_of_raw_dialogue(
-    row: Mapping[str, Any], *, template: PromptTemplate | None = None, captions: bool = False
+    row: Mapping[str, Any],
+    *,
+    template: PromptTemplate | None = None,
+    captions: bool = False,
+    unlabelled: bool = False,
+    queries: Sequence[str] = (),
+    notes: Notes | None = None,
 ) -> list[dict[str, Any]]:
     """The rows of the MLDR format that a raw dialogue gives, one for each query; a `RawDialogueError` for everything
     that is wrong with it. The instructions are by default those of the language in which the dialogue is; with
-    `captions` behind the images, the model could answer without looking.
+    `captions` behind the images, the model could answer without looking. Rows that are `unlabelled` have no gold
+    answer, and ask the given `queries`, or those that the dialogue has; `notes` are told what is left out.
 
     Example:
         >>> row = {"dialogue_id": 7, "dialogue": [{"utterance": "hi"}], "query_text": "a greeting", "gt_turns": [0]}
         >>> [(made["dialogue_id"], made["solution"]) for made in rows_of_raw_dialogue(row)]
         [(7, '<|utt_ids_start|>[0]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>')]
     """
-    reader = RawReader()
+    reader, notes = RawReader(), notes or Notes()
     turns, row_id = row.get("dialogue"), row.get("dialogue_id")
     if not isinstance(turns, list) or not turns:
         other = " (rows with messages need --format mldr)" if "messages" in row else ""
         reader.report(ProblemKind.MISSING_FIELD, "dialogue", f"missing or empty; expected a list of turns{other}")
-        reader.queries(row, {})
+        if not unlabelled:
+            reader.queries(row, {})
         raise RawDialogueError(reader.problems)
     utterances, paths, ids = reader.turns(turns)
     if template is None:
         template = TEMPLATES[detect_language(" ".join([utterance.text for utterance in utterances]))]
+    asked: list[tuple[str, list[int] | None]]
+    if unlabelled:
+        asked = [(reader.text(text, "--query"), None) for text in queries or reader.query_texts(row)]
+        notes.leave("gold answers (--unlabelled)", "gt_turns" in row or "queries" in row)
+    else:
+        asked = [*reader.queries(row, ids)]
     made = []
-    for query, gold in reader.queries(row, ids):
-        images = [image for one in utterances if one.id in gold for image in one.image_ids]
-        solution = format_fragment(Fragment(tuple(gold), tuple(images)))
+    for query, gold in asked:
         messages = template.messages(Dialogue("", utterances, query), captions=captions)
-        messages.append({"role": "assistant", "content": solution})
-        made.append({"images": list(paths), "dialogue_id": row_id, "solution": solution, "messages": messages})
+        one: dict[str, Any] = {"images": list(paths), "dialogue_id": row_id, "messages": messages}
+        if gold is not None:
+            images = [image for turn in utterances if turn.id in gold for image in turn.image_ids]
+            one["solution"] = format_fragment(Fragment(tuple(gold), tuple(images)))
+            messages.append({"role": "assistant", "content": one["solution"]})
+        made.append(one)
     reader.unread(row)
     if reader.problems:
         raise RawDialogueError(reader.problems, paths)
+    for name, written in reader.speakers.changed.items():
+        notes.leave(f"name of a speaker, {clipped(name)!r} is written {clipped(written)!r}")
     return made
