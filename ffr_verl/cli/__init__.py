@@ -8,7 +8,21 @@ from typing import Annotated
 import typer
 
 from ffr_verl import __version__
-from ffr_verl.cli import build, check, demo, doctor, embed, evaluate, infer, inspect, merge, prepare, report, score
+from ffr_verl.cli import (
+    ask,
+    build,
+    check,
+    demo,
+    doctor,
+    embed,
+    evaluate,
+    infer,
+    inspect,
+    merge,
+    prepare,
+    report,
+    score,
+)
 from ffr_verl.cli.recipe import app as recipe_app
 from ffr_verl.errors import FFRError
 
@@ -48,6 +62,7 @@ for _command in (
     embed.embed,
     score.score,
     infer.infer,
+    ask.ask,
     evaluate.evaluate,
     report.report,
     merge.merge,
