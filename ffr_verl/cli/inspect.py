@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ffr_verl.cli.console import console
+from ffr_verl.cli.console import SOURCE_FORMATS, console, show_formats
 
 
 def inspect(
@@ -18,6 +18,9 @@ def inspect(
     images_root: Annotated[
         Path | None, typer.Option(help="Folder of the images; by default the one recorded in a parquet file.")
     ] = None,
+    source_format: Annotated[
+        str, typer.Option("--format", metavar="NAME", callback=show_formats, is_eager=True, help=SOURCE_FORMATS)
+    ] = "auto",
     tokenizer: Annotated[
         str | None, typer.Option(help="The model's folder, tokenizer.json or hub name, to count prompt tokens.")
     ] = None,
@@ -28,4 +31,4 @@ def inspect(
     """
     from ffr_verl.data.inspection import render_row
 
-    console.print(render_row(file, row, root=images_root, tokenizer=tokenizer))
+    console.print(render_row(file, row, root=images_root, tokenizer=tokenizer, source_format=source_format))

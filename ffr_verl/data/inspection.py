@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ffr_verl.data.parquet_files import recorded_root, row_of_file
-from ffr_verl.data.sources import source_of_file
+from ffr_verl.data.sources import AUTO, find_source
 from ffr_verl.data.sources.raw_dialogues import RawDialogueError
 from ffr_verl.data.sources.rows import RowSettings, rows_of_record
 from ffr_verl.data.sources.source import Notes
@@ -36,9 +36,9 @@ class _Row(NamedTuple):
     is_answer: bool = False  # a model's
 
 
-def _of_rows(file: Path, number: int) -> _Row:
+def _of_rows(file: Path, number: int, source_format: str) -> _Row:
     """A row of a source or of predictions, whatever is wrong with it."""
-    count, (_, source) = 0, source_of_file(file)
+    count, (_, source) = 0, find_source(source_format, file)
     settings = RowSettings() if source.has_gold else RowSettings(unlabelled=True, queries=("",))
     for place, row in source.records(file, settings.read, lambda position: None):
         try:
@@ -95,7 +95,9 @@ def _picture(image: Any, root: Path | None, family: ModelFamily) -> tuple[str, i
     return f"{name} ({facts.width} x {facts.height} {facts.format}, {tokens} tokens{place})", tokens
 
 
-def render_row(file: Path, number: int, *, root: Path | None = None, tokenizer: str | None = None) -> RenderableType:
+def render_row(
+    file: Path, number: int, *, root: Path | None = None, tokenizer: str | None = None, source_format: str = AUTO
+) -> RenderableType:
     """A row of a parquet file, of a source (`ffr_verl.data.sources`; raw dialogues count one for each query) or of
     predictions, whose answer is marked, to be printed by rich; an `FFRError` when there is no such file or row, or the
     row holds no dialogue. The images' folder is by default the one recorded in a parquet file."""
@@ -105,7 +107,7 @@ def render_row(file: Path, number: int, *, root: Path | None = None, tokenizer: 
     if file.is_file():
         with disk_errors(file, "give a file that can be read"), file.open("rb") as start:
             is_parquet = start.read(4) == _PARQUET
-    row = _of_parquet(file, number) if is_parquet else _of_rows(file, number)
+    row = _of_parquet(file, number) if is_parquet else _of_rows(file, number, source_format)
     if root is None and is_parquet:
         root = recorded_root(file)
     try:

@@ -67,12 +67,13 @@ def test_what_a_terminal_cannot_take_is_written_as_a_code(tmp_path: Path) -> Non
     raw |= {"query_text": "q\x1b", "gt_turns": [0]}
     user = "<|query_start|>\ud83d<|query_end|><|utt_id_start|>0<|utt_id_end|> a: b"
     mldr = {"dialogue_id": 1, "messages": [{"role": "user", "content": user}], "images": [], "solution": "x"}
-    (tmp_path / "raw.jsonl").write_text(json.dumps(raw) + "\n" + json.dumps(mldr))
+    (tmp_path / "raw.jsonl").write_text(json.dumps(raw))
+    (tmp_path / "mldr.jsonl").write_text(json.dumps(mldr))
     text = shown(tmp_path / "raw.jsonl", 0)
     assert not set("\x07\x1b\r") & set(text)
     for piece in (r"dialogue d\x07", r"\x1b[31m", r"a \x1b]0;x\x07\r b", r"q\x1b"):
         assert piece in text
-    assert r"\ud83d" in shown(tmp_path / "raw.jsonl", 1)
+    assert r"\ud83d" in shown(tmp_path / "mldr.jsonl", 0)
 
 
 def test_prompt_tokens_are_those_of_prepare(folder: Path) -> None:

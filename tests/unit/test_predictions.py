@@ -112,7 +112,7 @@ BROKEN: Broken = {
     "a parquet file": ("PAR1" + chr(0), "line 2: a parquet file; make predictions of a data set"),
     "a number": (3, "line 2: found a number, expected an object"),
     "no response": (without("response"), "line 2: field response is missing, found labels, messages, images"),
-    "no labels": ({**ROW, "labels": None}, "line 2: field labels is null, expected text"),
+    "no labels": ({**ROW, "labels": None}, "line 2: field labels is null: an unlabelled row"),
     "no messages": (without("messages"), "line 2: field messages is missing"),
     "nothing": ({}, "line 2: fields response, labels, messages are missing, found none"),
     "a row of a data set": (

@@ -626,6 +626,16 @@ def test_formats_of_third_parties(folder: Path, monkeypatch: pytest.MonkeyPatch)
             find_source(name, source)
 
 
+def test_the_example_of_the_docs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    docs = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    example = docs.partition("### A format of your own")[2].partition("```python\n")[2].partition("```")[0]
+    (folder / "matrix_of_the_docs.py").write_text(example)
+    monkeypatch.syspath_prepend(str(folder))
+    source = written(folder, {"us.txt": "Ann\thello\nBen\tyes?\n"})
+    (row,) = chat_rows(source, ["q"], source_format="pkg://matrix_of_the_docs:dialogues")
+    assert (row["dialogue_id"], turns(row)) == ("us", [("Ann", "hello", ()), ("Ben", "yes?", ())])
+
+
 def test_the_command_lists_the_formats(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("prepare", "build"):
         monkeypatch.setattr("sys.argv", ["ffr-verl", command, "--format", "list"])
