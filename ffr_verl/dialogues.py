@@ -182,6 +182,24 @@ def parse_dialogue(messages: Sequence[Mapping[str, Any]], dialogue_id: str) -> D
     return Dialogue(dialogue_id, tuple(utterances), query.group(1))
 
 
+def with_query(messages: Sequence[Mapping[str, Any]], query: str) -> list[dict[str, Any]]:
+    """The messages of a prompt, with another query in its tags; a `ValueError` for a text that cannot stand there.
+
+    Example:
+        >>> prompt = [{"role": "user", "content": Dialogue("d", (), "a cat").to_prompt("Give the ids.")}]
+        >>> with_query(prompt, "a dog")[0]["content"]
+        '<|query_start|>a dog<|query_end|>\\nGive the ids.\\n'
+    """
+    fault, piece = unwritable(query), reserved_token(query)
+    if fault is not None or piece is not None or not query.strip():
+        raise ValueError(fault or (piece and f"holds {piece}, which has a meaning in the prompt") or "is empty")
+    tagged = Dialogue("", (), query.strip()).tagged_query
+    return [
+        {**one, "content": _QUERY.sub(lambda _: tagged, one["content"], count=1)} if one["role"] == "user" else {**one}
+        for one in messages
+    ]
+
+
 def content_text(content: Any, *, image: str = IMAGE) -> str:
     """The text of a message's `content`: a text, a list of parts (see `with_image_parts`), or nothing; `image` stands
     for an image part, and a part that is no text, such as a thought, counts for nothing.

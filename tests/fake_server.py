@@ -44,12 +44,14 @@ class FakeServer:
         bodies: of the requests.
         authorizations: of the requests.
         most_at_once: most requests that were open together.
+        models: names that it says it has.
         url: for `--endpoint`.
     """
 
     def __init__(self) -> None:
         self.reply: Callable[[dict[str, Any], int], Reply] = lambda body, number: completion("yes")
         self.bodies: list[dict[str, Any]] = []
+        self.models = ["m"]
         self.authorizations: list[str | None] = []
         self.most_at_once = self._open = 0
         self._lock = threading.Lock()
@@ -87,12 +89,20 @@ def fake_server() -> Iterator[FakeServer]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
+        def do_GET(self) -> None:
+            models = [{"id": name, "object": "model", "created": 0, "owned_by": "me"} for name in fake.models]
+            known = self.path == "/v1/models"
+            self.answer((200, {"object": "list", "data": models}, {}) if known else failure(404, "no route"))
+
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             if self.path != "/v1/chat/completions":
-                status, content, headers = failure(404, f"no route {self.path}")
+                self.answer(failure(404, f"no route {self.path}"))
             else:
-                status, content, headers = fake.handle(body, self.headers["authorization"])
+                self.answer(fake.handle(body, self.headers["authorization"]))
+
+        def answer(self, reply: Reply) -> None:
+            status, content, headers = reply
             data = (content if isinstance(content, str) else json.dumps(content)).encode()
             try:
                 self.send_response(status)

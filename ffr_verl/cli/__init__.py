@@ -9,6 +9,7 @@ import typer
 
 from ffr_verl import __version__
 from ffr_verl.cli import (
+    ask,
     build,
     check,
     demo,
@@ -62,6 +63,7 @@ for _command in (
     embed.embed,
     score.score,
     infer.infer,
+    ask.ask,
     evaluate.evaluate,
     report.report,
     merge.merge,

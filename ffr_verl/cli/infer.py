@@ -10,7 +10,6 @@ from rich.table import Table
 
 from ffr_verl.cli import options as shared
 from ffr_verl.cli.console import (
-    AnswerStyle,
     WindowIds,
     clean_up_when_terminated,
     console,
@@ -29,17 +28,9 @@ def infer(
     data: Annotated[
         list[Path] | None, typer.Option(help="NAME.rl.parquet of `ffr-verl prepare`; may be repeated.")
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="A Hugging Face folder, or hub name; with --endpoint a name that the server knows."),
-    ] = None,
-    endpoint: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help="Ask this OpenAI-compatible server, such as http://localhost:8000/v1."),
-    ] = None,
-    api_key_env: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Environment variable with the server's key.")
-    ] = None,
+    model: shared.Model = None,
+    endpoint: shared.Endpoint = None,
+    api_key_env: shared.ApiKeyEnv = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 for greedy answers.")] = 0.0,
     top_p: Annotated[
         float, typer.Option(min=0.01, max=1.0, help="Share of the probability that tokens are drawn from.")
@@ -74,27 +65,17 @@ def infer(
         Path | None,
         typer.Option(help="Answers to windows by any tool, to be united with --merge; no model is asked."),
     ] = None,
-    answer_style: Annotated[
-        AnswerStyle,
-        typer.Option(help="Of windows' answers: plain, or reasoning for <think>…</think><answer>…</answer>."),
-    ] = "plain",
-    lora: Annotated[Path | None, typer.Option(help="Folder of a LoRA adapter for the model.")] = None,
+    answer_style: shared.WrittenStyle = "plain",
+    lora: shared.Lora = None,
     max_model_len: shared.MaxModelLen = 15_536,
     tensor_parallel_size: shared.TensorParallelSize = 1,
     gpu_memory_utilization: shared.GpuMemoryUtilization = 0.9,
     trust_remote_code: shared.TrustRemoteCode = False,
-    model_family: Annotated[
-        str, typer.Option(help="Of the server's model: sizes to which large images are shrunk.")
-    ] = "qwen2_vl",
-    concurrency: Annotated[int, typer.Option(min=1, help="Most requests to the server in flight.")] = 8,
-    timeout: Annotated[float, typer.Option(min=1.0, help="Seconds that a request may take.")] = 300.0,
-    retries: Annotated[
-        int, typer.Option(min=0, help="Of a request that fails for the moment: 429, 5xx, timeouts, lost connections.")
-    ] = 6,
-    body: Annotated[
-        str | None,
-        typer.Option(metavar="JSON", help="Object with further fields of each request; null takes a field out."),
-    ] = None,
+    model_family: shared.ServedFamily = "qwen2_vl",
+    concurrency: shared.Concurrency = 8,
+    timeout: shared.Timeout = 300.0,
+    retries: shared.Retries = 6,
+    body: shared.Body = None,
     allow_errors: Annotated[
         bool,
         typer.Option("--allow-errors", help="Write the output although the server gave no answer to some rows."),
@@ -118,16 +99,12 @@ def infer(
     """
     options = dict(locals())
     from ffr_verl.data.windows import WindowSettings
-    from ffr_verl.inference.endpoint import EndpointSettings, read_body
-    from ffr_verl.inference.generate import GeneratorSettings
     from ffr_verl.inference.infer import infer as infer_rows
     from ffr_verl.inference.infer import merge_predictions
     from ffr_verl.inference.progress import RowProgress
     from ffr_verl.inference.rows import images_root_of
 
     clean_up_when_terminated()
-    of_server = ("model_family", "api_key_env", "concurrency", "timeout", "retries", "body", "allow_errors")
-    of_engine = ("lora", "max_model_len", "tensor_parallel_size", "gpu_memory_utilization", "trust_remote_code")
     if window is None:
         refuse_options(context, ("stride", "window_ids"), "goes with --window TURNS")
     if merge:
@@ -140,18 +117,7 @@ def infer(
     else:
         if not data:
             raise FFRError("give --data NAME.rl.parquet of `ffr-verl prepare`")
-        if model is None:
-            raise FFRError("give --model: a model folder or hub name, or with --endpoint a name that the server knows")
-        root = images_root_of(data, images_root)
-        settings: GeneratorSettings | EndpointSettings
-        if endpoint is not None:
-            refuse_options(context, of_engine, "is the server's business; it does not go with --endpoint")
-            settings = shared.settings_of(
-                EndpointSettings, options, url=endpoint, images_root=root, body=read_body(body)
-            )
-        else:
-            refuse_options(context, of_server, "goes with --endpoint URL")
-            settings = shared.settings_of(GeneratorSettings, options, images_root=root, seed=seed or 0)
+        settings = shared.answering_settings(context, options, lambda: images_root_of(data, images_root))
         with RowProgress("answering", console) as progress:
             summary = infer_rows(
                 data,

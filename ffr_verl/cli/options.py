@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from ffr_verl.cli.console import AnswerStyle, PredictionFormat
+from ffr_verl.cli.console import SOURCE_FORMATS, AnswerStyle, PredictionFormat, refuse_options, show_formats
+from ffr_verl.errors import FFRError
+
+if TYPE_CHECKING:
+    from ffr_verl.inference.endpoint import EndpointSettings
+    from ffr_verl.inference.generate import GeneratorSettings
 
 Settings = TypeVar("Settings")
+
+_OF_SERVER = ("model_family", "api_key_env", "concurrency", "timeout", "retries", "body", "allow_errors")
+_OF_ENGINE = ("lora", "max_model_len", "tensor_parallel_size", "gpu_memory_utilization", "trust_remote_code")
+
+# Of a file of dialogues.
+SourceFormat = Annotated[
+    str, typer.Option("--format", metavar="NAME", callback=show_formats, is_eager=True, help=SOURCE_FORMATS)
+]
+GapHours = Annotated[
+    float, typer.Option(min=0, help="Cut an exported chat where nobody wrote for so long; 0 leaves it whole.")
+]
+ImageMap = Annotated[
+    Path | None,
+    typer.Option(help="JSON {address: file}, or lines of address, tab, file: pictures that rows name otherwise."),
+]
+ChatImagesRoot = Annotated[
+    Path | None, typer.Option(help="Folder that image paths are relative to; by default that of the dialogues.")
+]
 
 # Of a model that answers.
 RecordedImagesRoot = Annotated[
@@ -24,6 +47,30 @@ TensorParallelSize = Annotated[int, typer.Option(min=1, help="GPUs that share th
 GpuMemoryUtilization = Annotated[float, typer.Option(min=0.1, max=1.0, help="Share of a GPU's memory.")]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that the model's repository brings.")
+]
+Model = Annotated[
+    str | None,
+    typer.Option(help="A Hugging Face folder, or hub name; with --endpoint a name that the server knows."),
+]
+Lora = Annotated[Path | None, typer.Option(help="Folder of a LoRA adapter for the model.")]
+WrittenStyle = Annotated[
+    AnswerStyle,
+    typer.Option(help="Of windows' answers: plain, or reasoning for <think>…</think><answer>…</answer>."),
+]
+Endpoint = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="Ask this OpenAI-compatible server, such as http://localhost:8000/v1."),
+]
+ApiKeyEnv = Annotated[str | None, typer.Option(metavar="NAME", help="Environment variable with the server's key.")]
+ServedFamily = Annotated[str, typer.Option(help="Of the server's model: sizes to which large images are shrunk.")]
+Concurrency = Annotated[int, typer.Option(min=1, help="Most requests to the server in flight.")]
+Timeout = Annotated[float, typer.Option(min=1.0, help="Seconds that a request may take.")]
+Retries = Annotated[
+    int, typer.Option(min=0, help="Of a request that fails for the moment: 429, 5xx, timeouts, lost connections.")
+]
+Body = Annotated[
+    str | None,
+    typer.Option(metavar="JSON", help="Object with further fields of each request; null takes a field out."),
 ]
 Restart = Annotated[bool, typer.Option("--restart", help="Forget what an interrupted run left.")]
 
@@ -49,3 +96,37 @@ def settings_of(kind: type[Settings], options: Mapping[str, Any], **others: Any)
     """Settings of a dataclass: the options that are named like its fields, and others."""
     names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     return kind(**{name: value for name, value in options.items() if name in names} | others)
+
+
+def answering_settings(
+    context: typer.Context, options: Mapping[str, Any], images_root: Callable[[], Path]
+) -> GeneratorSettings | EndpointSettings:
+    """Settings of what answers, a model or a server, of the options named above; an `FFRError` for options of the
+    other one."""
+    from ffr_verl.inference.endpoint import EndpointSettings, read_body, served_model
+    from ffr_verl.inference.generate import GeneratorSettings
+
+    model, url = options["model"], options["endpoint"]
+    if url is None and model is None:
+        raise FFRError("give --model: a model folder or hub name, or with --endpoint a name that the server knows")
+    if url is None:
+        refuse_options(context, _OF_SERVER, "goes with --endpoint URL")
+        return settings_of(GeneratorSettings, options, images_root=images_root(), seed=options.get("seed") or 0)
+    refuse_options(context, _OF_ENGINE, "is the server's business; it does not go with --endpoint")
+    settings = settings_of(
+        EndpointSettings,
+        options,
+        url=url,
+        model=model or "",
+        images_root=images_root(),
+        body=read_body(options["body"]),
+    )
+    return settings if model else dataclasses.replace(settings, model=served_model(settings))
+
+
+def images_root_of_chat(chat: Path, given: Path | None) -> Path:
+    """The resolved folder that a chat's image paths are relative to: the given one, or the chat's own."""
+    root = (given or (chat if chat.is_dir() else chat.parent)).expanduser().resolve()
+    if not root.is_dir():
+        raise FFRError(f"--images-root: {given}: no such folder" if given else f"{chat}: no such file or folder")
+    return root

@@ -8,15 +8,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ffr_verl.cli.console import (
-    SOURCE_FORMATS,
-    Language,
-    WindowIds,
-    clean_up_when_terminated,
-    console,
-    show_formats,
-    wrote,
-)
+from ffr_verl.cli import options as shared
+from ffr_verl.cli.console import Language, WindowIds, clean_up_when_terminated, console, wrote
 from ffr_verl.errors import FFRError
 
 
@@ -27,10 +20,7 @@ def prepare(
     images_root: Annotated[Path, typer.Option(help="Folder that the rows' image paths are relative to.")],
     output: Annotated[Path, typer.Option(help="Folder for the parquet files; made when missing.")],
     split: Annotated[str, typer.Option(help="Name of the split: writes NAME.rl.parquet and NAME.sft.parquet.")],
-    source_format: Annotated[
-        str,
-        typer.Option("--format", metavar="NAME", callback=show_formats, is_eager=True, help=SOURCE_FORMATS),
-    ] = "auto",
+    source_format: shared.SourceFormat = "auto",
     unlabelled: Annotated[
         bool,
         typer.Option("--unlabelled", help="Rows without gold answers, for `infer` only; with --query where needed."),
@@ -39,13 +29,8 @@ def prepare(
         list[str] | None, typer.Option(help="What to ask of every dialogue, with --unlabelled; may be repeated.")
     ] = None,
     query_file: Annotated[Path | None, typer.Option(help="The same from a file, one query a line.")] = None,
-    gap_hours: Annotated[
-        float, typer.Option(min=0, help="Cut an exported chat where nobody wrote for so long; 0 leaves it whole.")
-    ] = 8.0,
-    image_map: Annotated[
-        Path | None,
-        typer.Option(help="JSON {address: file}, or lines of address, tab, file: pictures that rows name otherwise."),
-    ] = None,
+    gap_hours: shared.GapHours = 8.0,
+    image_map: shared.ImageMap = None,
     skip_invalid: Annotated[
         bool, typer.Option("--skip-invalid", help="Write the good rows; the others go to NAME.rejected.jsonl.")
     ] = False,

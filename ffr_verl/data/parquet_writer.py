@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,19 @@ def _schemas(images: pa.DataType, images_root: Path, family: ModelFamily) -> tup
     return pa.schema(rl, metadata), pa.schema(sft, metadata)
 
 
+def rl_row(row: CheckedRow, *, index: int, split: str, images: Sequence[Any]) -> dict[str, Any]:
+    """A row as an RL file has it; `images` are paths, or objects of path and bytes."""
+    window = None if row.window is None else row.window.to_dict()
+    return {
+        "data_source": "ffr/mldr",
+        "prompt": row.prompt,
+        "images": images,
+        "ability": "ffr",
+        "reward_model": {"style": "rule", "ground_truth": row.solution},
+        "extra_info": {"index": index, **extra_info(row.dialogue, row.images, split=split), "window": window},
+    }
+
+
 class SplitWriter:
     """Writes rows as `NAME.rl.parquet` and `NAME.sft.parquet`.
 
@@ -80,17 +93,9 @@ class SplitWriter:
         if self._image_bytes is not None:
             images = [{"path": name, "bytes": self._image_bytes(name)} for name in row.images]
             self._bytes += sum([len(image["bytes"]) for image in images])
-        info = extra_info(row.dialogue, row.images, split=self._split)
-        window = None if row.window is None else row.window.to_dict()
-        rl = {
-            "data_source": "ffr/mldr",
-            "prompt": row.prompt,
-            "images": images,
-            "ability": "ffr",
-            "reward_model": {"style": "rule", "ground_truth": row.solution},
-            "extra_info": {"index": self.rows, **info, "window": window},
-        }
-        self._waiting.append((rl, {"messages": row.messages, "images": images, "dialogue_id": info["dialogue_id"]}))
+        rl = rl_row(row, index=self.rows, split=self._split, images=images)
+        name = row.dialogue.dialogue_id
+        self._waiting.append((rl, {"messages": row.messages, "images": images, "dialogue_id": name}))
         self.rows += 1
         self._bytes += sum([len(message["content"]) for message in row.messages])
         if len(self._waiting) == _ROW_GROUP or self._bytes > _ROW_GROUP_BYTES:

@@ -25,12 +25,12 @@ from ffr_verl.dialogues import with_image_parts
 from ffr_verl.errors import FFRError, one_line
 from ffr_verl.images import image_source, packed_picture
 from ffr_verl.inference.generate import Answer
-from ffr_verl.inference.journal import AnswerJournal
+from ffr_verl.inference.journal import Answers
 from ffr_verl.model_families import QWEN2_VL, ModelFamily, family_named
 from ffr_verl.predictions import LEAST_LOGPROB, cut_off_before_text
 from ffr_verl.settings import DEFAULT_MAX_PIXELS
 
-__all__ = ["EndpointSettings", "ask_endpoint", "data_uri", "read_body", "request_body"]
+__all__ = ["EndpointSettings", "ask_endpoint", "data_uri", "read_body", "request_body", "served_model", "unanswered"]
 
 _FREE = ("images_root", "api_key_env", "concurrency", "timeout", "retries")
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 8.0  # seconds, where the server asks for no time
@@ -40,6 +40,7 @@ _SHOWN_OF_KEY = 12  # so many characters of a longer key tell it
 # So many rows refused, and none answered: it is the request that is wrong, not the rows.
 _MOST_REFUSED = 10
 _NO_KEY = "none"
+_SHOWN_MODELS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +129,33 @@ def read_body(text: str | None) -> dict[str, Any]:
     return body
 
 
+def served_model(settings: EndpointSettings) -> str:
+    """The name of the model, of a server that has one.
+
+    Raises:
+        FFRError: when the package openai is missing, or the server does not say it, or has several.
+    """
+    openai = _openai()
+    try:
+        with openai.OpenAI(base_url=settings.url, api_key=settings.key(), timeout=30.0, max_retries=1) as client:
+            names = [str(model.id) for model in client.models.list()]
+    except (openai.OpenAIError, ImportError, ValueError, AttributeError, TypeError):  # whatever the server sends
+        names = []
+    if len(names) != 1:
+        some = ", ".join([one_line(name, longest=80).replace(settings.key(), "***") for name in names[:_SHOWN_MODELS]])
+        found = f"{len(names)} models, such as {some}" if names else "the server does not say which model it has"
+        raise FFRError(f"--endpoint {settings.url}: {found}; give --model NAME")
+    return names[0]
+
+
+def _openai() -> Any:
+    try:
+        import openai
+    except ImportError:
+        raise FFRError("--endpoint needs the package openai: pip install 'ffr-verl[endpoint]'") from None
+    return openai
+
+
 def data_uri(image: Path | bytes, *, max_pixels: int, family: ModelFamily = QWEN2_VL) -> str:
     """A picture as a `data:` address; errors as of `packed_picture`."""
     kind, packed = packed_picture(image, max_pixels=max_pixels, family=family)
@@ -171,7 +199,7 @@ def request_body(row: Mapping[str, Any], settings: EndpointSettings) -> dict[str
 
 def ask_endpoint(
     rows: Iterable[Mapping[str, Any]],
-    journal: AnswerJournal,
+    journal: Answers,
     settings: EndpointSettings,
     *,
     allow_errors: bool = False,
@@ -191,12 +219,15 @@ def ask_endpoint(
     """
     if journal.answered == journal.rows:
         return None
-    try:
-        import openai
-    except ImportError:
-        raise FFRError("--endpoint needs the package openai: pip install 'ffr-verl[endpoint]'") from None
+    openai = _openai()
     missing = ((number, row) for number, row in enumerate(rows) if number not in journal)
     return asyncio.run(_Asking(openai, journal, settings, on_rows, allow_errors).all(missing))
+
+
+def unanswered(failure: str | None) -> dict[str, Any]:
+    """The record of a row that `ask_endpoint` left without an answer, given what it returned."""
+    why = f" ({failure})" if failure else ""
+    return {"response": "", "logprobs": [], "error": f"no answer after all retries{why}"}
 
 
 @dataclass
@@ -204,7 +235,7 @@ class _Asking:
     """One run of requests."""
 
     _openai: Any
-    _journal: AnswerJournal
+    _journal: Answers
     _settings: EndpointSettings
     _on_rows: Callable[[int, int], None]
     _allow_errors: bool
@@ -272,7 +303,7 @@ class _Asking:
         if self._refused >= _MOST_REFUSED and not self._answered:
             raise self._stop(
                 f"each of the first {self._refused} rows is refused, such as: {answer.error}; change the request with "
-                "--body or other options, and start again with --restart"
+                f"--body or other options, and start again{' with --restart' * self._journal.is_kept}"
             )
         self._on_rows(self._journal.answered, self._journal.rows)
 
@@ -336,7 +367,8 @@ class _Asking:
         return FFRError(f"--endpoint {self._settings.url}: {why}")
 
     def _kept(self) -> str:
-        return f"{self._journal.answered} of {self._journal.rows} rows have their answer and are kept"
+        kept = " and are kept" if self._journal.is_kept else ""
+        return f"{self._journal.answered} of {self._journal.rows} rows have their answer{kept}"
 
     def _told(self, error: Exception) -> str:
         """A line of what the server said, without the key, should it repeat it."""

@@ -13,7 +13,7 @@ from typing import Any
 from ffr_verl.dialogues import with_image_parts
 from ffr_verl.errors import FFRError
 from ffr_verl.images import image_source, model_picture
-from ffr_verl.inference.journal import AnswerJournal
+from ffr_verl.inference.journal import Answers
 from ffr_verl.inference.orphans import ends_with_us
 from ffr_verl.model_families import ModelFamily, family_of_model, folder_revision, looks_local
 from ffr_verl.predictions import LEAST_LOGPROB, cut_off_before_text
@@ -90,6 +90,7 @@ class Generator:
             raise FFRError(f"--model {settings.model}: no Hugging Face model folder; `ffr-verl merge` makes one")
         lora_rank = None if settings.lora is None else _lora_rank(settings.lora)
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # the output may be JSON
         try:
             import vllm
             from transformers import AutoProcessor
@@ -154,8 +155,7 @@ class Generator:
             found = iter(self._answers(good))
         except self._engine_dead as error:
             raise FFRError(
-                f"vLLM has ended ({_first_line(error)}): its own log above says why. The answers so far are kept; "
-                "the same command resumes"
+                f"vLLM has ended ({_first_line(error)}): its own log above says why; run the same command again"
             ) from None
         except ValueError:  # vLLM refuses a prompt and does not say which; it has dropped the others too
             found = iter([self._answer_or_error(prompt) for prompt in good])
@@ -207,13 +207,15 @@ class Generator:
 
 def generate_answers(
     rows: Iterable[Mapping[str, Any]],
-    journal: AnswerJournal,
+    journal: Answers,
     settings: GeneratorSettings,
     *,
+    first: int = _BATCH_ROWS,
     record: Callable[[Answer, Mapping[str, Any]], Mapping[str, Any]] = lambda answer, row: answer.to_record(),
     on_rows: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Answer the rows that have no answer yet, and keep each batch in the journal, as `record` makes it.
+    """Answer the rows that have no answer yet, and keep each batch in the journal, as `record` makes it; the first
+    one has `first` rows.
 
     The model is loaded only when something is left to answer; then `on_rows` is told for the first time how many rows
     of how many have their answer.
@@ -226,7 +228,9 @@ def generate_answers(
     generator = Generator(settings)
     on_rows(journal.answered, journal.rows)
     missing = ((number, row) for number, row in enumerate(rows) if number not in journal)
-    while batch := list(itertools.islice(missing, _BATCH_ROWS)):
+    size = first
+    while batch := list(itertools.islice(missing, size)):
+        size = _BATCH_ROWS
         answers = generator.answers([row for _, row in batch])
         journal.append([(number, record(answer, row)) for (number, row), answer in zip(batch, answers, strict=True)])
         on_rows(journal.answered, journal.rows)

@@ -20,10 +20,10 @@ from ffr_verl.data.windows import WindowSettings
 from ffr_verl.errors import FFRError
 from ffr_verl.files import check_output, whole_or_nothing
 from ffr_verl.fragments import AnswerStyle
-from ffr_verl.inference.endpoint import EndpointSettings, ask_endpoint
+from ffr_verl.inference.endpoint import EndpointSettings, ask_endpoint, unanswered
 from ffr_verl.inference.generate import GeneratorSettings, generate_answers
 from ffr_verl.inference.journal import AnswerJournal, journal_folder
-from ffr_verl.inference.merge_windows import WindowAnswer, merge_windows, merged_prediction, read_windows
+from ffr_verl.inference.merge_windows import merge_windows, read_windows, united_prediction
 from ffr_verl.inference.rows import IMAGES_ROOT_OPTION, AskedRows
 from ffr_verl.predictions import ANSWERED, prediction_of, prediction_row, write_prediction
 
@@ -109,8 +109,7 @@ def infer(
                 )
         else:
             generate_answers(asked, journal, settings, on_rows=on_rows)
-        why = f" ({failure})" if failure else ""
-        none = {"response": "", "logprobs": [], "error": f"no answer after all retries{why}"}
+        none = unanswered(failure)
         reasons: list[str] = []
         cut_off = silent = without_logprobs = 0
         for record in journal.records(none):
@@ -209,8 +208,7 @@ def _predictions(
     for row in asked.whole():
         made = [prediction_row(part, next(records), logprobs=logprobs) for part in asked.parts(row)]
         _write(windows[0], made)
-        parts = [WindowAnswer.of(prediction_of(number, part, needed=ANSWERED)) for number, part in enumerate(made)]
-        yield merged_prediction(row, parts, style=style)
+        yield united_prediction(row, made, style=style)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from typing import Any
 from ffr_verl.errors import FFRError
 from ffr_verl.files import whole_or_nothing
 
-__all__ = ["AnswerJournal", "journal_folder"]
+__all__ = ["AnswerJournal", "Answers", "journal_folder"]
 
 _NONE = -1
 
@@ -29,8 +29,31 @@ def journal_folder(output: Path) -> Path:
     return output.parent / f".{output.name}.answers"
 
 
-class AnswerJournal:
-    """The answers that there are, by row; an appended one is on the disk.
+class Answers:
+    """The answers that there are, by row, as long as the run lasts."""
+
+    is_kept = False  # whether a run that is stopped can be resumed
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self.answered = 0
+        self._records: dict[int, Mapping[str, Any]] = {}
+
+    def __contains__(self, row: int) -> bool:
+        return row in self._records
+
+    def append(self, records: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
+        """Keep the answers to some rows."""
+        self._records.update(records)
+        self.answered = len(self._records)
+
+    def records(self, none: Any = None) -> Iterator[Any]:
+        """The answer to each row, a dict, in the order of the rows; `none` where there is none."""
+        return (self._records.get(row, none) for row in range(self.rows))
+
+
+class AnswerJournal(Answers):
+    """Answers on the disk: an appended one is there.
 
     The work is what the answers depend on: rows, model, settings; values that JSON has. Never a secret: it is written.
 
@@ -39,9 +62,11 @@ class AnswerJournal:
             made or read.
     """
 
+    is_kept = True
+
     def __init__(self, folder: Path, work: Mapping[str, Any], *, rows: int, restart: bool = False) -> None:
-        self.folder, self.rows = folder, rows
-        self.answered = 0
+        super().__init__(rows)
+        self.folder = folder
         self._offsets = array.array("q", [_NONE]) * rows
         try:
             folder.mkdir(parents=True, exist_ok=True)

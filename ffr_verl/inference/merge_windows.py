@@ -16,10 +16,17 @@ from ffr_verl.data.windows import Window, WindowIds, whole_fragment, window_id
 from ffr_verl.dialogues import Dialogue, parse_dialogue
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import AnswerStyle, Fragment, format_fragment, parse_fragment, parse_leniently
-from ffr_verl.predictions import Prediction, UnusableLines, prediction_row, read_predictions
+from ffr_verl.predictions import (
+    ANSWERED,
+    Prediction,
+    UnusableLines,
+    prediction_of,
+    prediction_row,
+    read_predictions,
+)
 from ffr_verl.samplers.difficulty_file import rows_of_files
 
-__all__ = ["WindowAnswer", "merge_windows", "merged_prediction", "read_windows"]
+__all__ = ["WindowAnswer", "merge_windows", "merged_prediction", "read_windows", "united_prediction"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +106,14 @@ def merged_prediction(
         record["error"] = f"{len(errors)} of {len(answers)} windows have no answer: {errors[0]}"
     merged = prediction_row(row, record, logprobs=False)
     return {**merged, "windows": len(answers), "malformed_windows": malformed}
+
+
+def united_prediction(
+    row: Mapping[str, Any], made: Sequence[Mapping[str, Any]], *, style: AnswerStyle = "plain"
+) -> dict[str, Any]:
+    """`merged_prediction` of the rows (`prediction_row`) that answer a dialogue's windows, or the dialogue itself."""
+    answers = [WindowAnswer.of(prediction_of(number, part, needed=ANSWERED)) for number, part in enumerate(made)]
+    return merged_prediction(row, answers, style=style)
 
 
 def read_windows(path: Path) -> Iterator[Prediction]:

@@ -35,14 +35,21 @@ class RowProgress:
     """A bar on a terminal; a line now and then elsewhere, such as in the log of a cluster's job.
 
     For commands: until the first `update`, while a model is loaded, Ctrl-C ends the process at once, with status 130.
-    The verb says what is done to the rows.
+    The verb says what is done to the rows, `resumes` whether a run that is stopped can be resumed.
     """
 
-    def __init__(self, verb: str, console: Console) -> None:
-        self._verb, self._console = verb, console
+    def __init__(self, verb: str, console: Console, *, resumes: bool = True) -> None:
+        self._verb, self._console, self._resumes = verb, console, resumes
         rate = TextColumn("{task.fields[rate]}")
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate)
-        self._bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+        # A bar on stderr leaves stdout alone: it may go to a file.
+        self._bar = Progress(
+            *columns,
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+            redirect_stdout=not console.stderr,
+        )
         self._task = self._bar.add_task(verb, total=None, rate="")
         self._start: tuple[float, int] | None = None
         self._last_line = time.monotonic()
@@ -62,8 +69,9 @@ class RowProgress:
         self._give_ctrl_c_back()
         if self._done and isinstance(error, (KeyboardInterrupt, SystemExit)):
             done, total = self._done
+            kept = " and kept; the same command resumes there" if self._resumes else ""
             self._console.print(
-                f"stopped: {done:,} of {total:,} rows are done and kept; the same command resumes there",
+                f"stopped: {done:,} of {total:,} rows are done{kept}",
                 style="yellow",
                 highlight=False,
                 soft_wrap=True,

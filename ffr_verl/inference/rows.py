@@ -16,7 +16,7 @@ from ffr_verl.errors import FFRError
 from ffr_verl.samplers.difficulty_file import rows_of_files
 from ffr_verl.settings import DataConfig
 
-__all__ = ["IMAGES_ROOT_OPTION", "AskedRows", "images_root_of"]
+__all__ = ["IMAGES_ROOT_OPTION", "AskedRows", "GivenRows", "images_root_of"]
 
 IMAGES_ROOT_OPTION = "--images-root FOLDER"
 _WITHOUT_IMAGES = ("prompt", "reward_model", "extra_info")
@@ -59,6 +59,17 @@ class AskedRows:
         if not count:
             raise FFRError(f"{names}: no rows")
         return count, digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class GivenRows(AskedRows):
+    """Rows that are at hand; `files` are where they come from, for messages."""
+
+    rows: Sequence[Mapping[str, Any]] = ()  # as in an RL file
+
+    def whole(self, *, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+        """The rows."""
+        return iter([dict(row) for row in self.rows])
 
 
 def images_root_of(files: Sequence[Path], given: Path | None) -> Path:

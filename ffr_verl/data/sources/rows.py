@@ -119,8 +119,8 @@ def chat_rows(
         on_note(what, count)
 
 
-def read_queries(path: Path) -> list[str]:
-    """The queries of a file, one a line.
+def read_queries(path: Path, *, option: str = "--query-file") -> list[str]:
+    """The queries of a file, one a line; `option` gave its name.
 
     Raises:
         FFRError: for a file that cannot be read, or has none.
@@ -128,8 +128,8 @@ def read_queries(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise FFRError(f"--query-file {path}: {error}; give a UTF-8 text with one query a line") from None
+        raise FFRError(f"{option} {path}: {error}; give a UTF-8 text with one query a line") from None
     found = [line.strip() for line in lines if line.strip()]
     if not found:
-        raise FFRError(f"--query-file {path}: no query in it; give one a line")
+        raise FFRError(f"{option} {path}: no query in it; give one a line")
     return found
