@@ -90,7 +90,7 @@ id_lists = st.lists(st.integers(0, 9), max_size=8)
 fragments = st.builds(lambda a, b: Fragment(tuple(a), tuple(b)), id_lists, st.lists(st.integers(0, 6), max_size=5))
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(fragments, fragments, st.sampled_from(MODES), st.integers(0, 3))
 def test_agrees_with_the_definition(predicted: Fragment, gold: Fragment, mode: Any, seed: int) -> None:
     """Random answers: repeats, ids outside the dialogue, ids without a vector, a zero vector, empties."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -151,12 +151,16 @@ def test_names_with_brackets_are_shown_as_they_are(tmp_path: Path, command: Comm
     assert "c[/x].csv" in text
 
 
-def test_files_are_written_before_the_tables(tmp_path: Path) -> None:
+def test_files_are_written_before_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader of the tables that closes early, as `head` does, takes nothing away."""
     path, result = saved(tmp_path / "pred.jsonl", drawn(3)), tmp_path / "r.json"
-    arguments = [sys.executable, "-m", "ffr_verl", "evaluate", str(path), "--json", str(result)]
-    with Path("/dev/full").open("w") as full:
-        subprocess.run(arguments, stdout=full, stderr=subprocess.DEVNULL, check=False, timeout=120)
+    monkeypatch.setattr(sys, "argv", ["ffr-verl", "evaluate", str(path), "--json", str(result)])
+    full = Path("/dev/full").open("w", buffering=1)  # noqa: SIM115  # closing it fails too
+    monkeypatch.setattr(sys, "stdout", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        main()
+    with contextlib.suppress(OSError):
+        full.close()
     assert json.loads(result.read_text())["samples"] == 3
 
 

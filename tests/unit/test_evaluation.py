@@ -113,7 +113,7 @@ def labels_of(rows: Sequence[Row], modality: int) -> list[tuple[np.ndarray, np.n
 @pytest.mark.filterwarnings("ignore:A single label was found")
 @pytest.mark.parametrize("modality", [0, 1])
 def test_micro_and_macro_are_those_of_scikit_learn(modality: int) -> None:
-    rows = drawn(150, 7)
+    rows = drawn(60, 7)
     result = evaluate(rows, bootstrap=NONE)
     name = ("utterance", "image")[modality]
     pairs = labels_of(rows, modality)

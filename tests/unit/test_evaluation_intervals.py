@@ -18,7 +18,7 @@ from ffr_verl.metrics import dispersion
 
 def test_intervals_are_those_of_a_share() -> None:
     """Whether an answer is right is a coin thrown 400 times: the interval has the known width."""
-    result = evaluate(mixed(400, 300), bootstrap=BootstrapSettings(resamples=4000))
+    result = evaluate(mixed(400, 300), bootstrap=BootstrapSettings(resamples=2000))
     assert result.intervals is not None
     low, high = result.intervals["rewards"]["exact_match"]
     width = 2 * 1.96 * math.sqrt(0.75 * 0.25 / 400)
@@ -52,7 +52,7 @@ def test_equal_rows_have_intervals_without_width() -> None:
 
 def test_rows_drawn_in_parts_are_drawn_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cutting the rows into parts changes the drawing, not its distribution."""
-    settings = BootstrapSettings(resamples=4000)
+    settings = BootstrapSettings(resamples=2000)
     whole = evaluate(mixed(300, 200), bootstrap=settings)
     monkeypatch.setattr(row_statistics, "_CHUNK", 37)
     parts = evaluate(mixed(300, 200), bootstrap=settings)

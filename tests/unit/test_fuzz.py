@@ -1,4 +1,4 @@
-"""Twenty thousand answers that no model should give: nothing is raised, the keys stay, so does the range."""
+"""Ten thousand answers that no model should give: nothing is raised, the keys stay, so does the range."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def store_in(folder: Path) -> str:
     return str(folder / "fuzz")
 
 
-def test_twenty_thousand_near_misses(tmp_path: Path) -> None:
+def test_ten_thousand_near_misses(tmp_path: Path) -> None:
     store, answers = store_in(tmp_path), near_misses(random.Random(0))
     sound = 0
-    for number, answer in zip(range(20_000), answers, strict=False):
+    for number, answer in zip(range(10_000), answers, strict=False):
         check(answer, store, "reasoning" if number % 3 == 2 else "plain", MODES[number % 7 % 3])
         sound += parse_fragment(answer) is not None
-    assert 200 < sound < 12_000, "the generator must stay near the format, and miss it"
+    assert 100 < sound < 6_000, "the generator must stay near the format, and miss it"
 
 
 @settings(max_examples=200)

@@ -25,7 +25,7 @@ def rows_of(path: Path) -> list[Any]:
     return list(rows)
 
 
-@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=ROWS,
     indent=st.sampled_from([None, 1]),

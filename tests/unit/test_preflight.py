@@ -19,10 +19,22 @@ import pyarrow.parquet as pq
 import pytest
 from omegaconf import OmegaConf
 
+from ffr_verl.data.prepare import prepare
 from ffr_verl.embeddings import image_key, utterance_key, write_store
 from ffr_verl.errors import FFRError
 from ffr_verl.integrations.verl import preflight
 from ffr_verl.integrations.verl.live_runs import FIRST_JOB, live_runs
+
+
+@pytest.fixture(scope="module")
+def parquet(demo_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few rows, because each check opens every image of them."""
+    folder = tmp_path_factory.mktemp("few")
+    for split in ("train", "heldout"):
+        rows = json.loads((demo_set / f"{split}.json").read_text())[:8]
+        (folder / f"{split}.json").write_text(json.dumps(rows))
+        prepare(folder / f"{split}.json", images_root=demo_set, output=folder, split=split)
+    return folder
 
 
 @pytest.fixture
