@@ -27,7 +27,9 @@ def own_order_class(name: str) -> type[Any]:
     """
     found = load_door(parse_door(name, where=_KEY), where=_KEY, group=ORDER_ENTRY_POINTS, known=ORDER_NAMES)
     if not isinstance(found, type):
-        raise FFRError(f"{_KEY}: {name} is of type {type(found).__name__}, expected a class, see ffr_verl.samplers.Order")
+        raise FFRError(
+            f"{_KEY}: {name} is of type {type(found).__name__}, expected a class, see ffr_verl.samplers.Order"
+        )
     if lacking := [method for method in _METHODS if not callable(getattr(found, method, None))]:
         raise FFRError(f"{_KEY}: {name} has no {', '.join(lacking)}; a subclass of ffr_verl.samplers.Order has them")
     return found
