@@ -70,5 +70,6 @@ def _inherited(file: Path, name: str) -> Path:
 
 
 def _merged(kwargs: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    weights = {**(kwargs.get("weights") or {}), **(more.get("weights") or {})}
-    return {**kwargs, **more, **({"weights": weights} if weights else {})}
+    """Key by key, as Hydra merges them."""
+    both = {name: {**(kwargs.get(name) or {}), **(more.get(name) or {})} for name in ("weights", "components")}
+    return {**kwargs, **more, **{name: values for name, values in both.items() if values}}

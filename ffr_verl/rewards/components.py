@@ -72,8 +72,8 @@ class Component:
                 names it and the row.
         """
         if not self._tried:
-            self._tried.append(True)
             self.attempt(solution, extra_info, style=style, embeddings=embeddings)
+            self._tried.append(True)
         given = self._given(extra_info, style, embeddings)
         return self._call(completion_text(completion), solution, extra_info, given)
 

@@ -20,6 +20,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
+from doc_examples import written_example
 from stages import answers_by_row, run_stage
 
 from ffr_verl.demo.processes import StageFailed
@@ -138,3 +139,39 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(
         assert found["spreads"].tolist() == pytest.approx(wanted["spreads"].tolist(), abs=1e-5)
         assert found["random"] == wanted["random"]
     assert state["micro"]["weight"] > 0, "where the policy stands is saved, too"
+
+
+def test_an_order_of_ones_own_is_resumed(
+    folder: Path, arguments: list[str], small_train: Path, tmp_path: Path
+) -> None:
+    """The order of docs/curriculum.md, stopped after its first step: the rows of a run that nobody stopped."""
+    file = written_example("curriculum.md", "shortest_first.py", tmp_path)
+    checkpoints, rollouts = folder / "own_order", folder / "own_order_rollouts"
+    weights = {"with_images": 3, "utterances_only": 1}
+    own = [
+        *[one for one in arguments if not one.startswith(("data.ffr.curriculum.", "trainer.rollout_data_dir="))],
+        f"data.ffr.curriculum.order={file}:ShortestFirst",
+        "+data.ffr.curriculum.settings={weights: {with_images: 3, utterances_only: 1}}",
+        f"data.ffr.curriculum.seed={SEED}",
+        f"trainer.rollout_data_dir={rollouts}",
+    ]
+    after_first_step = stop_when(lambda: (rollouts / "1.jsonl").is_file(), signal.SIGTERM)
+    with pytest.raises(StageFailed):
+        run_stage("own_order", folder, own, seconds=400)
+    assert after_first_step.is_set()
+    assert latest(checkpoints) == "1"
+    stage = run_stage("own_order", folder, own, seconds=400)
+    assert [entry["step"] for entry in stage.metrics if "actor/loss" in entry["data"]][-3:] == [2, 3, 4]
+
+    config = CurriculumConfig(order=f"{file}:ShortestFirst", seed=SEED, settings={"weights": weights})
+    rows = TrainingRows.of(datasets.Dataset.from_parquet(str(small_train)), config, [str(small_train)])
+    uninterrupted = CurriculumSampler(rows.difficulty, config)
+    for step in range(1, STEPS + 1):
+        drawn = [uninterrupted.row_at((step - 1) * BATCH + place) for place in range(BATCH)]
+        assert sorted(answers_by_row(rollouts / f"{step}.jsonl", small_train)) == sorted(set(drawn)), f"step {step}"
+        metrics = uninterrupted.update({})
+        if step > 1:
+            logged = next(
+                entry["data"] for entry in stage.metrics if entry["step"] == step and "actor/loss" in entry["data"]
+            )
+            assert {name: logged[name] for name in metrics} == pytest.approx(metrics)

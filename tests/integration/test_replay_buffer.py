@@ -57,7 +57,9 @@ class Rollouts:
         partition: str = "train",
         rows: bool = False,
         confusions: Sequence[Any] = ([[1, 0, 1, 3], [0, 0, 0, 1]],),
+        error: str | None = None,
     ) -> None:
+        self._error = error  # of the reward, instead of what it returns
         self._rows = rows  # number the rows, as FFRDataset does
         self._confusions = itertools.cycle(confusions)
         self._groups = itertools.cycle(groups)
@@ -79,6 +81,7 @@ class Rollouts:
                     "gold_utterances": 2,
                     "confusion": json.dumps(confusion),
                 }
+                info = info if self._error is None else {"reward_error": self._error}
                 tq.kv_put(
                     key=f"{uid}_{session}_0",
                     partition_id=self._partition,
@@ -163,6 +166,17 @@ def test_validation_rows_hold_the_micro_metrics(clear: None, tmp_path: Path) -> 
     assert [row["score"] for row in rows] == [1.0, 0.0, 0.5], "what the reward returned is still there"
     assert read_results(tmp_path)[7]["micro_joint_f1"] == pytest.approx(expected["micro_joint_f1"])
     assert read_results(tmp_path)[7]["score"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("partition", ["train", "val"])
+@pytest.mark.parametrize("filters", [False, True])
+def test_a_reward_that_must_be_mended_ends_the_run(clear: None, partition: str, filters: bool) -> None:
+    """verl alone would train on with the answers that are left, and a filter would ask for others without end."""
+    rollouts = Rollouts([[0.0, 0.0]], partition=partition, error="reward brevity (mine.py:brevity): raised")
+    buffer = buffer_for(rollouts, filter_groups=filters)
+    rollouts(2)
+    with pytest.raises(FFRError, match=r"^reward brevity \(mine\.py:brevity\): raised$"):
+        buffer.sample(global_steps=1, partition_id=partition, batch_size=2)
 
 
 @pytest.mark.parametrize("credit", ["answer", "id", "components"])

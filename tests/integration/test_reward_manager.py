@@ -142,6 +142,25 @@ def test_coherence_and_missing_vectors(worker: Any, base_model: Path, tmp_path: 
     assert result["score"] == pytest.approx(1.3 + 0.3 * 0.5**0.5)
 
 
+def test_a_reward_of_ones_own(worker: Any, base_model: Path, tmp_path: Path) -> None:
+    """Its value is in the result; what is wrong with it is handed to our buffer, and raised where there is none."""
+    (tmp_path / "mine.py").write_text(
+        "def length(completion, solution): return float(len(completion))\n"
+        "def broken(completion, solution, *, extra_info): return 1 / len(completion)\n"
+    )
+    components = {"length": f"{tmp_path}/mine.py:length"}
+    found = score(worker(base_model, components=components, weights={"f1": 1.0, "length": 0.5}), GOLD)
+    assert found["reward_extra_info"]["length"] == len(GOLD)
+    assert found["reward_score"] == pytest.approx(1.0 + 0.5 * len(GOLD))
+    for door, message in (("broken", "dialogue d: raised ZeroDivisionError"), ("brokn", "there is no brokn in it")):
+        components = {"mine": f"{tmp_path}/mine.py:{door}"}
+        info = score(worker(base_model, components=components), GOLD)["reward_extra_info"]
+        assert list(info) == ["reward_error"]
+        assert message in info["reward_error"]
+        with pytest.raises(FFRError, match=message):
+            score(worker(base_model, "trainer.v1.sampler.custom_sampler.path=null", components=components), GOLD)
+
+
 @pytest.mark.parametrize("model", ["base_model", "special_model"])
 def test_ids_are_credited_to_their_tokens(worker: Any, model: str, request: pytest.FixtureRequest) -> None:
     ours = worker(request.getfixturevalue(model), f1_mode="micro")

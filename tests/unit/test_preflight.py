@@ -20,7 +20,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from ffr_verl.data.prepare import prepare
-from ffr_verl.embeddings import image_key, utterance_key, write_store
+from ffr_verl.embeddings import image_key, query_key, utterance_key, write_store
 from ffr_verl.errors import FFRError
 from ffr_verl.integrations.verl import preflight
 from ffr_verl.integrations.verl.live_runs import FIRST_JOB, live_runs
@@ -531,3 +531,97 @@ def test_the_callbacks_own_keys_are_checked(options: dict[str, Any], capsys: pyt
     with pytest.raises(SystemExit):
         preflight.RecipeCallback(**options)
     assert "hydra.callbacks.ffr_verl.plat" in capsys.readouterr().err
+
+
+PARTS = """
+from ffr_verl.samplers import Order
+def lengths(completion, solution, *, extra_info):
+    return {expression}
+class Backwards(Order):
+    def row_at(self, epoch, position):
+        return len(self) - {place}
+"""
+
+
+def test_rewards_of_ones_own_are_tried(grpo: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "parts.py"
+    file.write_text(PARTS.format(expression="len(extra_info['utterance_ids']) / 100", place="1 - position"))
+    kwargs = "reward.custom_reward_function.reward_kwargs"
+    put(grpo, f"{kwargs}.components", {"lengths": f"{file}:lengths"})
+    check(grpo)
+    broken = tmp_path / "broken.py"
+    broken.write_text(PARTS.format(expression="1 / len(completion)", place="1"))
+    put(grpo, f"{kwargs}.components", {"lengths": f"{broken}:lengths"})
+    with pytest.raises(FFRError, match=r"reward lengths .*broken\.py:lengths\): dialogue .*raised ZeroDivisionError"):
+        check(grpo)
+    put(grpo, f"{kwargs}.components", {"lengths": f"{file}:length"})
+    with pytest.raises(FFRError, match=r"components\.lengths: .*there is no length in it; did you mean 'lengths'"):
+        check(grpo)
+
+
+def test_gdpo_wants_components_that_are_there(grpo: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "parts.py").write_text(PARTS.format(expression="0.5", place="1"))
+    put(grpo, "algorithm", {"adv_estimator": "ffr"})
+    put(grpo, "reward.custom_reward_function.reward_kwargs.components", {"mine": f"{tmp_path / 'parts.py'}:lengths"})
+    node = "trainer.v1.sampler.sampler_kwargs.advantage"
+    put(grpo, node, {"credit": "components", "components": {"f1_utterances": 0.5, "mine": 0.5}})
+    check(grpo)
+    put(grpo, node, {"credit": "components", "components": {"f1_utterances": 0.5, "mien": 0.5}})
+    with pytest.raises(FFRError, match=r"advantage\.components\.mien: unknown key; did you mean 'mine'"):
+        check(grpo)
+
+
+def test_a_store_without_queries_is_refused_for_relevance(grpo: dict[str, Any], parquet: Path, tmp_path: Path) -> None:
+    vectors, queries = dict[str, np.ndarray](), dict[str, np.ndarray]()
+    for file in ("train.rl.parquet", "heldout.rl.parquet"):
+        for info in pq.read_table(parquet / file).column("extra_info").to_pylist():
+            for one in info["utterance_ids"]:
+                vectors[utterance_key(info["dialogue_id"], one)] = np.array([1.0, one])
+            queries[query_key(info["query"])] = np.ones(2)
+    kwargs = "reward.custom_reward_function.reward_kwargs"
+    put(grpo, f"{kwargs}.components", {"near": "pkg://ffr_verl.rewards.relevance:relevance_reward"})
+    for name, held in (("older", vectors), ("store", {**vectors, **queries})):
+        write_store(tmp_path / name, held.items(), model="toy")
+        put(grpo, f"{kwargs}.embeddings", str(tmp_path / name))
+        if name == "store":
+            check(grpo)
+            continue
+        with pytest.raises(
+            FFRError, match=r"embeddings: .*older: holds no queries, .*make it again with `ffr-verl emb"
+        ):
+            check(grpo)
+
+
+def test_orders_of_ones_own_are_rehearsed(grpo: dict[str, Any], tmp_path: Path) -> None:
+    file, broken = tmp_path / "parts.py", tmp_path / "broken.py"
+    file.write_text(PARTS.format(expression="0", place="1 - position"))
+    broken.write_text(PARTS.format(expression="0", place="0"))
+    put(grpo, "data.train_batch_size", 8)
+    put(grpo, "data.ffr.curriculum", {"order": f"{file}:Backwards"})
+    check(grpo)
+    put(grpo, "data.shuffle", True)
+    with pytest.raises(FFRError, match=r"data\.shuffle: found True; .*Backwards give data\.shuffle=False"):
+        check(grpo)
+    put(grpo, "data.shuffle", False)
+    put(grpo, "data.ffr.curriculum.order", f"{broken}:Backwards")
+    with pytest.raises(FFRError, match=r"Backwards: row_at\(0, 0\) gave 160; expected the number of a row, 0 to 159"):
+        check(grpo)
+    put(grpo, "data.ffr.curriculum.order", f"{file}:Backward")
+    with pytest.raises(FFRError, match=r"curriculum\.order: .*there is no Backward in it; did you mean 'Backwards'"):
+        check(grpo)
+
+
+def test_paths_are_made_absolute_once(grpo: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before Hydra copies the config for the run: workers have other folders."""
+    monkeypatch.chdir(tmp_path)
+    put(grpo, "data.ffr.curriculum", {"order": "orders/mine.py:Mine"})
+    given = {"a": "rewards/a.py:a", "b": {"function": "b.py:b", "most": 3}, "c": "pkg://mine:c", "relevance": None}
+    put(grpo, "reward.custom_reward_function.reward_kwargs.components", given)
+    config = OmegaConf.create(grpo)
+    preflight.RecipeCallback().on_run_start(config)
+    assert config.data.ffr.curriculum.order == f"{tmp_path}/orders/mine.py:Mine"
+    assert config.reward.custom_reward_function.reward_kwargs.components == {
+        **given,
+        "a": f"{tmp_path}/rewards/a.py:a",
+        "b": {"function": f"{tmp_path}/b.py:b", "most": 3},
+    }
