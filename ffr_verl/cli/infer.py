@@ -40,6 +40,14 @@ def infer(
     api_key_env: Annotated[
         str | None, typer.Option(metavar="NAME", help="Environment variable with the server's key.")
     ] = None,
+    header_env: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HEADER=NAME",
+            help="A further header with the value of an environment variable, such as "
+            "OpenAI-Organization=OPENAI_ORG_ID; may be repeated.",
+        ),
+    ] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 for greedy answers.")] = 0.0,
     top_p: Annotated[
         float, typer.Option(min=0.01, max=1.0, help="Share of the probability that tokens are drawn from.")
@@ -87,7 +95,7 @@ def infer(
         str, typer.Option(help="Of the server's model: sizes to which large images are shrunk.")
     ] = "qwen2_vl",
     concurrency: Annotated[int, typer.Option(min=1, help="Most requests to the server in flight.")] = 8,
-    timeout: Annotated[float, typer.Option(min=1.0, help="Seconds that a request may take.")] = 300.0,
+    timeout: Annotated[float, typer.Option(min=1.0, help="Seconds that a whole request may take.")] = 300.0,
     retries: Annotated[
         int, typer.Option(min=0, help="Of a request that fails for the moment: 429, 5xx, timeouts, lost connections.")
     ] = 6,
@@ -118,7 +126,7 @@ def infer(
     """
     options = dict(locals())
     from ffr_verl.data.windows import WindowSettings
-    from ffr_verl.inference.endpoint import EndpointSettings, read_body
+    from ffr_verl.inference.endpoint import EndpointSettings, read_body, read_headers
     from ffr_verl.inference.generate import GeneratorSettings
     from ffr_verl.inference.infer import infer as infer_rows
     from ffr_verl.inference.infer import merge_predictions
@@ -126,7 +134,16 @@ def infer(
     from ffr_verl.inference.rows import images_root_of
 
     clean_up_when_terminated()
-    of_server = ("model_family", "api_key_env", "concurrency", "timeout", "retries", "body", "allow_errors")
+    of_server = (
+        "model_family",
+        "api_key_env",
+        "header_env",
+        "concurrency",
+        "timeout",
+        "retries",
+        "body",
+        "allow_errors",
+    )
     of_engine = ("lora", "max_model_len", "tensor_parallel_size", "gpu_memory_utilization", "trust_remote_code")
     if window is None:
         refuse_options(context, ("stride", "window_ids"), "goes with --window TURNS")
@@ -147,7 +164,12 @@ def infer(
         if endpoint is not None:
             refuse_options(context, of_engine, "is the server's business; it does not go with --endpoint")
             settings = shared.settings_of(
-                EndpointSettings, options, url=endpoint, images_root=root, body=read_body(body)
+                EndpointSettings,
+                options,
+                url=endpoint,
+                images_root=root,
+                header_env=read_headers(header_env or ()),
+                body=read_body(body),
             )
         else:
             refuse_options(context, of_server, "goes with --endpoint URL")

@@ -100,7 +100,7 @@ def infer(
         if resumed:
             say(f"resumed: {resumed} of {count} rows have their answer from an interrupted run")
         if isinstance(settings, EndpointSettings):
-            failure = ask_endpoint(asked, journal, settings, allow_errors=allow_errors, on_rows=on_rows)
+            failure = ask_endpoint(asked, journal, settings, allow_errors=allow_errors, say=say, on_rows=on_rows)
             if journal.answered < count and not allow_errors:
                 raise FFRError(
                     f"--endpoint {settings.url}: {count - journal.answered} of {count} rows have no answer ({failure})"
@@ -110,7 +110,7 @@ def infer(
         else:
             generate_answers(asked, journal, settings, on_rows=on_rows)
         why = f" ({failure})" if failure else ""
-        none = {"response": "", "logprobs": [], "error": f"no answer after all retries{why}"}
+        none = {"response": "", "logprobs": [], "error": f"no answer so far{why}"}
         reasons: list[str] = []
         cut_off = silent = without_logprobs = 0
         for record in journal.records(none):
