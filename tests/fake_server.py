@@ -1,18 +1,18 @@
-"""A server that answers chat completions as a test says: for retries, timeouts and errors, which no real one makes
-on request."""
+"""A server that answers chat completions as a test says: for retries, timeouts, errors and malice, which no real one
+makes on request. It is a proxy, too: it answers whatever host it is asked for."""
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 __all__ = ["FakeServer", "completion", "failure", "fake_server"]
 
-Reply = tuple[int, dict[str, Any] | str, dict[str, str]]
+Reply = tuple[int, "dict[str, Any] | str | Iterable[bytes]", dict[str, str]]  # pieces are sent one by one
 
 
 def completion(
@@ -42,7 +42,8 @@ class FakeServer:
     Attributes:
         reply: makes the answer to a request: its body, and how many requests came before it.
         bodies: of the requests.
-        authorizations: of the requests.
+        headers: of the requests, names in lower case.
+        targets: of the requests, as their first lines have them.
         most_at_once: most requests that were open together.
         models: names that it says it has.
         url: for `--endpoint`.
@@ -52,16 +53,18 @@ class FakeServer:
         self.reply: Callable[[dict[str, Any], int], Reply] = lambda body, number: completion("yes")
         self.bodies: list[dict[str, Any]] = []
         self.models = ["m"]
-        self.authorizations: list[str | None] = []
+        self.headers: list[dict[str, str]] = []
+        self.targets: list[str] = []
         self.most_at_once = self._open = 0
         self._lock = threading.Lock()
         self.url = ""
 
-    def handle(self, body: dict[str, Any], authorization: str | None) -> Reply:
+    def handle(self, body: dict[str, Any], target: str, headers: dict[str, str]) -> Reply:
         with self._lock:
             number = len(self.bodies)
             self.bodies.append(body)
-            self.authorizations.append(authorization)
+            self.headers.append(headers)
+            self.targets.append(target)
             self._open += 1
             self.most_at_once = max(self.most_at_once, self._open)
         try:
@@ -69,6 +72,11 @@ class FakeServer:
         finally:
             with self._lock:
                 self._open -= 1
+
+    @property
+    def authorizations(self) -> list[str | None]:
+        """Of the requests."""
+        return [headers.get("authorization") for headers in self.headers]
 
     def texts(self) -> list[str]:
         """The user's text in each request."""
@@ -96,21 +104,27 @@ def fake_server() -> Iterator[FakeServer]:
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            if self.path != "/v1/chat/completions":
+            if not self.path.endswith("/v1/chat/completions"):
                 self.answer(failure(404, f"no route {self.path}"))
             else:
-                self.answer(fake.handle(body, self.headers["authorization"]))
+                sent = {name.lower(): value for name, value in self.headers.items()}
+                self.answer(fake.handle(body, self.path, sent))
 
         def answer(self, reply: Reply) -> None:
             status, content, headers = reply
-            data = (content if isinstance(content, str) else json.dumps(content)).encode()
+            is_whole = isinstance(content, (str, dict))
+            data = (content if isinstance(content, str) else json.dumps(content)).encode() if is_whole else b""
             try:
                 self.send_response(status)
                 for name, value in {"content-type": "application/json", **headers}.items():
                     self.send_header(name, value)
-                self.send_header("content-length", str(len(data)))
+                if is_whole:
+                    self.send_header("content-length", str(len(data)))
                 self.end_headers()
-                self.wfile.write(data)
+                for piece in [data] if is_whole else content:
+                    self.wfile.write(piece)
+                    self.wfile.flush()
+                self.close_connection = not is_whole
             except (BrokenPipeError, ConnectionResetError):  # the other side has gone
                 self.close_connection = True
 

@@ -50,6 +50,7 @@ def ask(
     gpu_memory_utilization: shared.GpuMemoryUtilization = 0.9,
     trust_remote_code: shared.TrustRemoteCode = False,
     api_key_env: shared.ApiKeyEnv = None,
+    header_env: shared.HeaderEnv = None,
     model_family: shared.ServedFamily = "qwen2_vl",
     concurrency: shared.Concurrency = 8,
     timeout: shared.Timeout = 300.0,

@@ -31,6 +31,7 @@ def infer(
     model: shared.Model = None,
     endpoint: shared.Endpoint = None,
     api_key_env: shared.ApiKeyEnv = None,
+    header_env: shared.HeaderEnv = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 for greedy answers.")] = 0.0,
     top_p: Annotated[
         float, typer.Option(min=0.01, max=1.0, help="Share of the probability that tokens are drawn from.")

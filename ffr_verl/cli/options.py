@@ -18,7 +18,16 @@ if TYPE_CHECKING:
 
 Settings = TypeVar("Settings")
 
-_OF_SERVER = ("model_family", "api_key_env", "concurrency", "timeout", "retries", "body", "allow_errors")
+_OF_SERVER = (
+    "model_family",
+    "api_key_env",
+    "header_env",
+    "concurrency",
+    "timeout",
+    "retries",
+    "body",
+    "allow_errors",
+)
 _OF_ENGINE = ("lora", "max_model_len", "tensor_parallel_size", "gpu_memory_utilization", "trust_remote_code")
 
 # Of a file of dialogues.
@@ -62,9 +71,17 @@ Endpoint = Annotated[
     typer.Option(metavar="URL", help="Ask this OpenAI-compatible server, such as http://localhost:8000/v1."),
 ]
 ApiKeyEnv = Annotated[str | None, typer.Option(metavar="NAME", help="Environment variable with the server's key.")]
+HeaderEnv = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="HEADER=NAME",
+        help="A further header with the value of an environment variable, such as "
+        "OpenAI-Organization=OPENAI_ORG_ID; may be repeated.",
+    ),
+]
 ServedFamily = Annotated[str, typer.Option(help="Of the server's model: sizes to which large images are shrunk.")]
 Concurrency = Annotated[int, typer.Option(min=1, help="Most requests to the server in flight.")]
-Timeout = Annotated[float, typer.Option(min=1.0, help="Seconds that a request may take.")]
+Timeout = Annotated[float, typer.Option(min=1.0, help="Seconds that a whole request may take.")]
 Retries = Annotated[
     int, typer.Option(min=0, help="Of a request that fails for the moment: 429, 5xx, timeouts, lost connections.")
 ]
@@ -103,7 +120,7 @@ def answering_settings(
 ) -> GeneratorSettings | EndpointSettings:
     """Settings of what answers, a model or a server, of the options named above; an `FFRError` for options of the
     other one."""
-    from ffr_verl.inference.endpoint import EndpointSettings, read_body, served_model
+    from ffr_verl.inference.endpoint import EndpointSettings, read_body, read_headers, served_model
     from ffr_verl.inference.generate import GeneratorSettings
 
     model, url = options["model"], options["endpoint"]
@@ -119,6 +136,7 @@ def answering_settings(
         url=url,
         model=model or "",
         images_root=images_root(),
+        header_env=read_headers(options.get("header_env") or ()),
         body=read_body(options["body"]),
     )
     return settings if model else dataclasses.replace(settings, model=served_model(settings))

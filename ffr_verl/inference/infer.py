@@ -100,7 +100,7 @@ def infer(
         if resumed:
             say(f"resumed: {resumed} of {count} rows have their answer from an interrupted run")
         if isinstance(settings, EndpointSettings):
-            failure = ask_endpoint(asked, journal, settings, allow_errors=allow_errors, on_rows=on_rows)
+            failure = ask_endpoint(asked, journal, settings, allow_errors=allow_errors, say=say, on_rows=on_rows)
             if journal.answered < count and not allow_errors:
                 raise FFRError(
                     f"--endpoint {settings.url}: {count - journal.answered} of {count} rows have no answer ({failure})"

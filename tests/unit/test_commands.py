@@ -61,7 +61,7 @@ def test_options_that_texts_name_are_there() -> None:
     assert len(found) > 100
     assert not [(name, option) for name, option in found if option not in options_of(COMMANDS[name])]
     alone = re.findall(r"(?<!\S)--[a-z][a-z_-]*", " ".join(re.findall(r"`(--[^`]*)`", text)))
-    assert set(alone) - {*of_others.split(), "--generation-config"} <= set().union(*map(options_of, COMMANDS.values()))
+    assert set(alone) - {*of_others.split(), "--generation-config", "--multirun"} <= set().union(*map(options_of, COMMANDS.values()))
 
 
 @pytest.mark.parametrize(

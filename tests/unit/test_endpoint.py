@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import io
+import itertools
 import json
 import os
 import socket
@@ -24,7 +25,7 @@ from ffr_verl.data.prepare import prepare
 from ffr_verl.errors import FFRError
 from ffr_verl.evaluation import BootstrapSettings, evaluate_file
 from ffr_verl.images import resized
-from ffr_verl.inference.endpoint import EndpointSettings, data_uri, read_body, request_body
+from ffr_verl.inference.endpoint import EndpointSettings, data_uri, read_body, read_headers, request_body
 from ffr_verl.inference.infer import InferSummary, infer
 from ffr_verl.inference.journal import journal_folder
 from ffr_verl.inference.score import answers_of_predictions
@@ -130,7 +131,7 @@ def test_sampling_and_further_fields(server: FakeServer, data: Path) -> None:
         "max_completion_tokens": 9,
         "reasoning": {"a": 1},
     }
-    for text in ("{", "[]", '"x"'):
+    for text in ("{", "[]", '"x"', '{"a": NaN}', "[" * 200_000):
         with pytest.raises(FFRError, match="--body: found"):
             read_body(text)
 
@@ -244,8 +245,8 @@ def test_a_refused_row_is_kept_with_its_reason(server: FakeServer, data: Path, t
             6: completion(None),
             7: completion("too lo", finish_reason="length"),
             8: failure(403, "flagged by moderation"),
-            9: (200, '{"choices": [', {}),
-            10: (200, "<html>", {"content-type": "text/html"}),
+            9: completion("fine", finish_reason=KEY),
+            10: completion(None, finish_reason=KEY),
             11: completion([{"type": "text", "text": "in "}, {"type": "text", "text": "parts"}]),
             13: (400, '{"error": {"message": "cut \\ud83d off"}}', {}),
             12: completion(None, finish_reason="length", reasoning="well, let me think"),
@@ -259,16 +260,15 @@ def test_a_refused_row_is_kept_with_its_reason(server: FakeServer, data: Path, t
     assert errors[4] == "content_filter: stopped by the server"
     assert errors[5].startswith("no choices in what came back")
     assert errors[8] == "403: flagged by moderation"
-    assert errors[9].startswith("what came back is not JSON")
-    assert errors[10] == "no choices in what came back: <html>"
+    assert errors[10] == "no text in the answer (finish_reason ***"  # to the next space
     assert errors[12].startswith("reasoning and no answer (finish_reason length): give the answer more room")
     assert errors[13] == "400: cut off"
     assert errors[6] == "no text in the answer (finish_reason stop)"
-    assert sorted(errors) == [3, 4, 5, 6, 8, 9, 10, 12, 13]
+    assert sorted(errors) == [3, 4, 5, 6, 8, 10, 12, 13]
     assert found[11]["response"] == "in parts"
     assert [found[number]["response"] for number in (3, 4, 5, 6, 7, 8)] == ["", "", "", "", "too lo", ""]
     assert all(found[number]["response"] == "yes" for number in (0, 1, 2, 14, 15))
-    assert (sum(count for _, count in summary.errors), summary.cut_off) == (9, 1)
+    assert (sum(count for _, count in summary.errors), summary.cut_off) == (8, 1)
 
 
 def test_reasons_that_differ_in_numbers_are_one(server: FakeServer, data: Path, tmp_path: Path) -> None:
@@ -301,7 +301,7 @@ def test_log_probabilities_that_do_not_come_are_told(server: FakeServer, data: P
         ),
         (failure(403, "not yours"), r"refuses the key \(403: not yours\)", 1),
         (failure(404, "no model m"), r"404: no model m; most addresses end in /v1, and --model must be a name", 1),
-        ((200, "<html>", {"content-type": "text/html"}), "no choices in .*<html>; is the address right", 1),
+        ((200, "<html>", {"content-type": "text/html"}), "not JSON: .*: <html>; is the address right", 1),
         ((200, "{", {}), "what came back is not JSON.*; is the address right", 1),
         (failure(402, "no credit"), r"402: no credit; 0 of 16 rows have their answer and are kept", 1),
         (
@@ -310,7 +310,7 @@ def test_log_probabilities_that_do_not_come_are_told(server: FakeServer, data: P
             6,
         ),
         (failure(400, "unknown field"), r"each of the first 1\d rows is refused, such as: 400: unknown field", 16),
-        (failure(500, "out of order"), r"the last 4 requests failed, each tried 4 times \(500: out of order\)", 26),
+        (failure(500, "out of order"), r"the last 4 rows got no answer in 16 requests \(500: out of order\)", 26),
     ],
 )
 def test_what_stops_the_run(
@@ -344,9 +344,9 @@ def test_rows_without_an_answer_for_now(server: FakeServer, data: Path, tmp_path
     server.bodies.clear()
     summary = ask(server, data, tmp_path / "pred.jsonl", allow_errors=True)
     assert {position(body, data) for body in server.bodies} == {2, 9}
-    assert summary.errors == (("no answer after all retries (500: odd)", 2),)
+    assert summary.errors == (("no answer so far (500: odd)", 2),)
     found = lines(tmp_path / "pred.jsonl")
-    why = "no answer after all retries (500: odd)"
+    why = "no answer so far (500: odd)"
     assert [number for number, line in enumerate(found) if line.get("error") == why] == [2, 9]
     server.reply = lambda body, number: completion("later")
     ask(server, data, tmp_path / "pred.jsonl", force=True)
@@ -364,7 +364,7 @@ def test_what_there_is_is_written_although_the_server_is_silent(
     with pytest.raises(FFRError, match="run the same command again later"):
         ask(server, data, tmp_path / "pred.jsonl", concurrency=2)
     summary = ask(server, data, tmp_path / "pred.jsonl", concurrency=2, allow_errors=True)
-    assert summary.errors == (("no answer after all retries (500: odd)", 8),)
+    assert summary.errors == (("no answer so far (500: odd)", 8),)
     found = lines(tmp_path / "pred.jsonl")
     assert {number for number, line in enumerate(found) if "error" in line} == lost
 
@@ -416,10 +416,24 @@ def test_nobody_listens(data: Path, tmp_path: Path) -> None:
         ({"url": "http://me:secret@host/v1"}, "carries a user, a password or a query"),
         ({"url": "https://host/v1?key=secret"}, "carries a user, a password or a query"),
         ({"url": "https://host/v1/chat/completions/"}, "give the base address, without /chat/completions"),
+        ({"url": "https://[host/v1"}, "give an address such as"),
+        ({"url": "https://host:99999/v1"}, "give an address such as"),
+        ({"url": "https://host/v1\n"}, "give an address such as"),
         ({"url": "https://host/v1", "api_key_env": "FFR_NOT_SET"}, "--api-key-env FFR_NOT_SET: no such environment"),
+        (
+            {"url": "https://host/v1", "api_key_env": "FFR_BROKEN"},
+            "--api-key-env FFR_BROKEN: its value has a line end",
+        ),
+        (
+            {"url": "https://host/v1", "header_env": {"OpenAI-Project": "FFR_NOT_SET"}},
+            "--header-env FFR_NOT_SET: no such environment",
+        ),
     ],
 )
-def test_addresses_and_keys_that_are_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_addresses_and_keys_that_are_refused(
+    options: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FFR_BROKEN", "sk-secret\nsecret")
     with pytest.raises(FFRError, match=message) as caught:
         EndpointSettings(**options, model="m", images_root=tmp_path)
     assert "secret" not in str(caught.value)
@@ -443,6 +457,12 @@ def test_an_error_in_a_good_reply_is_tried_again_as_its_code_says(
         error_in_200(429),
         error_in_200("503"),
         error_in_200("rate_limit_exceeded"),
+        error_in_200(None, "upstream gave up"),
+        (200, {"error": "model is loading"}, {}),
+        (200, '{"choices": [', {}),
+        (200, "<html>", {"content-type": "text/html"}),
+        (200, "[" * 200_000, {}),
+        (200, '{"choices": [{"logprobs": ' + "9" * 5000 + "}]}", {}),
         (200, {"object": "error", "message": "busy", "code": 500}, {}),
         (200, {"choices": [{"index": 0, "error": {"code": 502, "message": "upstream"}, "message": {}}]}, {}),
     ]
@@ -482,7 +502,20 @@ def test_no_piece_of_the_key_is_written(
     assert "***" in text
 
 
-@pytest.mark.parametrize("content", [[{"token": "a", "logprob": None}], [-0.5], [{"token": "a"}], "x", 3])
+@pytest.mark.parametrize(
+    "content",
+    [
+        [{"token": "a", "logprob": None}],
+        [{"logprob": "-0.5"}],
+        [{"logprob": 10**400}],
+        [{"logprob": float("inf")}],
+        [{"logprob": True}],
+        [-0.5],
+        [{"token": "a"}],
+        "x",
+        3,
+    ],
+)
 def test_an_answer_with_odd_log_probabilities_is_kept_without_them(
     server: FakeServer, data: Path, tmp_path: Path, content: Any
 ) -> None:
@@ -500,10 +533,103 @@ def test_an_answer_with_odd_log_probabilities_is_kept_without_them(
 def test_a_wait_that_is_too_long_is_told(server: FakeServer, data: Path, tmp_path: Path) -> None:
     server.reply = lambda body, number: (429, {"error": {"message": "tomorrow"}}, {"retry-after": "600"})
     with pytest.raises(
-        FFRError, match=r"each tried 1 time \(429: tomorrow; the server asks to wait 600 s, longer than -"
+        FFRError,
+        match=r"no answer in 3 requests \(429: tomorrow; the server asks to wait 600 s, longer than -",
     ):
         ask(server, data, tmp_path / "pred.jsonl", concurrency=2)
     assert len(server.bodies) <= 5
+
+
+@pytest.mark.parametrize(
+    "choices", [5, "x", {}, None, [5], [None], [[]], [{"message": 3}], [{"message": {"content": 5}}]]
+)
+def test_foreign_values_are_no_answer(server: FakeServer, data: Path, tmp_path: Path, choices: Any) -> None:
+    server.reply = lambda body, number: (200, {"choices": choices}, {}) if number == 1 else completion("yes")
+    summary = ask(server, data, tmp_path / "pred.jsonl", limit=3, concurrency=1)
+    [(reason, count)] = summary.errors
+    assert (count, reason.startswith(("no choices in what came back", "no text in the answer"))) == (1, True)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_takes_nothing_along(server: FakeServer, data: Path, tmp_path: Path, status: int) -> None:
+    with fake_server() as other:
+        server.reply = lambda body, number: (status, "", {"location": f"{other.url}/chat/completions"})
+        message = rf"{status}: a redirect to {other.url}/chat/completions, which is not followed: .*give the address"
+        with pytest.raises(FFRError, match=message):
+            ask(server, data, tmp_path / "pred.jsonl")
+        assert (len(server.bodies), other.bodies) == (1, [])
+
+
+def test_a_proxy_of_the_environment_is_said(
+    server: FakeServer, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Host and port, not its password; what NO_PROXY names goes straight."""
+    host = server.url.split("/")[2]
+    monkeypatch.setenv("HTTP_PROXY", f"http://me:secret@{host}")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    said: list[str] = []
+    asked = EndpointSettings(url="http://far.invalid/v1", model="m", images_root=data.parents[1].resolve())
+    infer([data], tmp_path / "pred.jsonl", asked, limit=1, say=said.append)
+    assert said == [f"requests to far.invalid go through the proxy {host}, which the environment names"]
+    assert server.targets == ["http://far.invalid/v1/chat/completions"]
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    ask(server, data, tmp_path / "more.jsonl", limit=1, say=said.append)
+    assert (len(said), server.targets[1]) == (1, "/v1/chat/completions")
+
+
+def test_headers_of_the_environment_are_sent_when_asked_for(
+    server: FakeServer, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OPENAI_ORG_ID", "OPENAI_PROJECT", "OPENAI_CUSTOM_HEADERS"):
+        monkeypatch.setenv(name, "x-mine: organization-of-mine")
+    ask(server, data, tmp_path / "pred.jsonl", limit=1)
+    needed = {"host", "accept", "accept-encoding", "connection", "content-length", "content-type", "user-agent"}
+    assert set(server.headers[0]) == needed | {"authorization"}
+    server.reply = lambda body, number: (
+        failure(400, "no x-mine: organization-of-mine") if number == 2 else completion("1")
+    )
+    headers = read_headers(["OpenAI-Organization=OPENAI_ORG_ID"])
+    summary = ask(server, data, tmp_path / "more.jsonl", limit=2, header_env=headers, concurrency=1)
+    assert server.headers[1]["openai-organization"] == "x-mine: organization-of-mine"
+    assert summary.errors == (("400: no ***", 1),)
+    with pytest.raises(FFRError, match="--header-env: found 'a b=c'; give HEADER=VARIABLE"):
+        read_headers(["a b=c"])
+
+
+def drip() -> Iterator[bytes]:
+    for _ in range(40):
+        yield b" "
+        time.sleep(0.1)
+
+
+def test_a_reply_that_drips_or_never_ends_is_given_up(server: FakeServer, data: Path, tmp_path: Path) -> None:
+    """Each byte comes in time, the whole does not; and no reply fills the memory."""
+    server.reply = lambda body, number: (200, drip(), {}) if number == 1 else completion("yes")
+    assert ask(server, data, tmp_path / "pred.jsonl", limit=3, timeout=1.0, concurrency=1).errors == ()
+    assert len(server.bodies) == 4
+    server.reply = lambda body, number: (200, itertools.repeat(b" " * 2**20), {})
+    with pytest.raises(FFRError, match=r"the last 3 rows got no answer in 3 requests \(a reply of more than 64 MiB\)"):
+        ask(server, data, tmp_path / "more.jsonl", limit=3, concurrency=1, retries=0)
+    server.reply = lambda body, number: (200, drip(), {})
+    with pytest.raises(FFRError, match=r"in 3 requests \(no whole reply within 1 s \(--timeout\)\)"):
+        ask(server, data, tmp_path / "most.jsonl", limit=3, concurrency=1, retries=0, timeout=1.0)
+
+
+def test_certificates_that_are_not_there(
+    server: FakeServer, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
+    with pytest.raises(FFRError, match=r"SSL_CERT_FILE=.*none\.pem: No such file or directory; give one with certif"):
+        ask(server, data, tmp_path / "pred.jsonl")
+
+
+@pytest.mark.parametrize(
+    "asked", ["nan", "-5", "soon", "Fri, 31 Dec 99999 23:59:59 GMT", "Mon, 01 Jan 2001 00:00:00 GMT"]
+)
+def test_a_wait_that_means_nothing_is_ours(server: FakeServer, data: Path, tmp_path: Path, asked: str) -> None:
+    busy = (429, {"error": {"message": "busy"}}, {"retry-after": asked})
+    server.reply = lambda body, number: busy if number == 1 else completion("yes")
+    assert ask(server, data, tmp_path / "pred.jsonl", limit=2, concurrency=1).errors == ()
 
 
 def test_a_proxy_that_cannot_be_used_is_named(
