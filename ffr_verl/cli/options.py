@@ -120,7 +120,6 @@ def answering_settings(
 ) -> GeneratorSettings | EndpointSettings:
     """Settings of what answers, a model or a server, of the options named above; an `FFRError` for options of the
     other one."""
-    from ffr_verl.inference.endpoint import EndpointSettings, read_body, read_headers, served_model
     from ffr_verl.inference.generate import GeneratorSettings
 
     model, url = options["model"], options["endpoint"]
@@ -130,16 +129,23 @@ def answering_settings(
         refuse_options(context, _OF_SERVER, "goes with --endpoint URL")
         return settings_of(GeneratorSettings, options, images_root=images_root(), seed=options.get("seed") or 0)
     refuse_options(context, _OF_ENGINE, "is the server's business; it does not go with --endpoint")
+    return server_settings(options, images_root())
+
+
+def server_settings(options: Mapping[str, Any], images_root: Path) -> EndpointSettings:
+    """Settings of a server, of the options named above; where it has one model, `--model` may be left out."""
+    from ffr_verl.inference.endpoint import EndpointSettings, read_body, read_headers, served_model
+
     settings = settings_of(
         EndpointSettings,
         options,
-        url=url,
-        model=model or "",
-        images_root=images_root(),
+        url=options["endpoint"],
+        model=options["model"] or "",
+        images_root=images_root,
         header_env=read_headers(options.get("header_env") or ()),
         body=read_body(options["body"]),
     )
-    return settings if model else dataclasses.replace(settings, model=served_model(settings))
+    return settings if settings.model else dataclasses.replace(settings, model=served_model(settings))
 
 
 def images_root_of_chat(chat: Path, given: Path | None) -> Path:

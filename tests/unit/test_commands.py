@@ -53,7 +53,10 @@ def test_a_command_explains_itself_and_each_of_its_options(name: str) -> None:
 
 def test_options_that_texts_name_are_there() -> None:
     """In README, docs and the examples of the help: behind the name of a command, and by themselves in code."""
-    of_others = "--multirun --generation-config --arms --seeds --remove_unused_columns --no-deps --enable-lora --lora-modules --enforce-eager"
+    of_others = (
+        "--multirun --generation-config --arms --seeds --remove_unused_columns"
+        " --no-deps --enable-lora --lora-modules --enforce-eager"
+    )
     text = "\n".join(path.read_text(encoding="utf-8") for path in TEXTS).replace("\\\n", " ")
     examples = "\n".join(command.help.replace("\n", " ").replace("Example:", "\n") for command in COMMANDS.values())
     named = re.findall(r"ffr-verl ((?:recipe )?[a-z]+)\b([^`|#\n]*)", f"{text}\n{examples}")
