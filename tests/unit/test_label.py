@@ -93,7 +93,7 @@ def test_the_rows_are_those_that_prepare_reads(server: FakeServer, chat: Path) -
 
 def test_what_is_asked(server: FakeServer, chat: Path) -> None:
     """In the dialogue's language, with pictures, or their captions."""
-    assert run(chat, server, "--queries", 7)[0] == 0
+    assert run(chat, server, "--queries", 7, "--concurrency", 1)[0] == 0
     english, _, chinese = server.texts()
     assert "7 where it has so many" in english
     assert "话题" in chinese
@@ -101,7 +101,7 @@ def test_what_is_asked(server: FakeServer, chat: Path) -> None:
             + english}], "d").utterances] == ["hello", "", "rose", "one"]  # fmt: skip
     assert all(any(part["type"] == "image_url" for part in body["messages"][1]["content"]) for body in server.bodies)
     assert "a rose" not in english
-    assert run(chat, server, "--text-only", "--force")[0] == 0
+    assert run(chat, server, "--text-only", "--force", "--concurrency", 1)[0] == 0
     text = server.bodies[-1]["messages"][1]["content"]
     assert "<|img_id_start|>0<|img_id_end|><|caption_start|>a rose<|caption_end|>" in text
     assert "a rose" not in json.dumps(rows_of(chat))
