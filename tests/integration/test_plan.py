@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from benchmarks import hardware
 from ffr_verl.cli import app
-from ffr_verl.demo.base_model import write_random_model
+from ffr_verl.demo.base_model import write_base_model
 from ffr_verl.errors import FFRError
 from ffr_verl.images import image_tokens
 from ffr_verl.integrations.verl.memory import ModelShape, Run, plan_memory, read_model, read_run, read_training
@@ -47,7 +47,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_random_model(tmp_path_factory.mktemp("models") / "tiny")
+    return write_base_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 def sft(composed: Composed, model: Path, *overrides: str, **chosen: Any) -> tuple[ModelShape, Run]:
