@@ -16,7 +16,7 @@ console = Console()
 
 SOURCE_FORMATS = (
     "Of the source: auto (told from its start), mldr, dialogue, telegram, slack, wechat, locomo, photochat, dialogcc, "
-    "mmdialog, mmdd, a plugin's, or pkg://module:name; list describes them and ends."
+    "mmdialog, mmdd, a plugin's, pkg://module:name or FILE.py:name; list describes them and ends."
 )
 
 StoredDtype = Literal["float16", "float32"]

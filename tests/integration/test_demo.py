@@ -39,8 +39,8 @@ def test_finished_stages_are_remembered_for_their_settings_only(
     for change, restart, expected in (
         ({}, False, ["train", "heldout"]),
         ({}, False, []),
-        ({"seed": 1}, False, ["train", "heldout"]),
-        ({"seed": 1}, True, ["train", "heldout"]),
+        ({"sft_steps": 2}, False, ["train", "heldout"]),
+        ({"sft_steps": 2}, True, ["train", "heldout"]),
     ):
         console = Console(file=io.StringIO(), width=200)
         ran.clear()

@@ -604,7 +604,7 @@ def test_orders_of_ones_own_are_rehearsed(grpo: dict[str, Any], tmp_path: Path) 
         check(grpo)
     put(grpo, "data.shuffle", False)
     put(grpo, "data.ffr.curriculum.order", f"{broken}:Backwards")
-    with pytest.raises(FFRError, match=r"Backwards: row_at\(0, 0\) gave 8; expected the number of a row, 0 to 7"):
+    with pytest.raises(FFRError, match=r"Backwards: row_at\(0, 0\) gave \d+; expected the number of a row, 0 to \d+"):
         check(grpo)
     put(grpo, "data.ffr.curriculum.order", f"{file}:Backward")
     with pytest.raises(FFRError, match=r"curriculum\.order: .*there is no Backward in it; did you mean 'Backwards'"):

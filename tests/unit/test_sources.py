@@ -507,7 +507,7 @@ BROKEN: list[tuple[str, Callable[[Path], Path], str, str]] = [
         "a wrong name",
         lambda folder: folder,
         "telegramm",
-        r"--format: found 'telegramm'; give one of auto, mldr, dialogue",
+        r"--format: found 'telegramm', expected one of auto, mldr, dialogue, .*did you mean 'telegram'",
     ),
     ("no rows", lambda folder: written(folder, {"a.json": []}), "photochat", "no rows in it"),
     (
@@ -580,18 +580,6 @@ def test_no_damage_ends_in_a_traceback(folder: Path, case: str) -> None:
             list(chat_rows(source, ["q"], source_format=name))
 
 
-class _Point:
-    """An entry point of a third party."""
-
-    dist = None
-
-    def __init__(self, name: str, value: str) -> None:
-        self.name, self.value = name, value
-
-    def load(self) -> Any:
-        return importlib.metadata.EntryPoint(self.name, self.value, sources.ENTRY_POINTS).load()
-
-
 THIRD_PARTY = '''
 from ffr_verl.data.sources import SOURCES
 def lines(path):
@@ -606,21 +594,24 @@ number = 3
 def test_formats_of_third_parties(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "third_party_of_tests.py").write_text(THIRD_PARTY)
     monkeypatch.syspath_prepend(str(folder))
-    points = [_Point("mine", "third_party_of_tests:lines"), _Point("broken", "no_such_module_here:x")]
+    points = [
+        importlib.metadata.EntryPoint(name, value, sources.ENTRY_POINTS)
+        for name, value in (("mine", "third_party_of_tests:lines"), ("broken", "no_such_module_here:x"))
+    ]
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: points)
     source = written(folder, {"mine.txt": "hello\nyou"})
-    for name in ("mine", "pkg://third_party_of_tests:lines"):
+    for name in ("mine", "pkg://third_party_of_tests:lines", f"{folder}/third_party_of_tests.py:lines"):
         summary = run(folder, source, source_format=name)
         assert (summary.rows, summary.left_out) == (1, {"smileys": 2})
     assert find_source("pkg://third_party_of_tests:ready", source)[1] is SOURCES["dialogue"]
     for name, message in (
         (
             "broken",
-            r"--format broken \(entry point no_such_module_here:x of .*\): cannot be loaded: ModuleNotFoundError",
+            r"--format: broken \(entry point no_such_module_here:x of .*\): cannot be imported: ModuleNotFoundError",
         ),
-        ("pkg://third_party_of_tests:number", "is a int, expected a Source or a function"),
+        ("pkg://third_party_of_tests:number", "is of type int, expected a Source or a function"),
         ("pkg://third_party_of_tests", "expected pkg://module:name"),
-        ("other", "give one of auto, mldr, .*, broken, mine, pkg://module:name"),
+        ("other", "expected one of auto, mldr, .*, broken, mine.*; or one of your own: pkg://module:name"),
     ):
         with pytest.raises(FFRError, match=message):
             find_source(name, source)

@@ -1,16 +1,13 @@
 """Where rows come from: the formats that `ffr-verl prepare`, `build` and `inspect` read, in one table.
 
 Another format is one more entry; a third party's is an entry point of the group `ffr_verl.sources`, a `Source` or a
-function from a path to raw dialogues, or is given as `pkg://module:name`.
+function from a path to raw dialogues, or is given as `pkg://module:name` or `path/to/file.py:name`.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.metadata
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ffr_verl.data.sources.dialogcc import DIALOGCC
 from ffr_verl.data.sources.json_document import records_of_rows
@@ -22,13 +19,13 @@ from ffr_verl.data.sources.slack import SLACK
 from ffr_verl.data.sources.source import Probe, Source
 from ffr_verl.data.sources.telegram import TELEGRAM
 from ffr_verl.data.sources.wechat import WECHAT
-from ffr_verl.errors import FFRError, one_line
+from ffr_verl.doors import Door, entry_points, load_door, parse_door
+from ffr_verl.errors import FFRError
 
 __all__ = ["AUTO", "ENTRY_POINTS", "SOURCES", "Source", "all_sources", "find_source", "source_of_file"]
 
 AUTO = "auto"
 ENTRY_POINTS = "ffr_verl.sources"
-_PACKAGE = "pkg://"
 _TEXTS = {".csv", ".txt", ".md"}  # no JSON
 _QUERIES = frozenset({"query_text", "queries", "gt_turns"})
 _OTHER_TURNS = frozenset({"share_photo", "shared_image"})
@@ -81,13 +78,7 @@ def find_source(name: str, path: Path) -> tuple[str, Source]:
         return source_of_file(path)
     if name in SOURCES:
         return name, SOURCES[name]
-    if name.startswith(_PACKAGE):
-        return name, _of_package(name)
-    found = {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
-    if name not in found:
-        known = ", ".join([AUTO, *SOURCES, *sorted(found), f"{_PACKAGE}module:name"])
-        raise FFRError(f"--format: found {name!r}; give one of {known}")
-    return name, _of_entry_point(found[name])
+    return name, _opened(parse_door(name, where="--format"))
 
 
 def all_sources() -> dict[str, Source]:
@@ -96,8 +87,8 @@ def all_sources() -> dict[str, Source]:
     Raises:
         FFRError: when one of these cannot be loaded.
     """
-    others = sorted(importlib.metadata.entry_points(group=ENTRY_POINTS), key=lambda point: point.name)
-    return {**SOURCES, **{point.name: _of_entry_point(point) for point in others if point.name not in SOURCES}}
+    others = [name for name in entry_points(ENTRY_POINTS) if name not in SOURCES]
+    return {**SOURCES, **{name: _opened(Door(None, None, name)) for name in others}}
 
 
 def source_of_file(path: Path) -> tuple[str, Source]:
@@ -120,28 +111,11 @@ def source_of_file(path: Path) -> tuple[str, Source]:
     return "mldr", SOURCES["mldr"]  # whose reader says what is wrong with the file
 
 
-def _of_package(name: str) -> Source:
-    module, _, attribute = name.removeprefix(_PACKAGE).partition(":")
-    if not module or not attribute:
-        raise FFRError(f"--format {name}: expected {_PACKAGE}module:name")
-    return _loaded(f"--format {name}", lambda: getattr(importlib.import_module(module), attribute))
-
-
-def _of_entry_point(point: importlib.metadata.EntryPoint) -> Source:
-    package = point.dist.name if point.dist is not None else "an unknown package"
-    return _loaded(f"--format {point.name} (entry point {point.value} of {package})", point.load)
-
-
-def _loaded(name: str, load: Callable[[], Any]) -> Source:
-    try:
-        found = load()
-    except Exception as error:  # a third party's module may raise anything
-        told = one_line(f"{type(error).__name__}: {error}")
-        raise FFRError(f"{name}: cannot be loaded: {told}; mend or uninstall it") from error
+def _opened(door: Door) -> Source:
+    found = load_door(door, where="--format", group=ENTRY_POINTS, known=[AUTO, *SOURCES])
     if isinstance(found, Source):
         return found
     if callable(found):
         return Source.of_function(found)
-    raise FFRError(
-        f"{name}: is a {type(found).__name__}, expected a Source or a function from a path to raw dialogues"
-    )
+    kind = type(found).__name__
+    raise FFRError(f"--format: {door} is of type {kind}, expected a Source or a function from a path to raw dialogues")
