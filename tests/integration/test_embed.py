@@ -87,7 +87,7 @@ def test_texts_with_minilm(parquet: Path, tmp_path: Path) -> None:
     summary = embed(files, tmp_path / "store", MINILM, dtype="float32", say=said.append)
     store = EmbeddingStore.open(tmp_path / "store", verify=True)
     assert store.manifest.dimension == 384
-    assert store.manifest.modalities == ("text",)
+    assert store.manifest.modalities == ("text", "query")
     assert store.manifest.normalized
     assert summary.texts == store.manifest.vectors < summary.utterances - summary.without_text
     assert len(said) == 1
@@ -121,7 +121,7 @@ def test_texts_and_images_with_a_multimodal_model(parquet: Path, clip: EncoderSe
     summary = embed([parquet / "train.rl.parquet"], tmp_path / "store", clip, say=said.append)
     store = EmbeddingStore.open(tmp_path / "store")
     assert said == []
-    assert store.manifest.modalities == ("text", "image")
+    assert store.manifest.modalities == ("text", "image", "query")
     assert store.manifest.vectors == summary.texts + summary.images
     encoder = SentenceEncoder(clip)
     root = parquet.parent
@@ -138,7 +138,7 @@ def test_equal_pictures_and_equal_texts_are_embedded_once(tmp_path: Path, clip: 
     Image.new("RGB", (40, 40), "blue").save(tmp_path / "c.png")
     write_mldr(tmp_path, [["hello", "hello <img>", "hello <img>", "bye <img>"]], images=["a.png", "b.png", "c.png"])
     summary = embed([tmp_path / "train.rl.parquet"], tmp_path / "store", clip)
-    assert (summary.utterances, summary.texts, summary.image_paths, summary.images) == (4, 2, 3, 2)
+    assert (summary.utterances, summary.texts, summary.image_paths, summary.images) == (4, 3, 3, 2)  # and the query
     store = EmbeddingStore.open(tmp_path / "store")
     assert store.row_of("img:a.png") == store.row_of("img:b.png") != store.row_of("img:c.png")
     assert store.row_of("utt:d0:0") == store.row_of("utt:d0:2") != store.row_of("utt:d0:3")
@@ -196,7 +196,7 @@ def test_a_killed_run_is_resumed_where_it_stopped(tmp_path: Path) -> None:
         embed([file], output, EncoderSettings(MINILM.model, device="cpu", normalize=False))
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
-    assert f"resumed: {kept * 1024} of 2600 items are there" in again.stdout
+    assert f"resumed: {kept * 1024} of 2601 items are there" in again.stdout
     assert not partial.exists()
     store, encoder = EmbeddingStore.open(output, verify=True), SentenceEncoder(MINILM)
     sample = [0, 1023, 1024, 2047, 2048, 2599]
@@ -223,7 +223,7 @@ def stop_after(items: int) -> Any:
 
 @pytest.fixture
 def interrupted(tmp_path: Path, clip: EncoderSettings) -> tuple[Path, Path, Path]:
-    """A file of 1,100 texts, the output, and the folder that a run left which was stopped after its first part."""
+    """A file of 1,100 texts and a query, the output, and the folder that a run left which was stopped after its first part."""
     texts = [f"line {number}" for number in range(1100)]
     file = write_mldr(tmp_path, [texts[start : start + 25] for start in range(0, 1100, 25)])
     output, partial = tmp_path / "store", tmp_path / ".store.partial"
@@ -242,7 +242,7 @@ def test_a_damaged_part_is_made_again(interrupted: Any, clip: EncoderSettings, s
     summary = embed([file], output, clip, say=said.append)
     assert said == [f"{partial / 'text-000000000.npy'}: is damaged, its 1024 items are embedded again"]
     assert summary.resumed_items == 0
-    assert EmbeddingStore.open(output, verify=True).manifest.vectors == 1100
+    assert EmbeddingStore.open(output, verify=True).manifest.vectors == 1101
     assert not partial.exists()
 
 
@@ -252,7 +252,7 @@ def test_parts_whose_record_is_lost_are_not_trusted(interrupted: Any, clip: Enco
     with pytest.raises(FFRError, match=r"an interrupted run of other data, .* or forget it with --restart"):
         embed([file], output, clip)
     assert embed([file], output, clip, restart=True).resumed_items == 0
-    assert len(EmbeddingStore.open(output, verify=True)) == 1100
+    assert len(EmbeddingStore.open(output, verify=True)) == 1101
 
 
 def test_a_run_that_was_stopped_before_its_first_part_binds_nothing(tmp_path: Path, clip: EncoderSettings) -> None:
@@ -343,7 +343,7 @@ def test_rows_of_one_dialogue_share_its_vectors(tmp_path: Path) -> None:
     table = pq.read_table(file)
     pq.write_table(pa.concat_tables([table, table]), file)
     summary = embed([file], tmp_path / "store", MINILM)
-    assert (summary.utterances, summary.texts) == (2, 2)
+    assert (summary.utterances, summary.texts) == (2, 3)
 
 
 def test_splits_that_number_their_dialogues_alike_share_a_store(tmp_path: Path) -> None:
