@@ -104,10 +104,9 @@ def ask(
             say(line)
 
     def finish() -> None:
-        """Say in how many dialogues nothing was found."""
+        """Say in how many dialogues nothing was found, of the last query."""
         for count in [*empty.values()][-1:]:
-            if count:
-                say(f"nothing found in {count:,} dialogue{'s' * (count != 1)}\n")
+            say(f"nothing found in {count:,} dialogue{'s' * (count != 1)}\n" if count else "")
 
     # On a terminal bar and answers share a console; else answers go to stdout alone.
     shown_on = console if console.is_terminal and not json_lines else beside

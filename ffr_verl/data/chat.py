@@ -41,6 +41,8 @@ class Chat:
                 would refuse.
         """
         name, source = find_source(self.source_format, self.path)
+        if source.has_prompts and self.settings.template is not None:
+            raise FFRError(f"--template: {name} rows bring their prompts; leave it out")
         checker = RowChecker(
             images_root=self.images_root,
             decode=False,

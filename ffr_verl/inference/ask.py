@@ -147,8 +147,7 @@ def ask(
     ends = list(itertools.accumulate(map(len, parts)))
     answers, found = Answers(count), list[Found]()
 
-    def progress(done: int, total: int) -> None:
-        on_rows(done, total)
+    def tell() -> None:
         while len(found) < len(rows):
             row, of_row, end = rows[len(found)], parts[len(found)], ends[len(found)]
             if not all(number in answers for number in range(end - len(of_row), end)):
@@ -158,12 +157,15 @@ def ask(
             found.append(_found(row, made, style))
             on_found(found[-1])
 
-    named = [f"{number:,} {name}" for number, name in ((len(queries), "queries"), (len(dialogues), "dialogues"))]
-    say(f"{' × '.join(named)}, {count:,} prompts; asking {settings.model}")
+    def progress(done: int, total: int) -> None:
+        on_rows(done, total)
+        tell()
+
+    say(f"prompts: {count:,}, for each query of each dialogue or its windows; asking {settings.model}")
     if isinstance(settings, EndpointSettings):
         failure = ask_endpoint(given, answers, settings, allow_errors=True, on_rows=progress)
         answers.append([(number, unanswered(failure)) for number in range(count) if number not in answers])
-        progress(count, count)
+        tell()
     else:
         generate_answers(given, answers, settings, first=len(parts[0]), on_rows=progress)
     if all(one.error for one in found):

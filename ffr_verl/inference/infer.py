@@ -27,7 +27,7 @@ from ffr_verl.inference.merge_windows import merge_windows, read_windows, united
 from ffr_verl.inference.rows import IMAGES_ROOT_OPTION, AskedRows
 from ffr_verl.predictions import ANSWERED, prediction_of, prediction_row, write_prediction
 
-__all__ = ["InferSummary", "infer", "merge_predictions", "windows_path"]
+__all__ = ["InferSummary", "count_reasons", "infer", "merge_predictions", "windows_path"]
 
 _NUMBER = re.compile(r"\d+")
 
@@ -119,7 +119,7 @@ def infer(
             else:
                 cut_off += record.get("is_cut_off", False)
                 without_logprobs += bool(record["response"]) and not record["logprobs"]
-        errors = _counted(reasons)
+        errors = count_reasons(reasons)
         if len(reasons) == count and not silent:
             raise FFRError(
                 f"no row has an answer, such as: {errors[0][0]}; change what is wrong, and start again with --restart"
@@ -149,7 +149,7 @@ def merge_predictions(
         made = merge_windows(answers, whole, name=str(predictions), style=style, refuse_second_answers=True)
         rows, malformed = _write(file, made, reasons)
     seconds = time.monotonic() - started
-    return InferSummary(rows, errors=_counted(reasons), malformed_windows=malformed, seconds=seconds)
+    return InferSummary(rows, errors=count_reasons(reasons), malformed_windows=malformed, seconds=seconds)
 
 
 def _check_merge(asked: AskedRows, whole: Sequence[Path]) -> None:
@@ -163,7 +163,7 @@ def _check_merge(asked: AskedRows, whole: Sequence[Path]) -> None:
         pass
 
 
-def _counted(reasons: Iterable[str]) -> tuple[tuple[str, int], ...]:
+def count_reasons(reasons: Iterable[str]) -> tuple[tuple[str, int], ...]:
     """How often each reason is there; those that differ in numbers only are one, told by the first of them."""
     first: dict[str, str] = {}
     counts: Counter[str] = Counter()

@@ -9,7 +9,6 @@ import hashlib
 import json
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from ffr_verl.errors import FFRError
 from ffr_verl.files import check_output, whole_or_nothing
 from ffr_verl.fragments import format_fragment
 from ffr_verl.inference.endpoint import EndpointSettings, ask_endpoint
+from ffr_verl.inference.infer import count_reasons
 from ffr_verl.inference.journal import AnswerJournal, journal_folder
 from ffr_verl.inference.labels import Labelled, LabelPrompts, read_labels
 
@@ -108,7 +108,7 @@ def label(
             done = len(labels)
             waiting = run.take(journal.records(), waiting, labels, reasons)
             accepted.append(len(labels) - done)
-        left_out = Counter([reason for at, reason in reasons.items() if at not in labels]).most_common()
+        left_out = count_reasons([reason for at, reason in reasons.items() if at not in labels])
         if not labels:
             raise FFRError(
                 f"{chat.path}: no answer of {server.model} was accepted, such as: {left_out[0][0]}; change --prompts, "
@@ -122,9 +122,7 @@ def label(
         shutil.rmtree(folder, ignore_errors=True)
     made = [bool(one.fragment.utterance_ids) for of_dialogue in labels.values() for one in of_dialogue]
     seconds = time.monotonic() - started
-    return LabelSummary(
-        run.count, tuple(accepted), tuple(left_out), sum(made), len(made) - sum(made), resumed, seconds
-    )
+    return LabelSummary(run.count, tuple(accepted), left_out, sum(made), len(made) - sum(made), resumed, seconds)
 
 
 def _remove_empty(folder: Path) -> None:
@@ -192,7 +190,8 @@ class _Run:
             try:
                 labels[number] = read_labels(record["response"], dialogue.dialogue, negatives=self._settings.negatives)
             except ValueError as error:
-                reasons[number] = str(error)
+                cut_off = " (cut off at --max-new-tokens)" if record.get("is_cut_off") else ""
+                reasons[number] = f"{error}{cut_off}"
                 told = self._prompts.of(dialogue.dialogue, {"reason": error})["again"]
                 said = {"role": "assistant", "content": record["response"].replace(IMAGE, "")}
                 again[number] = [*waiting[number], said, {"role": "user", "content": told.replace(IMAGE, "")}]

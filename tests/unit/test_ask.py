@@ -107,6 +107,18 @@ def test_many_queries_in_any_format(server: FakeServer, chat: Path, demo_set: Pa
     assert queries == {"one", "two", "three"}
 
 
+def test_an_export_of_80_turns_in_one_command(server: FakeServer, chat: Path) -> None:
+    export = {"name": "us", "type": "personal_chat", "id": 1, "messages": [
+        {"id": number, "type": "message", "date": "2024-05-01T10:00:00", "from": "Ann: A", "from_id": "1",
+         "text": f"turn {number}"} for number in range(80)]}  # fmt: skip
+    (chat.parent / "result.json").write_text(json.dumps(export))
+    server.reply = lambda body, _: answer([one for one in turns_of(body) if one % 39 == 0], [])
+    code, out, _ = run("--endpoint", server.url, chat.parent / "result.json", QUERY)
+    assert (code, len(server.bodies)) == (0, 3), "windows of 40 turns"
+    assert out.splitlines()[1:3] == ["us, of 80 turns: 3 turns, 0 pictures", "    0 Ann - A: turn 0"]
+    assert out.splitlines()[3:] == ["      …", "   39 Ann - A: turn 39", "      …", "   78 Ann - A: turn 78", ""]
+
+
 def test_what_is_no_answer_is_said_with_the_raw_text(server: FakeServer, chat: Path) -> None:
     def reply(body: dict[str, Any], _: int) -> Any:
         return completion("it is \x1b[5m in turn 3") if len(turns_of(body)) == 6 else answer([1, 9], [0])
