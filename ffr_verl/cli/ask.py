@@ -86,7 +86,7 @@ def ask(
     texts = None if template is None else PromptTemplate.read(template)
     root = shared.images_root_of_chat(chat, images_root)
     settings = shared.answering_settings(context, options, lambda: root)
-    stdout, beside = sys.stdout, Console(stderr=True)
+    stdout, beside = sys.stdout, Console(stderr=True, emoji=False)
     empty: dict[str, int] = {}
 
     def show(found: Found) -> None:

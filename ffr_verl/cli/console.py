@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ffr_verl.errors import FFRError, printable
 
-console = Console()
+console = Console(emoji=False)  # `:a:` in a name stays what it is
 
 SOURCE_FORMATS = (
     "Of the source: auto (told from its start), mldr, dialogue, telegram, slack, wechat, locomo, photochat, dialogcc, "

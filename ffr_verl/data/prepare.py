@@ -104,6 +104,8 @@ def prepare(
             raise FFRError(f"--split: found {split!r}; give a plain name such as train")
         if not root.is_dir():
             raise FFRError(f"--images-root: {images_root}: no such folder")
+        if not source.exists():
+            raise FFRError(f"{source}: no such file")
         name, form = find_source(source_format, source)
         for option, is_given in (("--language", language), ("--template", template), ("--captions", captions)):
             if is_given and form.has_prompts:

@@ -160,7 +160,7 @@ def served_model(settings: EndpointSettings) -> str:
     """The name of the model, of a server that has one.
 
     Raises:
-        FFRError: when the server does not say it, or has several.
+        FFRError: when the server cannot be reached, does not say it, or has several.
     """
 
     async def asked() -> Any:
@@ -169,7 +169,10 @@ def served_model(settings: EndpointSettings) -> str:
 
     try:
         names = [str(model["id"]) for model in asyncio.run(asked())["data"]]
-    except (LostReply, ValueError, RecursionError, KeyError, TypeError):  # whatever the server sends
+    except LostReply as error:
+        told = one_line(settings.redact(str(error)))
+        raise FFRError(f"--endpoint {settings.url}: cannot be reached ({told}); is the address right?") from None
+    except (ValueError, RecursionError, KeyError, TypeError):  # whatever the server sends
         names = []
     if len(names) != 1:
         some = ", ".join([one_line(settings.redact(name), longest=80) for name in names[:_SHOWN_MODELS]])

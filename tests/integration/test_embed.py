@@ -223,7 +223,7 @@ def stop_after(items: int) -> Any:
 
 @pytest.fixture
 def interrupted(tmp_path: Path, clip: EncoderSettings) -> tuple[Path, Path, Path]:
-    """A file of 1,100 texts and a query, the output, and the folder that a run left which was stopped after its first part."""
+    """A file of 1,100 texts and a query, the output, and what a run left that was stopped after its first part."""
     texts = [f"line {number}" for number in range(1100)]
     file = write_mldr(tmp_path, [texts[start : start + 25] for start in range(0, 1100, 25)])
     output, partial = tmp_path / "store", tmp_path / ".store.partial"

@@ -115,8 +115,8 @@ def test_an_export_of_80_turns_in_one_command(server: FakeServer, chat: Path) ->
     server.reply = lambda body, _: answer([one for one in turns_of(body) if one % 39 == 0], [])
     code, out, _ = run("--endpoint", server.url, chat.parent / "result.json", QUERY)
     assert (code, len(server.bodies)) == (0, 3), "windows of 40 turns"
-    assert out.splitlines()[1:3] == ["us, of 80 turns: 3 turns, 0 pictures", "    0 Ann - A: turn 0"]
-    assert out.splitlines()[3:] == ["      …", "   39 Ann - A: turn 39", "      …", "   78 Ann - A: turn 78", ""]
+    assert out.splitlines()[1:3] == ["us, of 80 turns: 3 turns, 0 pictures", "    0 Ann:A: turn 0"]
+    assert out.splitlines()[3:] == ["      …", "   39 Ann:A: turn 39", "      …", "   78 Ann:A: turn 78", ""]
 
 
 def test_what_is_no_answer_is_said_with_the_raw_text(server: FakeServer, chat: Path) -> None:

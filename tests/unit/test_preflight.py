@@ -78,7 +78,7 @@ def grpo(parquet: Path, model: Path, tmp_path: Path) -> dict[str, Any]:
 
 
 def check(config: dict[str, Any]) -> None:
-    preflight.find_problems(OmegaConf.create(config)).stop()
+    preflight.find_problems(OmegaConf.create(config), starts=True).stop()
 
 
 def put(config: dict[str, Any], key: str, value: Any) -> None:

@@ -94,7 +94,7 @@ class RecipeCallback(Callback):
 
     def on_job_start(self, config: Any, **_kwargs: Any) -> None:
         with _problems_end_the_process():
-            find_problems(config).stop()
+            find_problems(config, starts=True).stop()
             if "actor_rollout_ref" not in config:
                 _single_process_group_defaults()
         if self.platform == "cpu":
@@ -152,10 +152,10 @@ class Findings(NamedTuple):
             raise FFRError("\nffr-verl: error: ".join(self.problems))
 
 
-def find_problems(config: Any) -> Findings:
+def find_problems(config: Any, *, starts: bool = False) -> Findings:
     """Everything that would stop the run of a composed config, looked for before anything is started: our own keys,
     versions, data files with every image in them, model, embedding store, difficulty file, checkpoint to resume from,
-    disk, another run beside which this one would hang.
+    disk. Another run that is alive, beside which this one would hang, is a problem only where this one `starts` now.
     """
     problems: list[str] = []
     unchecked: list[str] = []
@@ -184,7 +184,10 @@ def find_problems(config: Any) -> Findings:
             attempt(_check_advantages, config, sampler, rewards)
         attempt(_check_vllm)
         attempt(_check_adapter, config)
-        attempt(check_no_other_run, select(config, "ray_kwargs.ray_init.address"))
+        try:
+            check_no_other_run(select(config, "ray_kwargs.ray_init.address"))
+        except FFRError as error:
+            (problems if starts else unchecked).append(str(error))
     if select(config, "data.custom_cls.path") not in _DATASETS:
         unchecked.append("the dataset is not ours: data files and images were not checked")
     else:
@@ -360,7 +363,13 @@ def _check_curriculum(config: Any, data_config: DataConfig, is_micro: bool) -> N
     files = _local_files(config, "data.train_files")
     batch, is_own = select(config, "data.train_batch_size"), curriculum.order not in ORDER_NAMES
     if is_own and curriculum.difficulty is None:
-        is_own = not needs_difficulty(curriculum.order)  # else the rows come in the order of the file, as the run says
+        is_own = not needs_difficulty(curriculum.order)
+        if not is_own:
+            logger.warning(
+                "data.ffr.curriculum.order=%s needs a difficulty file, so the rows come in the order of the file, and "
+                "it was not tried; give data.ffr.curriculum.difficulty",
+                curriculum.order,
+            )
     if not files or not (is_own or curriculum.difficulty is not None):
         return
     if curriculum.difficulty is not None:
