@@ -17,8 +17,8 @@ from ffr_verl.data.sources.json_rows import read_rows
 from ffr_verl.data.sources.raw_dialogues import RawDialogueError
 from ffr_verl.data.tokens import PromptTokens, estimated_tokens
 from ffr_verl.dialogues import parse_dialogue
-from ffr_verl.errors import FFRError, printable
-from ffr_verl.files import disk_errors
+from ffr_verl.errors import FFRError, printable, printable_lines
+from ffr_verl.files import disk_errors, refuse_special
 from ffr_verl.fragments import Fragment, parse_gold
 from ffr_verl.images import image_source, image_tokens, read_image_facts
 from ffr_verl.model_families import QWEN2_VL, ModelFamily
@@ -73,7 +73,7 @@ def _of_parquet(file: Path, number: int) -> _Row:
 
 def _shown(text: str) -> str:
     """A text of some lines that a terminal can take."""
-    return "\n".join([printable(line) for line in text.split("\n")])
+    return printable_lines(text)
 
 
 def _picture(image: Any, root: Path | None, family: ModelFamily) -> tuple[str, int]:
@@ -94,6 +94,7 @@ def render_row(file: Path, number: int, *, root: Path | None = None, tokenizer: 
     """A row of a parquet file, of MLDR rows or of raw dialogues (one for each query), to be printed by rich; an
     `FFRError` when there is no such file or row, or the row holds no dialogue. The images' folder is by default the
     one recorded in a parquet file."""
+    refuse_special(file)
     if not file.is_file():
         raise FFRError(f"{file}: no such file")
     with disk_errors(file, "give a file that can be read"), file.open("rb") as start:

@@ -53,9 +53,7 @@ class EndpointSettings:
     model: str
     images_root: Path  # resolved folder that image paths are relative to
     api_key_env: str | None = None  # `None` where the server wants no key
-    header_env: Mapping[str, str] = field(
-        default_factory=dict
-    )  # further headers: the variable that each is read from
+    header_env: Mapping[str, str] = field(default_factory=dict)  # further headers: the variable that each is read from
     max_new_tokens: int = 1024
     max_images: int = 8
     max_pixels: int = DEFAULT_MAX_PIXELS  # to which images are shrunk before they are sent, as the family has it
