@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["FFRError", "one_line", "printable"]
+__all__ = ["FFRError", "error_lines", "one_line", "printable", "printable_lines"]
 
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+# Control characters, halves of surrogate pairs, and what turns the direction of a line.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class FFRError(ValueError):
@@ -31,3 +32,19 @@ def printable(text: str) -> str:
     """A text that fits on a line of a terminal or a report: what would move the cursor, or cannot be encoded, is
     written as a code."""
     return _UNPRINTABLE.sub(lambda found: found.group().encode("unicode_escape", "surrogatepass").decode(), text)
+
+
+def error_lines(error: Exception | str) -> str:
+    """What a command writes to stderr before it exits with status 2: the message, which may have several lines, with
+    nothing in it that moves the cursor.
+
+    Example:
+        >>> error_lines("no\\x1b[31m.json: no such file")
+        'ffr-verl: error: no\\\\x1b[31m.json: no such file\\n'
+    """
+    return f"ffr-verl: error: {printable_lines(str(error))}\n"
+
+
+def printable_lines(text: str) -> str:
+    """`printable` for each line of a text."""
+    return "\n".join([printable(line) for line in text.split("\n")])

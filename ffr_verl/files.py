@@ -8,6 +8,7 @@ import fcntl
 import glob
 import os
 import platform
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import psutil
 
 from ffr_verl.errors import FFRError
 
-__all__ = ["check_output", "disk_errors", "whole_or_nothing"]
+__all__ = ["check_output", "disk_errors", "refuse_special", "whole_or_nothing"]
 
 
 @contextlib.contextmanager
@@ -27,6 +28,17 @@ def disk_errors(place: Path, mend: str = "give another --output") -> Iterator[No
         if error.errno == errno.ENOSPC:
             raise FFRError(f"{place}: the disk is full; free some space, or {mend}") from None
         raise FFRError(f"{place}: {error.strerror or error}; {mend}") from None
+
+
+def refuse_special(path: str | os.PathLike[str]) -> None:
+    """Refuse a pipe or a device, which a reader might wait for without end, by an `FFRError`; what is not there, or a
+    folder, is the reader's to say. `/dev/stdin` is fine where a file is put into it."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise FFRError(f"{os.fspath(path)}: a pipe or a device, which is not read; save it as a file first")
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ import msgspec
 
 from ffr_verl.dialogues import Dialogue, content_text, dialogue_message, extra_info
 from ffr_verl.errors import FFRError
+from ffr_verl.files import refuse_special
 from ffr_verl.fragments import parse_gold
 
 __all__ = [
@@ -398,6 +399,8 @@ def _parsed(line: bytes) -> dict[str, Any]:
         raise ValueError(f"{what} ({error.msg} at column {error.colno}); make the file again") from None
     except RecursionError:
         raise ValueError("not JSON (nested too deeply)") from None
+    except ValueError:  # Python reads no more than 4,300
+        raise ValueError("not JSON (a number of thousands of digits)") from None
     if not isinstance(row, dict):
         name = {list: "array", str: "str", bool: "bool", type(None): "null"}.get(type(row), "int")
         raise ValueError(f"found {_kind(name)}, expected an object: one prediction a line")
@@ -409,9 +412,8 @@ def _lines(
 ) -> Iterator[tuple[int, bytes]]:
     """The lines that are not blank with their numbers, from 1; those of a JSON list are made."""
     try:
+        refuse_special(path)
         with io.BufferedReader(io.FileIO(path), _BLOCK) as raw:
-            if not raw.seekable():
-                raise FFRError(f"{path}: a pipe; give a file, which can be read more than once")
             is_packed = raw.peek(2).startswith(b"\x1f\x8b")
             file: Any = gzip.GzipFile(fileobj=raw) if is_packed else raw
             start = file.peek(64)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import sys
 from typing import Annotated
 
@@ -26,7 +29,7 @@ from ffr_verl.cli import (
     score,
 )
 from ffr_verl.cli.recipe import app as recipe_app
-from ffr_verl.errors import FFRError
+from ffr_verl.errors import FFRError, error_lines
 
 __all__ = ["app", "main"]
 
@@ -78,12 +81,31 @@ for _command in (
 app.add_typer(recipe_app, name="recipe")
 
 
+def _usable_streams() -> None:
+    """A letter that the terminal's encoding lacks is written as a code. A closed stdout fails when something is
+    written to it, as a full one does, and no file that is opened takes its place."""
+    for number, name, mode in ((1, "stdout", os.O_RDONLY), (2, "stderr", os.O_WRONLY)):
+        stream = getattr(sys, name)
+        if stream is None:
+            os.dup2(os.open(os.devnull, mode), number)
+            setattr(sys, name, open(number, "w", errors="backslashreplace", closefd=False))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main() -> None:
     """Run the command; what a user can mend is one message on stderr and exit status 2."""
+    _usable_streams()
     try:
         app()
     except FFRError as error:
-        sys.stderr.write(f"ffr-verl: error: {error}\n")
+        sys.stderr.write(error_lines(error))
+        raise SystemExit(2) from None
+    except OSError as error:  # of the output: files have their names in the message
+        if error.filename is not None or error.errno not in (errno.EBADF, errno.EIO, errno.ENOSPC):
+            raise
+        sys.stderr.write(error_lines(f"the output cannot be written: {error.strerror}"))
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is left in the buffer
         raise SystemExit(2) from None
     except SystemExit as error:  # so Typer ends on Ctrl-C
         if error.code == 130:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from ffr_verl.errors import FFRError, printable
+from ffr_verl.errors import FFRError, printable, printable_lines
 
 console = Console(emoji=False)  # `:a:` in a name stays what it is
 
@@ -29,8 +29,8 @@ CoherenceMode = Literal["continuous", "published", "gold_anchored"]
 
 
 def say(text: str, *, style: str | None = None) -> None:
-    """A line as it stands."""
-    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+    """A line as it stands, with control characters as codes."""
+    console.print(printable_lines(text), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def warn(text: str) -> None:
@@ -40,7 +40,7 @@ def warn(text: str) -> None:
 
 def wrote(path: object) -> None:
     """Say that a file is there."""
-    say(printable(f"wrote {path}"))
+    say(f"wrote {printable(str(path))}")
 
 
 def show_formats(value: str) -> str:

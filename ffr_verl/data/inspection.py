@@ -18,8 +18,8 @@ from ffr_verl.data.sources.rows import RowSettings, rows_of_record
 from ffr_verl.data.sources.source import Notes
 from ffr_verl.data.tokens import PromptTokens, estimated_tokens
 from ffr_verl.dialogues import parse_dialogue
-from ffr_verl.errors import FFRError, printable
-from ffr_verl.files import disk_errors
+from ffr_verl.errors import FFRError, printable, printable_lines
+from ffr_verl.files import disk_errors, refuse_special
 from ffr_verl.fragments import Fragment, parse_gold
 from ffr_verl.images import image_source, image_tokens, read_image_facts
 from ffr_verl.model_families import ModelFamily, family_of_model
@@ -78,7 +78,7 @@ def _of_parquet(file: Path, number: int) -> _Row:
 
 def _shown(text: str) -> str:
     """A text of some lines that a terminal can take."""
-    return "\n".join([printable(line) for line in text.split("\n")])
+    return printable_lines(text)
 
 
 def _picture(image: Any, root: Path | None, family: ModelFamily) -> tuple[str, int]:
@@ -108,6 +108,7 @@ def render_row(
     predictions, whose answer is marked, to be printed by rich; an `FFRError` when there is no such file or row, or the
     row holds no dialogue. The images' folder is by default the one recorded in a parquet file, the model's family that
     of the tokenizer, then the recorded one."""
+    refuse_special(file)
     if not file.exists():
         raise FFRError(f"{file}: no such file")
     is_parquet = False

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ffr_verl.errors import FFRError
+from ffr_verl.files import refuse_special
 from ffr_verl.images import read_image_facts, resized, resolve_image
 from ffr_verl.model_families import FAMILIES, QWEN2_VL, UNKNOWN, ModelFamily
 from ffr_verl.settings import DataConfig
@@ -45,6 +46,7 @@ def as_list(files: Any) -> list[str]:
 
 def open_parquet(file: str | Path) -> pq.ParquetFile:
     """An open parquet file; an `FFRError` when it is missing or no parquet file."""
+    refuse_special(file)
     try:
         return pq.ParquetFile(pa.OSFile(os.fsencode(file)))  # a name that is no UTF-8 is fine here only
     except FileNotFoundError:

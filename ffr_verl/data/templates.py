@@ -11,7 +11,7 @@ import yaml
 
 from ffr_verl.dialogues import Dialogue, reserved_token
 from ffr_verl.errors import FFRError
-from ffr_verl.files import disk_errors
+from ffr_verl.files import disk_errors, refuse_special
 from ffr_verl.fragments import TAGS
 from ffr_verl.settings import refuse_unknown_keys
 
@@ -36,10 +36,11 @@ class PromptTemplate:
         """Read a YAML file with the keys `user` and, if wanted, `system`; an `FFRError` when it cannot be read, has
         other keys, or the places are not there."""
         mend = "give a YAML file with the keys system and user"
+        refuse_special(path)
         try:
             with disk_errors(path, mend):
                 values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, yaml.YAMLError) as error:
+        except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
             raise FFRError(f"{path}: {' '.join(str(error).split())}; {mend}") from None
         if not isinstance(values, dict) or not isinstance(values.get("user"), str):
             raise FFRError(f"{path}: no text under the key user; expected user: ... {{query}} ... {{dialogue}}")

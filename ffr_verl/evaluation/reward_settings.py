@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from ffr_verl.errors import FFRError
+from ffr_verl.files import refuse_special
 from ffr_verl.recipes import recipe_path
 from ffr_verl.rewards.ffr import RewardConfig
 
@@ -39,9 +40,10 @@ def read_reward_kwargs(path: Path) -> dict[str, Any]:
 
 
 def _kwargs_of(file: Path) -> dict[str, Any]:
+    refuse_special(file)
     try:
         found = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise FFRError(f"--reward-kwargs {file}: cannot be read ({' '.join(str(error).split())})") from None
     if not isinstance(found, Mapping):
         raise FFRError(f"--reward-kwargs {file}: found no mapping; give YAML such as length_penalty: 0.95")

@@ -156,10 +156,15 @@ class AnswerJournal(Answers):
                 self._sink.truncate(end)
                 break
             try:
-                row = json.loads(line)["row"]
+                record = json.loads(line)
+                row, response, logprobs = record["row"], record.get("response", ""), record.get("logprobs", [])
+                if type(row) is not int or not 0 <= row < self.rows:
+                    raise ValueError("no row of the data")
+                if not isinstance(response, str) or not all(isinstance(one, (int, float)) for one in logprobs):
+                    raise ValueError("no answer")
                 self.answered += row not in self
                 self._offsets[row] = end
-            except (ValueError, KeyError, TypeError, IndexError):
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise FFRError(
                     f"{self.folder / 'answers.jsonl'}: line {number} is damaged; start again with --restart"
                 ) from None

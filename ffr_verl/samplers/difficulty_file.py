@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from ffr_verl.data.parquet_files import rows_of_files
 from ffr_verl.errors import FFRError
-from ffr_verl.files import whole_or_nothing
+from ffr_verl.files import refuse_special, whole_or_nothing
 from ffr_verl.fragments import AnswerStyle, Fragment, parse_fragment, parse_gold, parse_leniently
 from ffr_verl.metrics import dispersion
 from ffr_verl.predictions import row_key
@@ -111,6 +111,7 @@ class DifficultyFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
+        refuse_special(self.path)
         try:
             names = pq.read_schema(self.path).names
             table = pq.read_table(self.path, columns=[name for name in (*_READ, *_HITS) if name in names])

@@ -119,7 +119,16 @@ def test_damage_in_the_middle_is_told(tmp_path: Path) -> None:
         journal.append([(row, {"response": "x"}) for row in range(3)])
     file = tmp_path / "a" / "answers.jsonl"
     lines = file.read_bytes().splitlines(keepends=True)
-    for damaged in (b"\0\0\0\n", b"[]\n", b'{"row": 9}\n'):
+    for damaged in (
+        b"\0\0\0\n",
+        b"[]\n",
+        b'{"row": 9}\n',
+        b'{"row": -1, "response": "x"}\n',
+        b'{"row": true, "response": "x"}\n',
+        b'{"row": 1, "response": null}\n',
+        b'{"row": 1, "logprobs": [null]}\n',
+        b"[" * 200_000 + b"\n",
+    ):
         file.write_bytes(lines[0] + damaged + lines[2])
         with pytest.raises(FFRError, match=r"answers\.jsonl: line 2 is damaged; start again with --restart"):
             AnswerJournal(tmp_path / "a", WORK, rows=3)

@@ -229,7 +229,7 @@ def test_a_key_that_stands_twice_is_an_error(folder: Path, text: str) -> None:
 
 def test_a_pipe_is_refused(folder: Path) -> None:
     os.mkfifo(folder / "pipe")
-    with pytest.raises(FFRError, match="pipe: a pipe or a device, which is not read; save the rows as a file first"):
+    with pytest.raises(FFRError, match="pipe: a pipe or a device, which is not read; save it as a file first"):
         prepare(folder / "pipe", images_root=folder, output=folder / "out", split="t")
 
 

@@ -101,6 +101,7 @@ BROKEN: Broken = {
     "two rows in a line": (json.dumps(ROW) * 2, r"line 2: not JSON \(Extra data at column \d+\)"),
     "a row over two lines": (json.dumps(ROW).replace(', "labels"', ',\n"labels"'), "line 2: cut off"),
     "nested deeply": ("[" * 100_000 + "]" * 100_000, r"line 2: not JSON \(nested too deeply\)"),
+    "a number without end": ('{"response": ' + "9" * 5000 + "}", r"line 2: not JSON \(a number of thousands of dig"),
     "NUL": (b"\0" * 300, "line 2: holds NUL bytes, as after an interrupted write"),
     "not UTF-8": (b'{"response": "\xff"}', "line 2: not UTF-8 at byte 14 of it; convert it"),
     "not UTF-8 in a field that is not needed": (

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from ffr_verl.errors import FFRError, printable
-from ffr_verl.files import disk_errors
+from ffr_verl.files import disk_errors, refuse_special
 
 _BLOCK = 2**20
 _LARGEST_ROW = 64 * 2**20
@@ -173,8 +173,7 @@ def _line_values(path: Path, file: BinaryIO) -> Iterator[Any]:
 def _opened(path: Path) -> BinaryIO:
     if path.is_dir() or not path.exists():
         raise FFRError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; {_WANTED}")
-    if not path.is_file():
-        raise FFRError(f"{path}: a pipe or a device, which is not read; save the rows as a file first")
+    refuse_special(path)
     return path.open("rb")
 
 

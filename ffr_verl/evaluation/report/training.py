@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ffr_verl.errors import FFRError
+from ffr_verl.files import refuse_special
 
 __all__ = ["TrainingCurves", "read_training"]
 
@@ -36,7 +37,9 @@ def read_training(folder: Path, *, say: Callable[[str], None] = lambda text: Non
     """
     if not folder.exists():
         raise FFRError(f"--training {folder}: no such folder; give the one that holds the run's metrics")
+    refuse_special(folder)
     found = [folder] if folder.is_file() else [*folder.rglob("*.jsonl"), *folder.rglob(_EVENTS)]
+    found = [path for path in found if path.is_file()]
     metrics: dict[str, dict[int, float]] = {}
     files = []
     for path in sorted(found, key=lambda path: (path.stat().st_mtime, path)):
@@ -63,13 +66,14 @@ def _json_lines(path: Path) -> Iterator[tuple[str, int, float]]:
         for line in lines:
             try:
                 entry: Any = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if not isinstance(entry, dict) or set(entry) != {"step", "data"} or not isinstance(entry["data"], dict):
                 return
             if type(entry["step"]) is int:
                 for name, value in entry["data"].items():
-                    if type(value) in (int, float):  # NaN was written as null
+                    # NaN was written as null; a number beyond a float is no metric.
+                    if type(value) is float or (type(value) is int and abs(value) < 2**63):
                         yield name, entry["step"], float(value)
 
 

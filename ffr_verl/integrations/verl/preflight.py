@@ -38,7 +38,7 @@ from ffr_verl.data.parquet_files import (
 )
 from ffr_verl.doors import parse_door
 from ffr_verl.embeddings.store import EmbeddingStore
-from ffr_verl.errors import FFRError
+from ffr_verl.errors import FFRError, error_lines
 from ffr_verl.fragments import TAGS, Fragment, parse_gold
 from ffr_verl.integrations.verl import SUPPORTED_VERL
 from ffr_verl.integrations.verl.checkpoint_folders import CONTENTS, Stage, check_resume
@@ -109,7 +109,7 @@ def _problems_end_the_process() -> Iterator[None]:
     try:
         yield
     except FFRError as error:
-        sys.stderr.write(f"ffr-verl: error: {error}\n")
+        sys.stderr.write(error_lines(error))
         sys.stderr.flush()
         raise SystemExit(2) from None
 
