@@ -17,7 +17,7 @@ from ffr_verl.data.sources import find_source
 from ffr_verl.data.sources.raw_dialogues import RawDialogueError, RawReader
 from ffr_verl.data.sources.source import DEFAULT_GAP_HOURS, Notes, ReadSettings, read_image_map
 from ffr_verl.errors import FFRError
-from ffr_verl.files import whole_or_nothing
+from ffr_verl.files import refuse_special, whole_or_nothing
 from ffr_verl.metrics import dispersion
 
 Layout = Literal["blocks", "interleaved", "mixed"]
@@ -174,6 +174,7 @@ def _read_short_dialogues(
     source: Path, query_fields: Sequence[str], source_format: str, read: ReadSettings, *, unlabelled: bool
 ) -> list[ShortDialogue]:
     found = []
+    refuse_special(source)
     name, form = find_source(source_format, source)
     if form.has_prompts:
         raise FFRError(

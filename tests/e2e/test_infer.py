@@ -215,7 +215,7 @@ def test_rows_that_are_too_long_for_the_server(server: str, folder: Path, sft_mo
 def test_what_a_real_server_refuses(server: str, folder: Path, tmp_path: Path) -> None:
     data, output = folder / "heldout.rl.parquet", tmp_path / "pred.jsonl"
     for options, message in (
-        ({"key": "FFR_BAD"}, "the server refuses the key (Error code: 401); look at the key in FFR_BAD"),
+        ({"key": "FFR_BAD"}, "the server refuses the key (401: Unauthorized); look at the key in FFR_BAD"),
         ({"model": "gpt"}, "404: The model `gpt` does not exist."),
         ({"server": server.removesuffix("/v1")}, "404; most addresses end in /v1"),
         ({"server": "http://127.0.0.1:9/v1"}, "cannot be reached"),

@@ -155,7 +155,7 @@ def test_files_are_written_before_the_tables(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(sys, "argv", ["ffr-verl", "evaluate", str(path), "--json", str(result)])
     full = Path("/dev/full").open("w", buffering=1)  # noqa: SIM115  # closing it fails too
     monkeypatch.setattr(sys, "stdout", full)
-    with pytest.raises(OSError, match="No space left on device"):
+    with pytest.raises(SystemExit, match="2"):
         main()
     with contextlib.suppress(OSError):
         full.close()

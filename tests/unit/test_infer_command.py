@@ -29,7 +29,7 @@ SERVER = ["--model", "m", "--endpoint", "http://127.0.0.1:9/v1"]
         (["--data", "DATA"], "give --model: a model folder or hub name, or with --endpoint a name"),
         (
             ["--data", "DATA", "--endpoint", "http://127.0.0.1:9/v1"],
-            "does not say which model it has; give --model NAME",
+            "cannot be reached .*; is the address right",
         ),
         (["--data", "DATA", "--model", "m", "--api-key-env", "KEY"], "--api-key-env goes with --endpoint URL"),
         (["--data", "DATA", "--model", "m", "--concurrency", "8"], "--concurrency goes with --endpoint URL"),
