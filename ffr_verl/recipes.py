@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
 from ffr_verl.errors import FFRError
 from ffr_verl.files import whole_or_nothing
 
-__all__ = ["copy_recipe", "recipe_names", "recipe_path", "trainer_of"]
+__all__ = ["Trainer", "copy_recipe", "recipe_names", "recipe_path", "trainer_of"]
 
-
+Trainer = Literal["main_ppo", "sft_trainer"]
 _FOLDER = Path(str(resources.files("ffr_verl.conf"))) / "recipe"
 
 
@@ -19,9 +20,9 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in _FOLDER.glob("[!_]*.yaml"))
 
 
-def trainer_of(name: str) -> str:
-    """The trainer of verl that a recipe is for."""
-    return "sft_trainer" if name.startswith("ffr_sft") else "main_ppo"
+def trainer_of(name: str) -> Trainer:
+    """The trainer of verl that a recipe is for, by its name: `sft` stands in those of stage 1, in copies too."""
+    return "sft_trainer" if "sft" in name else "main_ppo"
 
 
 def recipe_path(name: str) -> Path:

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from ffr_verl.cli import options as shared
-from ffr_verl.cli.console import WindowIds, clean_up_when_terminated, console, say, wrote
+from ffr_verl.cli.console import clean_up_when_terminated, console, say, wrote
 
 if TYPE_CHECKING:
     from ffr_verl.inference.ask import Found
@@ -34,13 +34,8 @@ def ask(
         Path | None, typer.Option(help="YAML with the instructions around the dialogue, as `prepare` had it.")
     ] = None,
     window: Annotated[int, typer.Option(min=1, help="Cut dialogues that have more turns, unite the answers.")] = 40,
-    stride: Annotated[
-        int | None, typer.Option(min=1, help="Turns from one window's start to the next; half a window by default.")
-    ] = None,
-    window_ids: Annotated[
-        WindowIds,
-        typer.Option(help="global: ids of the whole dialogue; published: images count from 0 in each window."),
-    ] = "global",
+    stride: shared.Stride = None,
+    window_ids: shared.GivenWindowIds = "global",
     answer_style: shared.WrittenStyle = "plain",
     max_new_tokens: shared.MaxNewTokens = 1024,
     max_images: shared.MaxImages = 8,
@@ -117,7 +112,7 @@ def ask(
             settings,
             window=windows,
             style=answer_style,
-            say=lambda text: beside.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True),
+            say=lambda text: say(text, style="yellow", to=beside),
             on_found=show,
             on_rows=progress.update,
         )

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ffr_verl.cli.console import SOURCE_FORMATS, Layout, clean_up_when_terminated, console, show_formats, wrote
+from ffr_verl.cli import options as shared
+from ffr_verl.cli.console import Layout, clean_up_when_terminated, console, wrote
 
 
 def build(
@@ -30,16 +31,9 @@ def build(
     keep_speakers: Annotated[
         bool, typer.Option("--keep-speakers", help="Keep the speakers' names; user1 and user2 by turns otherwise.")
     ] = False,
-    source_format: Annotated[
-        str, typer.Option("--format", metavar="NAME", callback=show_formats, is_eager=True, help=SOURCE_FORMATS)
-    ] = "auto",
-    gap_hours: Annotated[
-        float, typer.Option(min=0, help="Cut an exported chat where nobody wrote for so long; 0 leaves it whole.")
-    ] = 8.0,
-    image_map: Annotated[
-        Path | None,
-        typer.Option(help="JSON {address: file}, or lines of address, tab, file: pictures that rows name otherwise."),
-    ] = None,
+    source_format: shared.SourceFormat = "auto",
+    gap_hours: shared.GapHours = 8.0,
+    image_map: shared.ImageMap = None,
     unlabelled: Annotated[
         bool, typer.Option("--unlabelled", help="No queries, of short dialogues that have none.")
     ] = False,

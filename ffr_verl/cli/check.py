@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from ffr_verl.cli.console import console, warn
 from ffr_verl.errors import FFRError
-
-Trainer = Literal["main_ppo", "sft_trainer"]
+from ffr_verl.recipes import Trainer, trainer_of
 
 
 def recipe_of(overrides: Sequence[str]) -> str:
@@ -28,8 +27,7 @@ def recipe_of(overrides: Sequence[str]) -> str:
 
 def chosen_trainer(overrides: Sequence[str], trainer: Trainer | None) -> Trainer:
     """The trainer that a command line is for: the one given, else by the name of its recipe."""
-    recipe = recipe_of(overrides)
-    return trainer or ("sft_trainer" if "sft" in recipe else "main_ppo")
+    return trainer or trainer_of(recipe_of(overrides))
 
 
 def check(

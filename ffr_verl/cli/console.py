@@ -28,9 +28,9 @@ Layout = Literal["blocks", "interleaved", "mixed"]
 CoherenceMode = Literal["continuous", "published", "gold_anchored"]
 
 
-def say(text: str, *, style: str | None = None) -> None:
+def say(text: str, *, style: str | None = None, to: Console | None = None) -> None:
     """A line as it stands, with control characters as codes."""
-    console.print(printable_lines(text), style=style, markup=False, highlight=False, soft_wrap=True)
+    (to or console).print(printable_lines(text), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def warn(text: str) -> None:

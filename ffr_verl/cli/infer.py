@@ -10,7 +10,6 @@ from rich.table import Table
 
 from ffr_verl.cli import options as shared
 from ffr_verl.cli.console import (
-    WindowIds,
     clean_up_when_terminated,
     console,
     refuse_options,
@@ -48,13 +47,8 @@ def infer(
         int | None,
         typer.Option(min=1, help="Cut dialogues that have more turns, answer the windows, unite the answers."),
     ] = None,
-    stride: Annotated[
-        int | None, typer.Option(min=1, help="Turns from one window's start to the next; half a window by default.")
-    ] = None,
-    window_ids: Annotated[
-        WindowIds,
-        typer.Option(help="global: ids of the whole dialogue; published: images count from 0 in each window."),
-    ] = "global",
+    stride: shared.Stride = None,
+    window_ids: shared.GivenWindowIds = "global",
     merge: Annotated[
         list[Path] | None,
         typer.Option(

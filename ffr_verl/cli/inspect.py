@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ffr_verl.cli.console import SOURCE_FORMATS, console, show_formats
+from ffr_verl.cli import options as shared
+from ffr_verl.cli.console import console
 
 
 def inspect(
@@ -18,9 +19,7 @@ def inspect(
     images_root: Annotated[
         Path | None, typer.Option(help="Folder of the images; by default the one recorded in a parquet file.")
     ] = None,
-    source_format: Annotated[
-        str, typer.Option("--format", metavar="NAME", callback=show_formats, is_eager=True, help=SOURCE_FORMATS)
-    ] = "auto",
+    source_format: shared.SourceFormat = "auto",
     tokenizer: Annotated[
         str | None, typer.Option(help="The model's folder, tokenizer.json or hub name, to count prompt tokens.")
     ] = None,

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from ffr_verl.cli.console import SOURCE_FORMATS, AnswerStyle, PredictionFormat, refuse_options, show_formats
+from ffr_verl.cli.console import (
+    SOURCE_FORMATS,
+    AnswerStyle,
+    PredictionFormat,
+    WindowIds,
+    refuse_options,
+    show_formats,
+)
 from ffr_verl.errors import FFRError
 
 if TYPE_CHECKING:
@@ -43,6 +50,14 @@ ImageMap = Annotated[
 ]
 ChatImagesRoot = Annotated[
     Path | None, typer.Option(help="Folder that image paths are relative to; by default that of the dialogues.")
+]
+
+# Of dialogues that are cut.
+Stride = Annotated[
+    int | None, typer.Option(min=1, help="Turns from one window's start to the next; half a window by default.")
+]
+GivenWindowIds = Annotated[
+    WindowIds, typer.Option(help="global: ids of the whole dialogue; published: images count from 0 in each window.")
 ]
 
 # Of a model that answers.

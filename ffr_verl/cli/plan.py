@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ffr_verl.cli.check import Trainer, chosen_trainer
+from ffr_verl.cli.check import chosen_trainer
 from ffr_verl.cli.console import console, warn
 from ffr_verl.errors import FFRError
+from ffr_verl.recipes import Trainer
 
 if TYPE_CHECKING:
     from ffr_verl.integrations.verl.memory import MemoryPlan, Run

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from ffr_verl.cli import options as shared
-from ffr_verl.cli.console import Language, WindowIds, clean_up_when_terminated, console, wrote
+from ffr_verl.cli.console import Language, WindowIds, clean_up_when_terminated, console, warn, wrote
 from ffr_verl.errors import FFRError
 
 
@@ -60,9 +60,7 @@ def prepare(
         int, typer.Option(min=1, help="Most tokens of a prompt; data.max_prompt_length of a run. Needs --tokenizer.")
     ] = 14_512,
     window: Annotated[int | None, typer.Option(min=1, help="Cut dialogues that have more turns into windows.")] = None,
-    stride: Annotated[
-        int | None, typer.Option(min=1, help="Turns from one window's start to the next; half a window by default.")
-    ] = None,
+    stride: shared.Stride = None,
     window_ids: Annotated[
         WindowIds | None,
         typer.Option(
@@ -144,7 +142,7 @@ def prepare(
             console.print(f"{title}:\n{problems}", style="yellow", highlight=False, soft_wrap=True, markup=False)
     if summary.left_out:
         told = "; ".join([f"{what}: {count:,}" for what, count in summary.left_out.items()])
-        console.print(f"in no row: {told}", style="yellow", highlight=False, soft_wrap=True, markup=False)
+        warn(f"in no row: {told}")
     table = Table("", title=f"{split}: {summary.source_format} rows, {summary.seconds:.1f} s")
     for name in ("mean", "p95"):
         table.add_column(name, justify="right")

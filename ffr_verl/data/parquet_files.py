@@ -134,11 +134,14 @@ def check_columns(files: Sequence[str], kind: Kind, *, unlabelled: bool = False)
 
 
 def _check_labelled(file: str | Path) -> None:
-    first = 0
+    first, kind = 0, read_schema(file).field("reward_model").type
+    if not pa.types.is_struct(kind) or kind.get_field_index("ground_truth") < 0:
+        raise FFRError(
+            f"{file}: column reward_model: found {kind}, expected objects with ground_truth, the gold answer"
+        )
     with open_parquet(file) as parquet:
         for batch in parquet.iter_batches(batch_size=8192, columns=["reward_model.ground_truth"]):
-            rewards = batch.column("reward_model")
-            golds = rewards.field("ground_truth") if rewards.type.get_field_index("ground_truth") >= 0 else rewards
+            golds = batch.column("reward_model").field("ground_truth")
             if golds.null_count:
                 number = first + golds.is_null().index(True).as_py()
                 raise FFRError(

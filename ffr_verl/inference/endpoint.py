@@ -164,7 +164,7 @@ def served_model(settings: EndpointSettings) -> str:
     """
 
     async def asked() -> Any:
-        async with Server(settings.url, settings.headers(), timeout=30.0) as server:
+        async with Server(settings.url, settings.headers(), timeout=settings.timeout) as server:
             return json.loads((await server.get("models")).content)
 
     try:

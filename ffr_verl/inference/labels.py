@@ -66,8 +66,11 @@ class LabelPrompts:
         """The texts in the dialogue's language, or in the one that there is, with values in their places."""
         language = detect_language(" ".join([utterance.text for utterance in dialogue.utterances]))
         texts = self.texts.get(language) or next(iter(self.texts.values()))
-        filled = lambda text: _PLACE.sub(lambda place: str(values.get(place[1], place[0])), text).strip()  # noqa: E731
-        return {key: filled(text) for key, text in texts.items()}
+
+        def value_of(place: re.Match[str]) -> str:
+            return str(values.get(place[1], place[0]))
+
+        return {key: _PLACE.sub(value_of, text).strip() for key, text in texts.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,7 +18,15 @@ from ffr_verl.fragments import AnswerStyle, Fragment
 from ffr_verl.rewards.reading import RowDialogue, read_answer, read_gold
 from ffr_verl.rewards.settings import CoherenceMode, check_settings
 
-__all__ = ["CoherenceMode", "CoherenceScorer", "VectorSource", "coherence_reward", "open_scorer", "scorer_of"]
+__all__ = [
+    "CoherenceMode",
+    "CoherenceScorer",
+    "VectorSource",
+    "coherence_reward",
+    "open_scorer",
+    "scorer_of",
+    "utterance_prefix",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +47,16 @@ class VectorSource(Protocol):
         """The vector of a key, or `None`."""
 
 
+def utterance_prefix(row: RowDialogue, row_of: Callable[[str], Any]) -> str:
+    """What the keys of a dialogue's utterances begin with: those of its own split, where the source holds such (an
+    earlier split has used the id for another dialogue). `row_of` gives `None` for a key that it has never heard of."""
+    if row.split and row.utterance_ids:
+        of_split = utterance_key(split_dialogue_id(row.split, row.dialogue_id), "")
+        if row_of(f"{of_split}{row.utterance_ids[0]}") is not None:
+            return of_split
+    return utterance_key(row.dialogue_id, "")
+
+
 class _Dialogue:
     """What answers have needed of a dialogue: vectors with their lengths, `None` where there is none, and cosines."""
 
@@ -50,11 +68,7 @@ class _Dialogue:
         self._vectors: dict[Element, tuple[Any, float] | None] = {}
         # A store tells "known to have no vector" from "never heard of".
         self._row_of = getattr(source, "row_of", source.get)
-        self._prefix = utterance_key(row.dialogue_id, "")
-        if row.split and row.utterance_ids:
-            of_split = utterance_key(split_dialogue_id(row.split, row.dialogue_id), "")
-            if self._row_of(f"{of_split}{row.utterance_ids[0]}") is not None:
-                self._prefix = of_split
+        self._prefix = utterance_prefix(row, self._row_of)
 
     @property
     def size(self) -> int:

@@ -57,11 +57,6 @@ class Component:
     def needs_dialogue(self) -> bool:
         return "extra_info" in self.takes
 
-    @property
-    def needs_store(self) -> bool:
-        """Whether it reads the store of `reward_kwargs.embeddings`."""
-        return "store" in self.takes
-
     def value(
         self, completion: Completion, solution: str, extra_info: Any, *, style: AnswerStyle, embeddings: str | None
     ) -> float:
@@ -165,26 +160,21 @@ def components_of(given: Any, weights: Iterable[str], *, embeddings: str | None,
             raise FFRError(f"{place}: there is a metric of this name already; choose another")
         if not _METRIC.fullmatch(name):
             raise FFRError(f"{place}: found {name!r}, expected letters, digits and _: it names the metrics too")
-        loaded = component(name, one, where=place)
-        if loaded.needs_store and embeddings is None:
-            raise FFRError(
-                f"{place}: {loaded.door} needs an embedding store: give {where}.embeddings, the folder that "
-                "`ffr-verl embed` made"
-            )
-        found.append(loaded)
+        found.append(component(name, one, has_store=embeddings is not None, where=place))
     return tuple(found)
 
 
-def component(name: str, given: Any, *, where: str) -> Component:
+def component(name: str, given: Any, *, has_store: bool, where: str) -> Component:
     """Load a component.
 
     Args:
         name: of it; also of its entry point where `given` names no function.
         given: a door, a function, or a mapping of either as `function` and settings; `None` for the entry point.
+        has_store: whether there is an embedding store to give it.
         where: it stands, for messages.
 
     Raises:
-        FFRError: when it cannot be loaded, or takes other arguments.
+        FFRError: when it cannot be loaded, takes other arguments, or needs a store that is not there.
     """
     settings = dict(plain(given, where)) if isinstance(given, Mapping) else {"function": given}
     chosen = settings.pop("function", None)
@@ -197,7 +187,7 @@ def component(name: str, given: Any, *, where: str) -> Component:
         raise FFRError(
             f"{where}: found {chosen!r}, expected pkg://module:name, path/to/file.py:name or an entry point"
         )
-    return Component(name, door, function, settings, _checked(function, settings, where, door))
+    return Component(name, door, function, settings, _checked(function, settings, has_store, where, door))
 
 
 def _loaded(door: Door, where: str) -> Callable[..., Any]:
@@ -207,7 +197,9 @@ def _loaded(door: Door, where: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def _checked(function: Callable[..., Any], settings: Mapping[str, Any], where: str, door: str) -> frozenset[str]:
+def _checked(
+    function: Callable[..., Any], settings: Mapping[str, Any], has_store: bool, where: str, door: str
+) -> frozenset[str]:
     """What the function takes of what is offered."""
     expected = "expected f(completion, solution, *, ...) -> float, see docs/rewards.md"
     if inspect.iscoroutinefunction(function) or inspect.isclass(function):
@@ -225,8 +217,13 @@ def _checked(function: Callable[..., Any], settings: Mapping[str, Any], where: s
     names = [one.name for one in by_name]
     if not any(one.kind is one.VAR_KEYWORD for one in parameters):
         refuse_unknown_keys(settings, allowed=names, where=where)
-    takes = frozenset(_OFFERED).intersection(names) - settings.keys()
+    takes = frozenset([one for one in _OFFERED if one != "store" or has_store]).intersection(names) - settings.keys()
     for one in by_name:
+        if one.name == "store" and one.default is one.empty and not has_store and one.name not in settings:
+            raise FFRError(
+                f"{where}: {door} needs an embedding store: give {where.partition('.components.')[0]}.embeddings, the "
+                "folder that `ffr-verl embed` made"
+            )
         if one.default is one.empty and one.name not in settings and one.name not in takes:
             raise FFRError(
                 f"{where}: {door} needs {one.name}, which is not given: {{function: {door}, {one.name}: ...}}"

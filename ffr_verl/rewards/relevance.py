@@ -13,17 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ffr_verl.embeddings.store import (
-    EmbeddingStore,
-    image_key,
-    open_store,
-    query_key,
-    split_dialogue_id,
-    utterance_key,
-)
+from ffr_verl.embeddings.store import EmbeddingStore, image_key, open_store, query_key
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import AnswerStyle, Fragment
-from ffr_verl.rewards.coherence import VectorSource
+from ffr_verl.rewards.coherence import VectorSource, utterance_prefix
 from ffr_verl.rewards.reading import RowDialogue, read_answer, read_gold
 
 __all__ = ["check_queries", "relevance_reward"]
@@ -64,8 +57,8 @@ def relevance_reward(
         style: of the completion, see `parse_fragment`.
 
     Raises:
-        FFRError: when `extra_info` lacks a field, the row has no query, or the store no vector for it: one of before
-            0.1.0 holds no queries.
+        FFRError: when `extra_info` lacks a field, the row has no query, or the store no vector for it, as one that
+            was made before queries were stored.
 
     Source: ours.
 
@@ -136,11 +129,7 @@ def _query_vector(source: VectorSource, info: Mapping[str, Any]) -> np.ndarray:
 
 def _measured(source: VectorSource, row: RowDialogue, query: np.ndarray) -> _Nearness:
     row_of = getattr(source, "row_of", source.get)  # which tells "has no vector" from "never heard of"
-    prefix = utterance_key(row.dialogue_id, "")
-    if row.split and row.utterance_ids:
-        of_split = utterance_key(split_dialogue_id(row.split, row.dialogue_id), "")
-        if row_of(f"{of_split}{row.utterance_ids[0]}") is not None:
-            prefix = of_split
+    prefix = utterance_prefix(row, row_of)
     utterances = {one: f"{prefix}{one}" for one in row.utterance_ids}
     images = {one: image_key(path) for one, path in zip(row.image_ids, row.images, strict=True)}
     found = _cosines(source, utterances, query), _cosines(source, images, query)

@@ -36,6 +36,8 @@ from ffr_verl.errors import FFRError
 from ffr_verl.settings import DataConfig
 
 Row = dict[str, Any]
+pytestmark = pytest.mark.filterwarnings("ignore:Image size .* exceeds limit")  # pictures too large on purpose
+
 ANSWER = "<|utt_ids_start|>[{}]<|utt_ids_end|>;<|img_ids_start|>[{}]<|img_ids_end|>"
 PROMPT = (
     "<|query_start|>the cat<|query_end|>\nGive the ids.\n"

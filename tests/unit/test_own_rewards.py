@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from doc_examples import written_example
 from fake_server import completion, fake_server
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 from ffr_verl import Fragment, format_fragment
 from ffr_verl.cli import app
 from ffr_verl.data.parquet_files import row_of_file
+from ffr_verl.embeddings import write_store
 from ffr_verl.errors import FFRError
 from ffr_verl.evaluation import BootstrapSettings, compare, count_records, evaluate, evaluate_file
 from ffr_verl.rewards import RewardConfig, batch, compute_score
@@ -51,6 +53,14 @@ def test_settings_that_change_in_place_count(brevity: dict[str, Any]) -> None:
     before = compute_score("", GOLD, GOLD, **brevity)
     brevity["components"]["brevity"]["most"] = 1
     assert compute_score("", GOLD, GOLD, **brevity)["brevity"] < before["brevity"]
+
+
+def test_a_store_that_it_can_do_without(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def mine(completion, solution, *, store=None): return float(store is not None)")
+    kwargs: dict[str, Any] = {"components": {"mine": f"{tmp_path}/mine.py:mine"}}
+    assert compute_score("", GOLD, GOLD, INFO, **kwargs)["mine"] == 0.0
+    write_store(tmp_path / "store", [("utt:d:0", np.ones(2))], model="toy")
+    assert compute_score("", GOLD, GOLD, INFO, embeddings=str(tmp_path / "store"), **kwargs)["mine"] == 1.0
 
 
 def test_a_package_too() -> None:

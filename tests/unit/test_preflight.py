@@ -147,6 +147,8 @@ def test_another_run_is_named_with_what_to_do(grpo: dict[str, Any], monkeypatch:
             FFRError, match=r"another GRPO run is alive .*\(pid \d+, since 20.*\); .*wait for its end, or"
         ):
             check(grpo)
+        found = preflight.find_problems(OmegaConf.create(grpo))
+        assert (len(found.problems), len(found.unchecked)) == (0, 1), "of a run that does not start now"
         put(grpo, "ray_kwargs.ray_init.address", "10.0.0.1:6379")
         check(grpo)
     finally:
@@ -609,6 +611,19 @@ def test_orders_of_ones_own_are_rehearsed(grpo: dict[str, Any], tmp_path: Path) 
     put(grpo, "data.ffr.curriculum.order", f"{file}:Backward")
     with pytest.raises(FFRError, match=r"curriculum\.order: .*there is no Backward in it; did you mean 'Backwards'"):
         check(grpo)
+
+
+def test_an_order_that_is_not_tried_is_said(
+    grpo: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without the difficulty file that it wants the rows come in the order of the file."""
+    file = tmp_path / "parts.py"
+    file.write_text(f"{PARTS.format(expression='0', place='0')}    needs_difficulty = True\n")
+    put(grpo, "data.ffr.curriculum", {"order": f"{file}:Backwards"})
+    check(grpo)
+    (message,) = caplog.messages
+    assert "Backwards needs a difficulty file" in message
+    assert "it was not tried; give data.ffr.curriculum.difficulty" in message
 
 
 def test_paths_are_made_absolute_once(grpo: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

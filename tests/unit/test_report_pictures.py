@@ -12,6 +12,8 @@ from PIL import Image
 
 from ffr_verl.evaluation.report.pictures import Thumbnail, make_pictures, make_thumbnail
 
+pytestmark = pytest.mark.filterwarnings("ignore:Image size .* exceeds limit")  # a picture too large on purpose
+
 
 def decoded(thumbnail: Thumbnail) -> Image.Image:
     kind, _, content = thumbnail.src.partition(";base64,")

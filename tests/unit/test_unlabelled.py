@@ -203,3 +203,18 @@ def test_queries_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "q.txt").write_text("\n")
     with pytest.raises(FFRError, match=r"--query-file .*: no query in it; give one a line"):
         read_queries(tmp_path / "q.txt")
+
+
+@pytest.mark.parametrize("gold", ["x", {"style": "rule"}, None])
+def test_golds_of_another_kind_of_file_are_named(tmp_path: Path, gold: Any) -> None:
+    row = {"prompt": "x", "images": None, "reward_model": gold, "extra_info": "x", "data_source": "x"}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.rl.parquet")
+    with pytest.raises(FFRError, match=r"column reward_model: found .*, expected objects with ground_truth"):
+        check_columns([str(tmp_path / "a.rl.parquet")], "rl")
+
+
+def test_a_file_that_is_not_there_is_said_before_its_options(tmp_path: Path) -> None:
+    with pytest.raises(FFRError, match=r"none\.json: no such file"):
+        prepare(
+            tmp_path / "none.json", images_root=tmp_path, output=tmp_path, split="t", unlabelled=True, queries=["q"]
+        )

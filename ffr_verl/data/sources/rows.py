@@ -128,7 +128,8 @@ def read_queries(path: Path, *, option: str = "--query-file") -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise FFRError(f"{option} {path}: {error}; give a UTF-8 text with one query a line") from None
+        said = error.strerror if isinstance(error, OSError) else error
+        raise FFRError(f"{option} {path}: {said}; give a UTF-8 text with one query a line") from None
     found = [line.strip() for line in lines if line.strip()]
     if not found:
         raise FFRError(f"{option} {path}: no query in it; give one a line")
