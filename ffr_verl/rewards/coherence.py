@@ -98,15 +98,14 @@ class _Dialogue:
         keys += [self._key((one,)) for one in dict.fromkeys(fragment.image_ids)]
         return [key for key in keys if key is not None and self._row_of(key) is None]
 
-    def _has_vector(self, element: Element) -> bool:
-        """Whether an utterance or an image has a vector; it is looked up when an answer first names it."""
-        if element not in self._vectors:
-            key = self._key(element)
-            vector = None if key is None else self._source.get(key)
-            if vector is None and key is not None and self._row_of(key) is None:
-                self.missing.add(key)
-            self._vectors[element] = None if vector is None else self._measured(element, vector)
-        return self._vectors[element] is not None
+    def _look_up(self, element: Element) -> tuple[Any, float] | None:
+        """The vector of an utterance or an image and its length, from the source; `None` where there is none."""
+        key = self._key(element)
+        vector = None if key is None else self._source.get(key)
+        if vector is None and key is not None and self._row_of(key) is None:
+            self.missing.add(key)
+        found = self._vectors[element] = None if vector is None else self._measured(element, vector)
+        return found
 
     def _measured(self, element: Element, vector: Any) -> tuple[Any, float]:
         """A vector and its length. `FFRError` for what is no vector of finite numbers."""
@@ -125,9 +124,17 @@ class _Dialogue:
 
     def sequence(self, predicted: Fragment, mode: CoherenceMode) -> list[Element]:
         """What is compared: by utterance id, the utterance if it was predicted, then its predicted images."""
-        row = self.row
-        utterances = [one for one in set(predicted.utterance_ids) if self._has_vector(one)]
-        images = [one for one in sorted(set(predicted.image_ids)) if self._has_vector((one,))]
+        row, vectors, look_up = self.row, self._vectors, self._look_up
+        utterances = [
+            one
+            for one in set(predicted.utterance_ids)
+            if (vectors[one] if one in vectors else look_up(one)) is not None
+        ]
+        images = [
+            one
+            for one in sorted(set(predicted.image_ids))
+            if (vectors[one,] if (one,) in vectors else look_up((one,))) is not None
+        ]
         if mode == "published" and not (utterances and images):
             return []
         elements: dict[int, Any] = {2 * one: one for one in utterances}  # its images come behind an utterance
