@@ -8,7 +8,9 @@ can the code be.
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import inspect
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import pytest
 import torch
 import verl
 from omegaconf import OmegaConf
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from verl import DataProto
 from verl.trainer.ppo.core_algos import get_adv_estimator_fn
@@ -31,6 +34,7 @@ from ffr_verl.integrations.verl.cpu_platform import PlatformCPU
 from ffr_verl.integrations.verl.live_runs import FIRST_JOB
 
 VERL = Path(verl.__file__).parent
+V1 = VERL / "trainer" / "ppo" / "v1"
 
 
 def parameters(function: Any) -> list[str]:
@@ -433,3 +437,50 @@ def test_weights_travel_through_a_socket_named_by_the_job_id_and_the_first_job_i
     )
     assert re.search(r"^class vLLMHttpServer\b", (folder / "vllm_async_server.py").read_text(), re.M)
     assert re.search(r"^class TaskRunner", (VERL / "trainer" / "main_ppo.py").read_text(), re.M)
+
+
+def test_whole_weights_cannot_be_handed_to_vllm_on_a_cpu() -> None:
+    """The reason for the guard of full fine-tuning there: what vLLM's loader keeps of a bucket is a view of it."""
+    file = VERL / "workers" / "rollout" / "vllm_rollout" / "bucketed_weight_transfer.py"
+    spec = importlib.util.spec_from_file_location("bucketed_weight_transfer", file)  # its package asks for vLLM
+    assert spec is not None
+    assert spec.loader is not None
+    transfer = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(transfer)
+    name = f"ffr-contract-{os.getpid()}"
+    sender = transfer.create_shared_memory(64, name)
+    try:
+        bucket, received = transfer.rebuild_shared_memory(name, 64)
+        kept = bucket[:8]  # `BucketedWeightReceiver` hands out such slices, and closes the memory after the last
+        del bucket
+        with pytest.raises(BufferError, match="cannot close exported pointers exist"):
+            received.close()
+        del kept
+        received.close()
+    finally:
+        sender.close()
+        sender.unlink()
+    source = (VERL / "workers" / "rollout" / "vllm_rollout" / "utils.py").read_text()
+    assert "lora_weights.update((name, tensor.clone()) for name, tensor in weights)" in source, "an adapter is cloned"
+
+
+def test_a_separate_rollout_is_sent_the_base_weights_of_an_adapter() -> None:
+    """The reason for the guard of separate_async: weights are asked for as if the rollout lacked the base."""
+    from verl.utils.fsdp_utils import collect_lora_params
+    from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
+    from verl.workers.engine_workers import ActorRolloutRefWorker
+
+    sync = inspect.getsource(ActorRolloutRefWorker.update_weights)
+    assert "per_tensor_param, _ = self.actor.engine.get_per_tensor_param()\n" in sync
+    asked = inspect.signature(FSDPEngineWithLMHead.get_per_tensor_param).parameters["base_sync_done"]
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["0"]))
+    sent = collect_lora_params(module=adapted, layered_summon=False, base_sync_done=asked.default)
+    assert sorted(sent) == ["0.bias", "0.weight"], "no part of the adapter"
+    assert 'checkpoint_engine.backend != "naive"' in (V1 / "trainer_separate_async.py").read_text()
+
+
+def test_an_engine_that_does_not_divide_the_devices_is_no_early_error() -> None:
+    """The reason for the guard of parallel sizes: verl deals out by whole division."""
+    source = (VERL / "workers" / "rollout" / "llm_server.py").read_text()
+    assert "num_replicas = world_size // rollout_world_size" in source

@@ -88,18 +88,55 @@ def put(config: dict[str, Any], key: str, value: Any) -> None:
     config[last] = value
 
 
-def test_an_adapter_on_one_device_wants_fsdp2(grpo: dict[str, Any]) -> None:
-    put(grpo, "trainer", {**grpo["trainer"], "n_gpus_per_node": 1, "nnodes": 1})
-    put(grpo, "actor_rollout_ref.actor", {"strategy": "fsdp2"})
-    put(grpo, "actor_rollout_ref.model.lora_rank", 8)
-    check(grpo)
-    put(grpo, "actor_rollout_ref.actor.strategy", "fsdp")
-    with pytest.raises(
-        FFRError, match=r"strategy=fsdp: on one device .* give actor_rollout_ref\.actor\.strategy=fsdp2"
-    ):
+@pytest.mark.parametrize(
+    ("trainer", "rollout", "message"),
+    [
+        ({"n_gpus_per_node": 1}, {}, None),
+        ({"n_gpus_per_node": 1, "strategy": "fsdp"}, {}, r"strategy=fsdp: on one device .* give .*strategy=fsdp2"),
+        ({"n_gpus_per_node": 8, "strategy": "fsdp"}, {}, None),
+        ({"v1.trainer_mode": "separate_async"}, {}, r"separate_async: .*the base weights only.* give .*merge=true"),
+        ({"v1.trainer_mode": "separate_async", "merge": True}, {}, None),
+        ({"v1.trainer_mode": "separate_async", "lora_rank": 0}, {}, None),
+        ({"device": "cpu"}, {}, None),
+        ({"device": "cpu", "lora_rank": 0}, {}, r"lora_rank=0: on a CPU verl cannot hand vLLM whole weights"),
+        ({"device": "cpu", "merge": True}, {}, r"lora_rank=8: on a CPU .* give .*lora_rank=8 .*lora\.merge=false"),
+        ({"n_gpus_per_node": 8}, {"tensor_model_parallel_size": 4}, None),
+        (
+            {"n_gpus_per_node": 8, "nnodes": 2},
+            {"tensor_model_parallel_size": 4, "pipeline_model_parallel_size": 4},
+            None,
+        ),
+        ({"n_gpus_per_node": 8}, {"tensor_model_parallel_size": 3}, r"=3 .*an engine takes 3 devices.* into 1 x 8 "),
+        ({"n_gpus_per_node": 2}, {"tensor_model_parallel_size": 4}, r"=4 .*an engine takes 4 devices.* into 1 x 2 "),
+        ({"n_gpus_per_node": 3, "nnodes": 2}, {"data_parallel_size": 2}, r"takes 2 devices.* into 2 x 3 "),
+        ({"n_gpus_per_node": 8}, {"tensor_model_parallel_size": 8}, r"size=8: the model has 12 attention heads"),
+    ],
+)
+def test_devices_engines_and_the_way_of_the_weights(
+    grpo: dict[str, Any], model: Path, trainer: dict[str, Any], rollout: dict[str, Any], message: str | None
+) -> None:
+    strategy, merge = trainer.pop("strategy", "fsdp2"), trainer.pop("merge", False)
+    grpo["actor_rollout_ref"] |= {"actor": {"strategy": strategy}, "rollout": rollout}
+    grpo["actor_rollout_ref"]["model"] |= {"lora_rank": trainer.pop("lora_rank", 8), "lora": {"merge": merge}}
+    (model / "config.json").write_text(json.dumps({"model_type": "qwen2_vl", "num_attention_heads": 12}))
+    for key, value in trainer.items():
+        put(grpo, f"trainer.{key}", value)
+    if message is None:
         check(grpo)
-    put(grpo, "trainer.n_gpus_per_node", 8)
-    check(grpo)
+        return
+    with pytest.raises(FFRError, match=message):
+        check(grpo)
+
+
+@pytest.mark.parametrize(
+    ("address", "left"), [("local", {"num_cpus": 8, "num_gpus": 1}), ("127.0.0.1:6379", {"num_cpus": None})]
+)
+def test_a_run_that_joins_a_ray_cluster_asks_for_no_slots(address: str, left: dict[str, Any]) -> None:
+    """Ray refuses them there, and a `*_cpu` recipe gives them."""
+    given = {"num_cpus": 8, **({"num_gpus": 1} if "num_gpus" in left else {})}
+    config = OmegaConf.create({"ray_kwargs": {"ray_init": {"address": address, **given}}})
+    preflight.RecipeCallback().on_run_start(config)
+    assert config.ray_kwargs.ray_init == {"address": address, **left}
 
 
 def process(arguments: Sequence[str], **environment: str) -> subprocess.Popen[bytes]:
@@ -407,6 +444,10 @@ def test_missing_packages(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == module else actual(name))
     change(grpo)
     with pytest.raises(FFRError, match=message):
+        check(grpo)
+    if module == "flash_attn":  # transformers has its own attention on Ascend
+        there = {module: None, "torch_npu": actual("json")}
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: there[name] if name in there else actual(name))
         check(grpo)
 
 

@@ -10,6 +10,7 @@ import importlib.metadata
 import importlib.util
 import json
 import logging
+import math
 import os
 import shutil
 import socket
@@ -42,7 +43,7 @@ from ffr_verl.errors import FFRError, error_lines
 from ffr_verl.fragments import TAGS, Fragment, parse_gold
 from ffr_verl.integrations.verl import SUPPORTED_VERL
 from ffr_verl.integrations.verl.checkpoint_folders import CONTENTS, Stage, check_resume
-from ffr_verl.integrations.verl.live_runs import check_no_other_run
+from ffr_verl.integrations.verl.live_runs import check_no_other_run, starts_a_local_ray
 from ffr_verl.integrations.verl.training_rows import TrainingRows
 from ffr_verl.model_families import ModelFamily, family_of_model, has_chat_template, looks_local
 from ffr_verl.rewards import CoherenceScorer, RewardConfig
@@ -88,9 +89,13 @@ class RecipeCallback(Callback):
         self.platform = platform
 
     def on_run_start(self, config: Any, **_kwargs: Any) -> None:
-        """Relative paths of rewards and orders of one's own become absolute: workers have other folders."""
+        """Relative paths of rewards and orders of one's own become absolute: workers have other folders. The slots
+        that a recipe asks of a local Ray are left out where the run joins a cluster, which has its own."""
         with _problems_end_the_process():
             resolve_doors(config)
+            ray_init = select(config, "ray_kwargs.ray_init")
+            if ray_init is not None and not starts_a_local_ray(ray_init.get("address")):
+                ray_init.update({name: None for name in ("num_cpus", "num_gpus") if name in ray_init})
 
     def on_job_start(self, config: Any, **_kwargs: Any) -> None:
         with _problems_end_the_process():
@@ -183,7 +188,8 @@ def find_problems(config: Any, *, starts: bool = False) -> Findings:
         if len(problems) == before:
             attempt(_check_advantages, config, sampler, rewards)
         attempt(_check_vllm)
-        attempt(_check_adapter, config)
+        attempt(_check_weight_sync, config)
+        attempt(_check_parallel_sizes, config)
         try:
             check_no_other_run(select(config, "ray_kwargs.ray_init.address"))
         except FFRError as error:
@@ -223,17 +229,57 @@ def compose_run(trainer: str, overrides: Sequence[str], *, config_dir: Path | No
         raise FFRError(" ".join(str(error).split())) from None
 
 
-def _check_adapter(config: Any) -> None:
-    """FSDP1 does not shard on one device (NO_SHARD), and verl 0.9.1 finds no adapter in it: seen on an H100."""
-    node = "actor_rollout_ref"
+def _check_weight_sync(config: Any) -> None:
+    """That the policy's weights reach the rollout; the contract tests show each fault on this verl.
+
+    Of separate_async verl's issue 7495 tells the same; a change for it (7496) was open in August 2026.
+    """
+    node, mode = "actor_rollout_ref", "trainer.v1.trainer_mode"
     devices = (select(config, "trainer.n_gpus_per_node") or 0) * (select(config, "trainer.nnodes") or 1)
-    has_adapter = select(config, f"{node}.model.lora_rank") and not select(config, f"{node}.model.lora.merge")
+    lora_rank = select(config, f"{node}.model.lora_rank")
+    has_adapter = lora_rank and not select(config, f"{node}.model.lora.merge")
+    # FSDP1 does not shard on one device (NO_SHARD), and verl 0.9.1 finds no adapter in it: seen on an H100.
     if devices == 1 and has_adapter and select(config, f"{node}.actor.strategy") == "fsdp":
         raise FFRError(
             f"{node}.actor.strategy=fsdp: on one device verl hands vLLM an empty LoRA adapter, which ends the run; "
             f"give {node}.actor.strategy=fsdp2 {node}.actor.fsdp_config.strategy=fsdp2 "
             f"{node}.ref.fsdp_config.strategy=fsdp2"
         )
+    if has_adapter and select(config, mode) == "separate_async":
+        raise FFRError(
+            f"{mode}=separate_async: verl sends the rollout the base weights only, so it would answer with the "
+            f"initial policy for ever; give {node}.model.lora.merge=true, or {mode}=colocate_async"
+        )
+    if lora_rank is not None and not has_adapter and select(config, "trainer.device") == "cpu":
+        raise FFRError(
+            f"{node}.model.lora_rank={lora_rank}: on a CPU verl cannot hand vLLM whole weights, and the run would "
+            f"hang; give {node}.model.lora_rank=8 {node}.model.lora.merge=false"
+        )
+
+
+def _check_parallel_sizes(config: Any) -> None:
+    """That the devices, and the model's heads, can be dealt out to the engines of the rollout."""
+    node = "actor_rollout_ref.rollout"
+    per_node, nodes = select(config, "trainer.n_gpus_per_node"), select(config, "trainer.nnodes") or 1
+    names = ("tensor_model_parallel_size", "data_parallel_size", "pipeline_model_parallel_size")
+    sizes = [select(config, f"{node}.{name}") or 1 for name in names]
+    engine, given = (
+        math.prod(sizes),
+        " ".join(f"{node}.{name}={size}" for name, size in zip(names, sizes, strict=True)),
+    )
+    if per_node and ((per_node * nodes) % engine or (engine < per_node and per_node % engine)):
+        raise FFRError(
+            f"{given}: an engine takes {engine} devices, which do not go into {nodes} x {per_node} "
+            "(trainer.nnodes x trainer.n_gpus_per_node) without a rest"
+        )
+    config_file = Path(str(select(config, "actor_rollout_ref.model.path"))).expanduser() / "config.json"
+    if sizes[0] > 1 and config_file.is_file():
+        model = json.loads(config_file.read_text(encoding="utf-8"))
+        heads = model.get("text_config", model).get("num_attention_heads")
+        if heads and heads % sizes[0]:
+            raise FFRError(
+                f"{node}.{names[0]}={sizes[0]}: the model has {heads} attention heads, which vLLM deals out evenly"
+            )
 
 
 def _check_vllm() -> None:
@@ -474,6 +520,8 @@ def _check_model(config: Any, node: str) -> None:
         select(config, f"{node}.use_remove_padding")
         and select(config, f"{node}.override_config.attn_implementation") in (None, "flash_attention_2")
         and importlib.util.find_spec("flash_attn") is None
+        # On Ascend transformers has attention of torch_npu's for it; on ROCm it asks for flash_attn as on CUDA.
+        and importlib.util.find_spec("torch_npu") is None
     ):
         raise FFRError(
             f"{node}.use_remove_padding is on and flash_attn is not installed: pip install flash-attn==2.8.3 "
