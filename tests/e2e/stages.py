@@ -2,22 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import sys
-from collections import defaultdict
-from collections.abc import Sequence
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
+import numpy as np
+import psutil
 import pyarrow.parquet as pq
+import pytest
 
 from ffr_verl.demo.processes import run_logged
+from ffr_verl.integrations.verl.training_rows import TrainingRows
+from ffr_verl.samplers import CurriculumConfig, CurriculumSampler
+from ffr_verl.settings import OnlineConfig
 
-__all__ = ["SFT_STEPS", "Stage", "answers_by_row", "run_stage"]
+__all__ = [
+    "ONLINE_ANSWERS",
+    "ONLINE_BATCH",
+    "ONLINE_SEED",
+    "ONLINE_STEPS",
+    "SFT_STEPS",
+    "Stage",
+    "answers_by_row",
+    "check_steps",
+    "latest",
+    "online_sampler",
+    "run_stage",
+    "stop_when",
+]
 
 SFT_STEPS = 60
+# Of the runs that are stopped and resumed: `online_arguments`.
+ONLINE_STEPS, ONLINE_BATCH, ONLINE_ANSWERS, ONLINE_SEED = 4, 8, 4, 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +58,9 @@ class Stage:
         return [float(entry["data"][key]) for entry in self.metrics if key in entry["data"]]
 
 
-def run_stage(name: str, folder: Path, arguments: Sequence[str], *, seconds: float) -> Stage:
+def run_stage(
+    name: str, folder: Path, arguments: Sequence[str], *, seconds: float, environment: Mapping[str, str] | None = None
+) -> Stage:
     """Run a trainer as a command; its environment says nothing of a platform: the recipe does."""
     metrics, log = folder / f"{name}.jsonl", folder / f"{name}.log"
     for variable in ("VERL_PLATFORM", "VERL_ENGINE_DEVICE", "RANK", "WORLD_SIZE", "MASTER_PORT"):
@@ -54,6 +81,7 @@ def run_stage(name: str, folder: Path, arguments: Sequence[str], *, seconds: flo
             "TENSORBOARD_DIR": str(folder / f"{name}.tensorboard"),
             "HF_HUB_OFFLINE": "1",
             "RAY_DEDUP_LOGS": "0",
+            **(environment or {}),
         },
         cwd=folder,
     )
@@ -69,3 +97,59 @@ def answers_by_row(file: Path, data: Path) -> dict[int, list[dict[str, Any]]]:
         answer = json.loads(line)
         found[next(row for row, prompt in enumerate(prompts) if prompt in answer["input"])].append(answer)
     return dict(found)
+
+
+def online_sampler(data: Path, difficulty: Path) -> CurriculumSampler:
+    """The curriculum of `online_arguments` without a run."""
+    config = CurriculumConfig(
+        order="online", seed=ONLINE_SEED, difficulty=str(difficulty), online=OnlineConfig(metric="reward")
+    )
+    rows = TrainingRows.of(datasets.Dataset.from_parquet(str(data)), config, [str(data)])
+    return CurriculumSampler(rows.difficulty, config)
+
+
+def check_steps(
+    stage: Stage, sampler: CurriculumSampler, rollouts: Path, data: Path, *, logged_from: int = 1
+) -> set[int]:
+    """Each step's rows, and its curves of curriculum and reward, are those of a run of the sampler alone, which is
+    told the rewards that the real run wrote down; returns the rows. The log of a resumed run begins with a later step.
+    """
+    rows = set[int]()
+    for step in range(1, ONLINE_STEPS + 1):
+        drawn = [sampler.row_at((step - 1) * ONLINE_BATCH + place) for place in range(ONLINE_BATCH)]
+        found = answers_by_row(rollouts / f"{step}.jsonl", data)
+        wanted = {row: ONLINE_ANSWERS * count for row, count in Counter(drawn).items()}
+        assert {row: len(group) for row, group in found.items()} == wanted, f"rows of step {step}"
+        rows |= set(drawn)
+        metrics = sampler.update({row: float(np.std([one["score"] for one in group])) for row, group in found.items()})
+        metrics["ffr/reward/score/mean"] = float(np.mean([one["score"] for group in found.values() for one in group]))
+        if step >= logged_from:
+            logged = next(
+                entry["data"] for entry in stage.metrics if entry["step"] == step and "actor/loss" in entry["data"]
+            )
+            assert {name: logged[name] for name in metrics} == pytest.approx(metrics, abs=1e-5)
+    return rows
+
+
+def stop_when(condition: Callable[[], bool], signal_number: int) -> threading.Event:
+    """Signal every process that this one starts, as soon as the condition holds; the event tells that it was done."""
+    done = threading.Event()
+
+    def watch() -> None:
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline:
+            if condition():
+                for process in psutil.Process().children(recursive=True):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.send_signal(signal_number)
+                done.set()
+                return
+            time.sleep(0.002)
+
+    threading.Thread(target=watch, daemon=True).start()
+    return done
+
+
+def latest(checkpoints: Path) -> str:
+    file = checkpoints / "latest_checkpointed_iteration.txt"
+    return file.read_text() if file.is_file() else ""

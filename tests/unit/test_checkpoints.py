@@ -77,6 +77,15 @@ def test_a_tracker_of_a_folder_that_is_gone_is_refused(tmp_path: Path) -> None:
         check_resume(tmp_path, "grpo")
 
 
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_another_number_of_ranks_is_refused(tmp_path: Path, stage: Stage) -> None:
+    """verl looks for a file of a rank that is not there, in each worker."""
+    write_step(tmp_path, 8, stage)
+    assert check_resume(tmp_path, stage, ranks=2) == 8
+    with pytest.raises(FFRError, match=r"global_step_8: written by 2 ranks, and this run has 4; .*`ffr-verl merge`"):
+        check_resume(tmp_path, stage, ranks=4)
+
+
 def test_shards_of_other_nodes_may_lie_on_their_disks(tmp_path: Path) -> None:
     step = write_step(tmp_path, 8, "grpo", world=4)
     for path in [*step.rglob("*_rank_2.pt"), *step.rglob("*_rank_3.pt")]:

@@ -403,6 +403,19 @@ def test_a_checkpoint_that_was_cut_short(grpo: dict[str, Any], tmp_path: Path) -
         check(grpo)
 
 
+def test_a_checkpoint_of_another_number_of_ranks(grpo: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    for name in ("data.pt", *[f"actor/{kind}_world_size_2_rank_0.pt" for kind in ("model", "optim", "extra_state")]):
+        (folder / "global_step_3" / name).parent.mkdir(parents=True, exist_ok=True)
+        np.savez((folder / "global_step_3" / name).open("wb"))  # an archive
+    (folder / "latest_checkpointed_iteration.txt").write_text("3")
+    grpo["trainer"] |= {"default_local_dir": str(folder), "resume_mode": "auto", "nnodes": 2, "n_gpus_per_node": 1}
+    check(grpo)
+    put(grpo, "trainer.n_gpus_per_node", 2)
+    with pytest.raises(FFRError, match=r"global_step_3: written by 2 ranks, and this run has 4"):
+        check(grpo)
+
+
 def test_an_sft_file_for_grpo(grpo: dict[str, Any], parquet: Path) -> None:
     put(grpo, "data.train_files", str(parquet / "train.sft.parquet"))
     with pytest.raises(FFRError, match=r"train\.sft\.parquet: no column prompt"):

@@ -44,7 +44,7 @@ def missing_in_step(
     """
     model = folder / "actor" if stage == "grpo" else folder
     data = [folder / "data.pt"] if stage == "grpo" else sorted(folder.glob("data_*.pt")) or [folder / "data_0.pt"]
-    shards = [match for path in model.glob("*.pt") if (match := SHARD.fullmatch(path.name))]
+    shards = _shards(model)
     world = max([int(match.group(2)) for match in shards], default=1)
     ranks = range(world) if all_ranks else sorted({int(match.group(3)) for match in shards} or {0})
     for kind in [kind for name, kind in CONTENTS.items() if name in contents]:
@@ -53,13 +53,23 @@ def missing_in_step(
     return [str(path.relative_to(folder)) for path in data if not (path.is_file() and zipfile.is_zipfile(path))]
 
 
-def check_resume(
-    folder: Path, stage: Stage, *, contents: Collection[str] = tuple(CONTENTS), all_ranks: bool = True
-) -> int | None:
-    """The step that a run with `trainer.resume_mode=auto` resumes from; `None` where it begins.
+def _shards(model: Path) -> list[re.Match[str]]:
+    """The shards' names, taken apart."""
+    return [match for path in sorted(model.glob("*.pt")) if (match := SHARD.fullmatch(path.name))]
 
-    An `FFRError` when the newest checkpoint of `folder` (`trainer.default_local_dir`) is not whole; the message names
-    the newest one that is. The other arguments are those of `missing_in_step`.
+
+def check_resume(
+    folder: Path,
+    stage: Stage,
+    *,
+    contents: Collection[str] = tuple(CONTENTS),
+    all_ranks: bool = True,
+    ranks: int | None = None,
+) -> int | None:
+    """The step that a run of so many `ranks` with `trainer.resume_mode=auto` resumes from; `None` where it begins.
+
+    An `FFRError` when the newest checkpoint of `folder` (`trainer.default_local_dir`) is not whole, with the newest
+    one that is, or was written by another number of ranks. The other arguments are those of `missing_in_step`.
     """
     tracker = folder / "latest_checkpointed_iteration.txt"
     if not tracker.is_file():
@@ -78,6 +88,13 @@ def check_resume(
         elif missing := missing_in(step):
             found = f"{step}: the checkpoint was cut short: {', '.join(missing[:3])} missing or incomplete"
         else:
+            written = {int(shard.group(2)) for shard in _shards(step / "actor" if stage == "grpo" else step)}
+            if ranks is not None and written and ranks not in written:
+                raise FFRError(
+                    f"{step}: written by {max(written)} ranks, and this run has {ranks}; verl resumes with as many "
+                    f"only: give {max(written)} (trainer.nnodes x trainer.n_gpus_per_node, or torchrun's), or another "
+                    "trainer.default_local_dir and, as the model's path, what `ffr-verl merge` makes of it"
+                )
             return int(text)
     for number, step in steps_of(folder):
         if not missing_in(step):

@@ -209,7 +209,7 @@ def find_problems(config: Any, *, starts: bool = False) -> Findings:
     attempt(_check_model, config, "actor_rollout_ref.model" if is_grpo else "model")
     if rewards is not None:
         attempt(_check_answer_tags, config)
-    attempt(_check_folder, config, "grpo" if is_grpo else "sft")
+    attempt(_check_folder, config, "grpo" if is_grpo else "sft", starts)
     return Findings(tuple(problems), tuple(unchecked))
 
 
@@ -577,7 +577,7 @@ def _check_model(config: Any, node: str) -> None:
         )
 
 
-def _check_folder(config: Any, stage: Stage) -> None:
+def _check_folder(config: Any, stage: Stage, starts: bool) -> None:
     """That the disk takes a checkpoint, and that the one to resume from is whole."""
     folder = select(config, "trainer.default_local_dir")
     if not isinstance(folder, str) or "://" in folder:
@@ -593,7 +593,11 @@ def _check_folder(config: Any, stage: Stage) -> None:
         return
     node = "actor_rollout_ref.actor.checkpoint" if stage == "grpo" else "checkpoint"
     contents = select(config, f"{node}.load_contents") or tuple(CONTENTS)
-    one_node = select(config, "trainer.nnodes") in (None, 1)
-    step = check_resume(Path(folder).expanduser(), stage, contents=contents, all_ranks=one_node)
+    nodes, per_node = (select(config, f"trainer.{name}") for name in ("nnodes", "n_gpus_per_node"))
+    if stage == "grpo":
+        ranks = nodes * per_node if nodes and per_node else None
+    else:  # torchrun says it, and without torchrun there is one
+        ranks = int(os.environ.get("WORLD_SIZE", 1)) if starts else None
+    step = check_resume(Path(folder).expanduser(), stage, contents=contents, all_ranks=nodes in (None, 1), ranks=ranks)
     if step is not None:
         logger.info("the run resumes from step %d in %s", step, folder)
