@@ -59,7 +59,13 @@ class Stage:
 
 
 def run_stage(
-    name: str, folder: Path, arguments: Sequence[str], *, seconds: float, environment: Mapping[str, str] | None = None
+    name: str,
+    folder: Path,
+    arguments: Sequence[str],
+    *,
+    seconds: float,
+    launcher: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
 ) -> Stage:
     """Run a trainer as a command; its environment says nothing of a platform: the recipe does."""
     metrics, log = folder / f"{name}.jsonl", folder / f"{name}.log"
@@ -67,6 +73,7 @@ def run_stage(
         os.environ.pop(variable, None)
     run_logged(
         [
+            *launcher,
             sys.executable,
             "-m",
             *arguments,
