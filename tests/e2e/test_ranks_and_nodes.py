@@ -115,9 +115,10 @@ def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
         port = probe.getsockname()[1]
     token = tmp_path / "token"
     token.write_text(secrets.token_hex(32))
+    # Not in tmp_path: the path of a socket may have 107 characters.
     with tempfile.TemporaryDirectory(
         prefix="ffr-", ignore_cleanup_errors=True
-    ) as folder:  # paths of sockets are short
+    ) as folder:
         yield {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
