@@ -7,6 +7,7 @@ import contextlib
 import copy
 import gzip
 import io
+import itertools
 import json
 import lzma
 import os
@@ -354,6 +355,7 @@ def test_a_broken_row(
         (lzma.compress(b"[]"), r"rows\.json: an xz file; unpack it first"),
         (b"\x28\xb5\x2f\xfd" + bytes(60), r"rows\.json: a zstd file; unpack it first"),
     ],
+    ids=itertools.count(),  # gzip writes the time
 )
 def test_a_broken_file(
     folder: Path,
