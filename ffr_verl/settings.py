@@ -205,6 +205,8 @@ class SamplerConfig(Settings, frozen=True):
 
     node: ClassVar[str] = "trainer.v1.sampler.sampler_kwargs"
     poll_interval: Annotated[float, Meta(gt=0)] = 2.0  # seconds between two looks at the rollouts
+    # So many seconds without another answer, or from a step's answers to its end, end the run; `None` for no limit.
+    stall_timeout: Annotated[float, Meta(gt=0)] | None = 3600.0
     # Groups whose metric (`reward`, or a key of `compute_score`) hardly differs are evicted, and others generated: its
     # standard deviation is at most `min_std`. verl's own filter knows 0 only, which a continuous reward never hits.
     filter_groups: bool = False

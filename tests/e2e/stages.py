@@ -138,8 +138,9 @@ def check_steps(
     return rows
 
 
-def stop_when(condition: Callable[[], bool], signal_number: int) -> threading.Event:
-    """Signal every process that this one starts, as soon as the condition holds; the event tells that it was done."""
+def stop_when(condition: Callable[[], bool], signal_number: int, *, named: str = "") -> threading.Event:
+    """Signal every process that this one has started, of a title with `named` in it, as soon as the condition holds;
+    the event tells that it was done."""
     done = threading.Event()
 
     def watch() -> None:
@@ -148,8 +149,9 @@ def stop_when(condition: Callable[[], bool], signal_number: int) -> threading.Ev
             if condition():
                 for process in psutil.Process().children(recursive=True):
                     with contextlib.suppress(psutil.NoSuchProcess):
-                        process.send_signal(signal_number)
-                done.set()
+                        if named in "".join(process.cmdline()[:1]):
+                            process.send_signal(signal_number)
+                            done.set()
                 return
             time.sleep(0.002)
 

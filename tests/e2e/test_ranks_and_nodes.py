@@ -116,9 +116,7 @@ def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
     token = tmp_path / "token"
     token.write_text(secrets.token_hex(32))
     # Not in tmp_path: the path of a socket may have 107 characters.
-    with tempfile.TemporaryDirectory(
-        prefix="ffr-", ignore_cleanup_errors=True
-    ) as folder:
+    with tempfile.TemporaryDirectory(prefix="ffr-", ignore_cleanup_errors=True) as folder:
         yield {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),

@@ -8,6 +8,8 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -177,6 +179,30 @@ def test_a_reward_that_must_be_mended_ends_the_run(clear: None, partition: str, 
     rollouts(2)
     with pytest.raises(FFRError, match=r"^reward brevity \(mine\.py:brevity\): raised$"):
         buffer.sample(global_steps=1, partition_id=partition, batch_size=2)
+
+
+def test_answers_that_do_not_come_end_the_run(clear: None) -> None:
+    """verl's own buffer waits for ever."""
+    rollouts = Rollouts([VARIED])
+    buffer = buffer_for(rollouts, stall_timeout=0.3)
+    rollouts(1)
+    with pytest.raises(FFRError, match=r"^no answer has been finished for 0 s: .*resumes from the newest checkpoint"):
+        buffer.sample(global_steps=1, partition_id="train", batch_size=2)
+
+
+@pytest.mark.parametrize(
+    ("call", "status", "message"),
+    [
+        ("time.sleep(60)", 1, "no step has ended 1 s after its answers were there (update, weight sync, checkpoint)"),
+        ("watch.waits_for(1); time.sleep(1.5)", 0, ""),
+    ],
+)
+def test_a_step_that_does_not_end_ends_the_process(call: str, status: int, message: str) -> None:
+    code = "import time\nfrom ffr_verl.integrations.verl.stalls import StallWatch\n"
+    code += f"watch = StallWatch(1.0)\nwatch.left()\n{call}\n"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=False)
+    assert run.returncode == status, run.stderr
+    assert message in run.stderr
 
 
 @pytest.mark.parametrize("credit", ["answer", "id", "components"])

@@ -177,7 +177,10 @@ def test_replay_buffer_members_that_ours_reads_and_overrides() -> None:
         max_off_policy_strategy="drop",
         sampler_kwargs=None,
     )
-    for name in ("partitions", "finished_keys", "_dapo_classification_cache"):
+    assert parameters(buffer._wait_for_next_poll) == ["self", "partition_id", "last_debug_time"]
+    assert "self._wait_for_next_poll(" in inspect.getsource(buffer.sample)
+    groups = ("pending_keys", "running_keys", "finished_keys", "failure_keys")
+    for name in ("partitions", *groups, "_dapo_classification_cache"):
         assert isinstance(getattr(built, name), defaultdict)
 
 

@@ -20,6 +20,7 @@ from verl.trainer.ppo.v1.replay_buffer import FILTER_GROUPS_REWARD_METRIC, Repla
 
 from ffr_verl.errors import FFRError
 from ffr_verl.integrations.verl.advantages import publish
+from ffr_verl.integrations.verl.stalls import StallWatch
 from ffr_verl.integrations.verl.validation import ValidationTotals, note_result
 from ffr_verl.samplers.advantages import AdvantageConfig, IdCredit, ScoredAnswer, advantages_of
 from ffr_verl.samplers.reward_metrics import REWARD_ERROR, has_spread, reward_metrics, strata_metrics
@@ -37,7 +38,10 @@ class _FFRSampling:
     """What both buffers add to verl's; mixed in before verl's class."""
 
     partitions: dict[str, dict[str, dict[str, Any]]]
+    pending_keys: dict[str, set[str]]
+    running_keys: dict[str, set[str]]
     finished_keys: dict[str, set[str]]
+    failure_keys: dict[str, set[str]]
     filter_groups_metric: str | None
     train_batch_size: int | None
     _dapo_classification_cache: dict[str, dict[str, float | None]]
@@ -59,14 +63,17 @@ class _FFRSampling:
         self._deviations: dict[int, list[float]] = {}
         self._confusions: list[Any] = []
         self._validation = ValidationTotals()
+        self._stalls = StallWatch(config.stall_timeout)
 
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[Any, dict[str, Any]]:
         """verl's `sample`; for training batches with the metrics of the sampled answers and of the curriculum, which
         learns how the policy did, and with their advantages; for validation with the micro metrics in each row."""
         self._filtered_in_step, self._filter_is_off = 0, False
+        self._stalls.waits_for((global_steps, partition_id))
         batch, metrics = super().sample(  # type: ignore[misc]
             global_steps=global_steps, partition_id=partition_id, batch_size=batch_size
         )
+        self._stalls.left()
         if not batch.keys:
             return batch, metrics
         answers = _Answers.of(partition_id, list(batch.keys))
@@ -77,6 +84,12 @@ class _FFRSampling:
         if self.ffr_config.advantage is not None:
             _publish_advantages(answers, self.ffr_config.advantage)
         return batch, {**metrics, **self._end_step()}
+
+    def _wait_for_next_poll(self, partition_id: str, last_debug_time: float) -> float:
+        """verl's, which goes on for ever; the end of `stall_timeout` ends it."""
+        groups = (self.pending_keys, self.running_keys, self.finished_keys, self.failure_keys)
+        self._stalls.waits_for((len(self.partitions[partition_id]), *[len(keys[partition_id]) for keys in groups]))
+        return super()._wait_for_next_poll(partition_id, last_debug_time)  # type: ignore[misc, no-any-return]
 
     def _validate(self, step: int, answers: _Answers) -> None:
         """Put the micro metrics into the rows, so that verl's mean over them is the metric."""

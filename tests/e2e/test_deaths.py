@@ -1,0 +1,44 @@
+"""One process of a GRPO run is killed in the middle of a step: the run ends, says why, and leaves nothing running."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from stages import latest, run_stage, stop_when
+
+from ffr_verl.demo.processes import StageFailed
+
+pytestmark = pytest.mark.timeout(600)
+
+SECONDS = 60.0
+
+
+@pytest.mark.parametrize("victim", ["RewardLoopWorker", "VLLM::EngineCore", "WorkerDict", "TaskRunner"])
+def test_a_death_ends_the_run(folder: Path, online_arguments: list[str], victim: str) -> None:
+    name = f"death_{victim.replace(':', '')}"
+    rollouts = folder / f"{name}_rollouts"
+    killed_at: list[float] = []
+
+    def after_the_first_step() -> bool:
+        ready = (rollouts / "1.jsonl").is_file() and latest(folder / name) == "1"
+        killed_at.extend([time.monotonic()] if ready else [])
+        return ready
+
+    killed = stop_when(after_the_first_step, signal.SIGKILL, named=victim)
+    arguments = [
+        *online_arguments,
+        f"trainer.rollout_data_dir={rollouts}",
+        f"trainer.v1.sampler.sampler_kwargs.stall_timeout={SECONDS}",
+        "trainer.total_training_steps=20",
+    ]
+    with pytest.raises(StageFailed) as caught:
+        run_stage(name, folder, arguments, seconds=400)
+    assert killed.is_set()
+    assert "without an end" not in str(caught.value), "it hung"
+    assert time.monotonic() - killed_at[0] < 2 * SECONDS
+    left = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
+    assert not [command for command in left if str(rollouts) in command]
