@@ -217,7 +217,7 @@ def test_what_a_real_server_refuses(server: str, folder: Path, tmp_path: Path) -
     for options, message in (
         ({"key": "FFR_BAD"}, "the server refuses the key (401: Unauthorized); look at the key in FFR_BAD"),
         ({"model": "gpt"}, "404: The model `gpt` does not exist."),
-        ({"server": server.removesuffix("/v1")}, "404; most addresses end in /v1"),
+        ({"server": server.removesuffix("/v1")}, "404: Not Found; most addresses end in /v1"),
         ({"server": "http://127.0.0.1:9/v1"}, "cannot be reached"),
     ):
         run = ask(options.pop("server", server), data, output, check=False, **options)
