@@ -84,8 +84,8 @@ def accept_mixed_rows(trainer: Any) -> Any:
     """Let a `GRPOTrainer` take batches in which some rows have images and some have none; gives it back.
 
     TRL 1.16 hands the processor a list of images for each row, `None` for a row without, which processors refuse, and
-    the model an empty tensor where no row of a micro-batch has images, which the vision tower refuses. So the processor
-    gets the images of all rows as one list (the prompts say whose they are), and the model no empty tensor.
+    the model an empty tensor where no row of a micro-batch has images, which the vision tower refuses. Here the
+    processor gets the images of all rows as one list (the prompts say whose they are), and the model no empty tensor.
     """
     processor = trainer.processing_class
     kind = type(processor)
