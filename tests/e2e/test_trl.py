@@ -57,12 +57,12 @@ def snippet() -> str:
     return found.group(1)
 
 
-def test_two_steps_of_trl_with_the_docs_code(folder: Path, sft_model: Path, tmp_path: Path) -> None:
+def test_two_steps_of_trl_with_the_docs_code(small_train: Path, sft_model: Path, tmp_path: Path) -> None:
     """What TRL logs as mean rewards is what our rewards give for the completions that it generated, in batches that
     mix rows with images and without (a micro-batch is one row's answers, so of one kind)."""
     data = tmp_path / "data"
     data.mkdir()
-    (data / "train.rl.parquet").symlink_to(folder / "train.rl.parquet")
+    (data / "train.rl.parquet").symlink_to(small_train)
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "sft").symlink_to(sft_model)
     random, vectors = np.random.default_rng(0), {}
