@@ -60,19 +60,20 @@ lint: install-cpu  ## ruff and mypy
 unit: install-cpu  ## unit tests and doctests (a minute on two cores)
 	$(CPU_BIN)/pytest -q -n logical tests/unit $(WITH_EXAMPLES) --doctest-modules --doctest-glob='docs/*.md' $(ARGS)
 
-integration: install-cpu  ## the contract with verl, recipes through Hydra, installs
-	$(CPU_BIN)/pytest -q tests/integration $(ARGS)
+integration: install-cpu $(CPU_VENV)/adapters  ## the contract with verl, recipes through Hydra, other trainers' reward code, installs
+	FFR_ADAPTERS_PATH=$(abspath $(CPU_VENV)/adapters) $(CPU_BIN)/pytest -q tests/integration $(ARGS)
 
 browser: install-cpu  ## the report in headless Chromium, where one is found
 	@$(if $(CHROMIUM),,echo "$(NO_BROWSER)")
 	FFR_CHROMIUM="$(CHROMIUM)" $(CPU_BIN)/pytest -q tests/browser $(ARGS)
 
-$(CPU_VENV)/trl: requirements/trl.txt | install-cpu
+# Other trainers, each in a folder of its own: beside verl, or each other, they would break it.
+$(CPU_VENV)/trl $(CPU_VENV)/swift $(CPU_VENV)/adapters: $(CPU_VENV)/%: requirements/%.txt | install-cpu
 	rm -rf $@
 	$(CPU_BIN)/uv pip install --quiet --python $(CPU_BIN)/python --no-deps --target $@ -r $<
 
-e2e: install-cpu $(CPU_VENV)/trl  ## real SFT and real GRPO on the CPU, through verl and through TRL
-	FFR_TRL_PATH=$(abspath $(CPU_VENV)/trl) $(CPU_BIN)/pytest -q tests/e2e $(ARGS)
+e2e: install-cpu $(CPU_VENV)/trl $(CPU_VENV)/swift  ## real SFT and real GRPO on the CPU, through verl, TRL and ms-swift
+	FFR_TRL_PATH=$(abspath $(CPU_VENV)/trl) FFR_SWIFT_PATH=$(abspath $(CPU_VENV)/swift) $(CPU_BIN)/pytest -q tests/e2e $(ARGS)
 
 bench-rewards: install-cpu  ## what the rewards cost, as ratios of one run
 	$(CPU_BIN)/python -m benchmarks.rewards $(ARGS)

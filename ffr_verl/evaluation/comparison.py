@@ -97,7 +97,7 @@ def require_ids(path: Path, counts: RowCounts) -> None:
     if counts.without_id is not None:
         raise FFRError(
             f"{path}: line {counts.without_id}: no dialogue_id, by which --compare finds the row in the other file; "
-            "ms-swift keeps the column with --remove_unused_columns false"
+            "ms-swift keeps the column as docs/other_trainers.md says"
         )
 
 

@@ -17,7 +17,7 @@ from ffr_verl.settings import DataConfig
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["trl_dataset"]
+__all__ = ["accept_mixed_rows", "trl_dataset"]
 
 logger = logging.getLogger(__name__)
 
@@ -70,11 +70,39 @@ def trl_dataset(files: str | Path | Sequence[str | Path], *, images_root: str | 
     without = sum(not info["images"] for info in rows["extra_info"])
     if 0 < without < len(rows):
         logger.warning(
-            "%s: %d of %d rows have no images. TRL 1.16 hands the processor None for them in a batch with others, "
-            "which fails (TypeError: only a single or a list of entries is supported). Keep one kind: "
-            'rows.filter(lambda row: row["extra_info"]["images"])',
+            "%s: %d of %d rows have no images. TRL 1.16 fails on a batch with both kinds (TypeError: only a single "
+            "or a list of entries is supported), unless the trainer went through "
+            "ffr_verl.integrations.trl.accept_mixed_rows",
             ", ".join(paths),
             without,
             len(rows),
         )
     return rows.select_columns(list(_COLUMNS)).cast_column("images", [Image()])
+
+
+def accept_mixed_rows(trainer: Any) -> Any:
+    """Let a `GRPOTrainer` take batches in which some rows have images and some have none; gives it back.
+
+    TRL 1.16 hands the processor a list of images for each row, `None` for a row without, which processors refuse, and
+    the model an empty tensor where no row of a micro-batch has images, which the vision tower refuses. Here the
+    processor gets the images of all rows as one list (the prompts say whose they are), and the model no empty tensor.
+    """
+    processor = trainer.processing_class
+    kind = type(processor)
+
+    def call(self: Any, images: Any = None, text: Any = None, **others: Any) -> Any:
+        if isinstance(images, (list, tuple)) and all(one is None or isinstance(one, (list, tuple)) for one in images):
+            images = [image for row in images for image in row or ()] or None
+        return kind.__call__(self, images=images, text=text, **others)
+
+    def without_empty(_model: Any, args: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        pixels = given.get("pixel_values")
+        if pixels is not None and not len(pixels):
+            given = {name: one for name, one in given.items() if name not in ("pixel_values", "image_grid_thw")}
+        return args, given
+
+    processor.__class__ = type(kind.__name__, (kind,), {"__call__": call})  # saved under the name that it had
+    for model in (trainer.model, getattr(trainer, "ref_model", None)):
+        if model is not None:
+            model.register_forward_pre_hook(without_empty, with_kwargs=True)
+    return trainer

@@ -156,12 +156,15 @@ class _Composed(BatchReward):
 
     def configured(self, settings: Mapping[str, Any]) -> BatchReward:
         flat = {**settings}
-        kwargs = {**self._settings, **(flat.pop("reward_kwargs", None) or {}), **flat}
+        nested = flat.pop("reward_kwargs", None) or {}
+        if not isinstance(nested, Mapping):
+            raise FFRError(f"ffr.reward_kwargs: found {nested!r}, expected a mapping such as {{weights: {{f1: 1.0}}}}")
+        kwargs = {**self._settings, **nested, **flat}
         if isinstance(kwargs.get("components"), Mapping):
             kwargs["components"] = resolved(kwargs["components"])
         config = RewardConfig.from_kwargs(kwargs, where="reward_kwargs" if "reward_kwargs" in settings else "ffr")
         if config.embeddings is not None:
-            check_settings("ffr", store=config.embeddings)
+            SETTINGS["store"]("ffr.embeddings", config.embeddings)
         return _Composed(self.__name__, kwargs)
 
     def _needs_dialogue(self) -> bool:
@@ -208,7 +211,7 @@ def component(
         name = parse_door(function, where="component").name if isinstance(function, str) else function.__name__
     given = {name: {"function": function, **settings}}
     if embeddings is not None:
-        check_settings(name, store=embeddings)
+        SETTINGS["store"](f"{name}.embeddings", embeddings)
     found = components_of(resolved(given), (), embeddings=embeddings, where="component")
     return _Own(found[0], embeddings, answer_style)
 
@@ -235,4 +238,6 @@ def configure(reward: BatchReward, **settings: Any) -> BatchReward:
             ...
         ffr_verl.errors.FFRError: f1.lenght_penalty: unknown key; did you mean 'length_penalty'? ...
     """
+    if not isinstance(reward, BatchReward):
+        raise FFRError(f"configure: found {reward!r}, expected a reward of ffr_verl.rewards.batch; see component, too")
     return reward.configured(settings)

@@ -33,8 +33,9 @@ RUNNER = """
 import json, sys, trl
 
 config, trainer, seen = trl.GRPOConfig, trl.GRPOTrainer, []
-small = dict(max_steps=2, per_device_train_batch_size=8, use_cpu=True, bf16=False, logging_steps=1, report_to="none",
-             save_strategy="no", max_completion_length=48, reward_weights=[1.0, 1.0, 0.3, 0.0])
+small = dict(max_steps=2, per_device_train_batch_size=4, num_generations=4, gradient_accumulation_steps=4,
+             use_cpu=True, bf16=False, logging_steps=1, report_to="none", save_strategy="no", max_completion_length=48,
+             reward_weights=[1.0, 1.0, 0.3, 0.0])
 
 def spy(prompts, completions, **columns):
     seen.append({name: columns[name] for name in ("solution", "extra_info")} | {"completions": completions})
@@ -56,11 +57,12 @@ def snippet() -> str:
     return found.group(1)
 
 
-def test_two_steps_of_trl_with_the_docs_code(folder: Path, sft_model: Path, tmp_path: Path) -> None:
-    """What TRL logs as mean rewards is what our rewards give for the completions that it generated."""
+def test_two_steps_of_trl_with_the_docs_code(small_train: Path, sft_model: Path, tmp_path: Path) -> None:
+    """What TRL logs as mean rewards is what our rewards give for the completions that it generated, in batches that
+    mix rows with images and without (a micro-batch is one row's answers, so of one kind)."""
     data = tmp_path / "data"
     data.mkdir()
-    (data / "train.rl.parquet").symlink_to(folder / "train.rl.parquet")
+    (data / "train.rl.parquet").symlink_to(small_train)
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "sft").symlink_to(sft_model)
     random, vectors = np.random.default_rng(0), {}
@@ -73,7 +75,7 @@ def test_two_steps_of_trl_with_the_docs_code(folder: Path, sft_model: Path, tmp_
     run = subprocess.run(
         [sys.executable, "-c", RUNNER],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(TRL), "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TRL), str(ROOT)]), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
         check=False,
@@ -84,6 +86,7 @@ def test_two_steps_of_trl_with_the_docs_code(folder: Path, sft_model: Path, tmp_
     result = json.loads((tmp_path / "result.json").read_text())
     history = [entry for entry in result["log"] if "rewards/f1/mean" in entry]
     assert len(history) == len(result["seen"]) == 2
+    assert any(len({bool(info["images"]) for info in batch["extra_info"]}) == 2 for batch in result["seen"])
     for entry, batch in zip(history, result["seen"], strict=True):
         rewards: dict[str, list[float]] = {"f1": [], "coherence": [], "format": []}
         for completion, gold, info in zip(batch["completions"], batch["solution"], batch["extra_info"], strict=True):

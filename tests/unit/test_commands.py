@@ -56,6 +56,7 @@ def test_options_that_texts_name_are_there() -> None:
     of_others = (
         "--multirun --generation-config --arms --seeds --remove_unused_columns"
         " --no-deps --enable-lora --lora-modules --enforce-eager"
+        " --template --model_type --torch_dtype --attn_impl --use_vllm --reward_funcs --reward --data"
     )
     text = "\n".join(path.read_text(encoding="utf-8") for path in TEXTS).replace("\\\n", " ")
     examples = "\n".join(command.help.replace("\n", " ").replace("Example:", "\n") for command in COMMANDS.values())

@@ -14,6 +14,7 @@ STEPS = [
     "ffr_verl.rewards.compute_score('', '', '')",
     "import ffr_verl.dialogues, ffr_verl.data.prepare, ffr_verl.data.demo, ffr_verl.data.parquet_files",
     "import ffr_verl.samplers, ffr_verl.recipes",
+    "from ffr_verl.integrations import easyr1, labels, ms_swift, openrlhf, trl, verifiers",
     "import ffr_verl.inference.infer, ffr_verl.inference.score",
     "import ffr_verl.evaluation, ffr_verl.evaluation.report, ffr_verl.evaluation.tables",
     "import ffr_verl.embeddings, ffr_verl.embeddings.embed, ffr_verl.embeddings.plan",
