@@ -5,9 +5,11 @@ Needs neither torch nor verl, so the check runs before anything heavy starts.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -17,7 +19,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ffr_verl.errors import FFRError
+from ffr_verl.errors import FFRError, one_line
 from ffr_verl.files import refuse_special
 from ffr_verl.images import read_image_facts, resized, resolve_image
 from ffr_verl.model_families import FAMILIES, QWEN2_VL, UNKNOWN, ModelFamily
@@ -37,6 +39,9 @@ _TRAINING_OPTION = "data.ffr.images_root=FOLDER"
 _SAMPLED_ROWS = 16
 _SAMPLED_GROUPS = 4  # a row group may have 64 MiB
 _READERS = 8
+_ABSENT = "`ffr-verl prepare` writes NAME.rl.parquet and NAME.sft.parquet"
+_TAIL = 8  # bytes behind the footer: its length, and the format's name
+_SEAL, _SEAL_SIZE = b"ffr-seal", 12
 
 
 def as_list(files: Any) -> list[str]:
@@ -44,16 +49,70 @@ def as_list(files: Any) -> list[str]:
     return [str(files)] if isinstance(files, (str, Path)) else [str(file) for file in files]
 
 
-def open_parquet(file: str | Path) -> pq.ParquetFile:
-    """An open parquet file; an `FFRError` when it is missing or no parquet file."""
+@contextlib.contextmanager
+def open_parquet(
+    file: str | Path, *, mend: str = "make it again with `ffr-verl prepare`", absent: str = _ABSENT
+) -> Iterator[pq.ParquetFile]:
+    """An open parquet file, whose pages are compared with their checksums when they are read, and its footer now; an
+    `FFRError` when it is missing, no parquet file, or damaged where the block reads it."""
     refuse_special(file)
     try:
-        return pq.ParquetFile(pa.OSFile(os.fsencode(file)))  # a name that is no UTF-8 is fine here only
+        with pa.OSFile(os.fsencode(file)) as source:  # a name that is no UTF-8 is fine here only
+            _check_seal(source)
+            yield pq.ParquetFile(source, page_checksum_verification=True)
     except FileNotFoundError:
-        mend = "`ffr-verl prepare` writes NAME.rl.parquet and NAME.sft.parquet"
-        raise FFRError(f"{file}: no such file; {mend}") from None
-    except (OSError, pa.ArrowInvalid) as error:
-        raise FFRError(f"{file}: not a parquet file ({error}); make it again with `ffr-verl prepare`") from None
+        raise FFRError(f"{file}: no such file; {absent}") from None
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        kind = "damaged" if _is_damage(error) else "not a parquet file"
+        raise FFRError(f"{file}: {kind} ({one_line(str(error))}); {mend}") from None
+
+
+def _is_damage(error: Exception) -> bool:
+    return "checksum" in str(error).lower()
+
+
+def _check_seal(file: pa.NativeFile) -> None:
+    """Compare the footer with the checksum in front of it, where `seal_parquet` has put one."""
+    if (size := file.size()) < _TAIL:
+        return
+    file.seek(size - _TAIL)
+    start = size - _TAIL - int.from_bytes(file.read(4), "little")
+    if start >= _SEAL_SIZE:
+        file.seek(start - _SEAL_SIZE)
+        seal = file.read(_SEAL_SIZE)
+        if seal.startswith(_SEAL) and seal != _seal(file.read()):
+            raise pa.ArrowInvalid("the checksum of its footer differs")
+    file.seek(0)
+
+
+def _seal(footer: bytes) -> bytes:
+    return _SEAL + zlib.crc32(footer).to_bytes(4, "little")
+
+
+def seal_parquet(path: Path) -> None:
+    """Put a checksum of the footer in front of it, where readers of parquet do not look: the format has checksums of
+    pages only."""
+    with path.open("r+b") as file:
+        file.seek(-_TAIL, os.SEEK_END)
+        start = file.seek(-_TAIL - int.from_bytes(file.read(4), "little"), os.SEEK_END)
+        footer = file.read()
+        file.seek(start)
+        file.write(_seal(footer) + footer)
+
+
+def check_pages(files: Sequence[str | Path]) -> None:
+    """Read files whole, so that readers which do not look at the checksums of pages (datasets, as verl and TRL use it)
+    do not train on damaged rows; an `FFRError` names the file."""
+    for file in files:
+        with open_parquet(file) as parquet:
+            for _ in parquet.iter_batches(batch_size=256):
+                pass
+
+
+def count_rows(file: str | Path) -> int:
+    """Rows of a parquet file; errors as those of `open_parquet`."""
+    with open_parquet(file) as parquet:
+        return int(parquet.metadata.num_rows)
 
 
 def read_schema(file: str | Path) -> pa.Schema:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ffr_verl.data.checks.checked_row import CheckedRow
-from ffr_verl.data.parquet_files import IMAGES_ROOT_KEY, MODEL_FAMILY_KEY, family_record
+from ffr_verl.data.parquet_files import IMAGES_ROOT_KEY, MODEL_FAMILY_KEY, family_record, seal_parquet
 from ffr_verl.dialogues import extra_info
 from ffr_verl.model_families import ModelFamily
 
@@ -77,10 +77,11 @@ class SplitWriter:
     ) -> None:
         self._split, self._image_bytes = split, image_bytes
         schemas = _schemas(_PATHS if image_bytes is None else _PICTURES, images_root, family)
-        self._files = [rl_path.open("wb"), sft_path.open("wb")]  # Arrow opens no name that is no UTF-8
+        self._paths = (rl_path, sft_path)
+        self._files = [path.open("wb") for path in self._paths]  # Arrow opens no name that is no UTF-8
         # Nothing looks at statistics of columns, which hold whole prompts.
         self._writers = [
-            pq.ParquetWriter(file, schema, compression="zstd", write_statistics=False)
+            pq.ParquetWriter(file, schema, compression="zstd", write_statistics=False, write_page_checksum=True)
             for file, schema in zip(self._files, schemas, strict=True)
         ]
         self._waiting: list[tuple[dict[str, Any], dict[str, Any]]] = []
@@ -111,6 +112,7 @@ class SplitWriter:
 
     def close(self) -> None:
         """Close both files."""
-        for writer, file in zip(self._writers, self._files, strict=True):
+        for writer, file, path in zip(self._writers, self._files, self._paths, strict=True):
             writer.close()
             file.close()
+            seal_parquet(path)
