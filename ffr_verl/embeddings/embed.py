@@ -6,10 +6,12 @@ killed is resumed where it stopped; the store itself appears whole, at the end.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -196,18 +198,19 @@ def _missing(
 
 
 def _is_whole(file: Path, rows: int) -> bool:
-    try:
-        found = np.load(file, mmap_mode="r")
-    except (ValueError, EOFError, OSError):
+    data = file.read_bytes()
+    if zlib.crc32(data[:-4]).to_bytes(4, "little") != data[-4:]:
         return False
-    return bool(found.ndim == 2 and len(found) == rows)
+    return len(np.load(file, mmap_mode="r")) == rows
 
 
 def _save(file: Path, vectors: np.ndarray) -> None:
-    temporary = file.with_suffix(".tmp")
+    """Write a chunk, with a checksum behind it, where `np.load` does not look."""
+    content = io.BytesIO()
+    np.save(content, vectors)
+    data, temporary = content.getvalue(), file.with_suffix(".tmp")
     with disk_errors(file, "run the same command again when that is mended"):
-        with temporary.open("wb") as handle:
-            np.save(handle, vectors)
+        temporary.write_bytes(data + zlib.crc32(data).to_bytes(4, "little"))
         os.replace(temporary, file)
 
 

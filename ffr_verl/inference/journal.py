@@ -1,7 +1,7 @@
 """Answers of a run in progress: a run that was killed is resumed where it stopped.
 
 They lie in the folder `.NAME.answers` beside the output: `work.json` says of what work, `answers.jsonl` has a line for
-each answered row, in the order in which the answers came.
+each answered row with a checksum behind it, in the order in which the answers came.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,11 @@ from ffr_verl.files import whole_or_nothing
 __all__ = ["AnswerJournal", "Answers", "journal_folder"]
 
 _NONE = -1
+_BEFORE_CHECKSUM = b"\t"  # JSON has it as a code
+
+
+def _sealed(text: bytes) -> bytes:
+    return b"%s%s%08x\n" % (text, _BEFORE_CHECKSUM, zlib.crc32(text))
 
 
 def journal_folder(output: Path) -> Path:
@@ -104,7 +110,7 @@ class AnswerJournal(Answers):
 
     def append(self, records: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
         """Keep the answers to some rows; they are on the disk when this returns, or an `FFRError` says why not."""
-        lines = [(row, json.dumps({"row": row, **record}).encode() + b"\n") for row, record in records]
+        lines = [(row, _sealed(json.dumps({"row": row, **record}).encode())) for row, record in records]
         end = self._sink.seek(0, os.SEEK_END)
         waiting = memoryview(b"".join([line for _, line in lines]))
         try:
@@ -125,7 +131,7 @@ class AnswerJournal(Answers):
         for offset in self._offsets:
             if offset != _NONE:
                 self._source.seek(offset)
-            yield none if offset == _NONE else json.loads(self._source.readline())
+            yield none if offset == _NONE else json.loads(self._source.readline().rpartition(_BEFORE_CHECKSUM)[0])
 
     def remove(self) -> None:
         """Forget the answers, once they stand where they belong."""
@@ -140,8 +146,10 @@ class AnswerJournal(Answers):
             return
         try:
             there = json.loads(record.read_text(encoding="utf-8"))
-        except ValueError:
-            there = {}
+        except (ValueError, RecursionError):
+            there = None
+        if not isinstance(there, dict):
+            raise FFRError(f"{record}: is damaged; start again with --restart")
         if there != work:
             names = [name for name in work if there.get(name) != work[name]] or sorted(set(there) - set(work))
             raise FFRError(
@@ -156,7 +164,10 @@ class AnswerJournal(Answers):
                 self._sink.truncate(end)
                 break
             try:
-                record = json.loads(line)
+                text = line.rpartition(_BEFORE_CHECKSUM)[0]
+                if line != _sealed(text):
+                    raise ValueError("not as it was written")
+                record = json.loads(text)
                 row, response, logprobs = record["row"], record.get("response", ""), record.get("logprobs", [])
                 if type(row) is not int or not 0 <= row < self.rows:
                     raise ValueError("no row of the data")

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ffr_verl.data.parquet_files import open_parquet, rows_of_files, seal_parquet
+from ffr_verl.data.parquet_files import batches_of, open_parquet, rows_of_files, seal_parquet
 from ffr_verl.errors import FFRError
 from ffr_verl.files import whole_or_nothing
 from ffr_verl.fragments import AnswerStyle, Fragment, parse_fragment, parse_gold, parse_leniently
@@ -51,11 +51,10 @@ def row_keys(files: Sequence[str | Path]) -> np.ndarray:
     """The keys of the rows of RL files, in order; shape `(rows,)`, int64."""
     keys: list[int] = []
     for file in files:
-        with open_parquet(file) as parquet:
-            for batch in parquet.iter_batches(batch_size=4096, columns=["reward_model", "extra_info"]):
-                infos, rewards = batch.column("extra_info"), batch.column("reward_model")
-                named = [infos.field("dialogue_id"), infos.field("query"), rewards.field("ground_truth")]
-                keys += [row_key(*values) for values in zip(*[one.to_pylist() for one in named], strict=True)]
+        for batch in batches_of(file, batch_size=4096, columns=["reward_model", "extra_info"]):
+            infos, rewards = batch.column("extra_info"), batch.column("reward_model")
+            named = [infos.field("dialogue_id"), infos.field("query"), rewards.field("ground_truth")]
+            keys += [row_key(*values) for values in zip(*[one.to_pylist() for one in named], strict=True)]
     return np.array(keys, dtype=np.int64)
 
 
@@ -117,6 +116,7 @@ class DifficultyFile:
         with open_parquet(self.path, mend=mend, absent=mend) as parquet:
             names = parquet.schema_arrow.names
             table = parquet.read(columns=[name for name in (*_READ, *_HITS) if name in names])
+            table = table.cast(pa.schema([_SCHEMA.field(name) for name in table.column_names]))
         missing = [name for name in _READ if name not in names]
         if missing:
             raise FFRError(f"{path}: no column {', '.join(missing)}; make it with `ffr-verl score`")
