@@ -11,7 +11,14 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from ffr_verl.data.parquet_files import check_columns, read_schema, recorded_family, recorded_root, row_of_file
+from ffr_verl.data.parquet_files import (
+    check_columns,
+    is_own_root,
+    read_schema,
+    recorded_family,
+    recorded_root,
+    row_of_file,
+)
 from ffr_verl.data.sources import AUTO, find_source
 from ffr_verl.data.sources.raw_dialogues import RawDialogueError
 from ffr_verl.data.sources.rows import RowSettings, rows_of_record
@@ -115,6 +122,7 @@ def render_row(
     row = _of_parquet(file, number) if is_parquet else _of_rows(file, number, source_format)
     if root is None and is_parquet:
         root = recorded_root(file)
+        root = root if root is None or is_own_root(file, root) else None
     try:
         dialogue = parse_dialogue(row.messages, row.dialogue_id)
     except (ValueError, KeyError, TypeError) as error:

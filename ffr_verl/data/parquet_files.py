@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 Kind = Literal["rl", "sft"]
 IMAGES_ROOT_KEY = b"ffr_verl.images_root"
+PAIR_KEY = b"ffr_verl.pair"  # a digest of the rows that the RL and the SFT file of one call of prepare share
 MODEL_FAMILY_KEY = b"ffr_verl.model_family"
 _COLUMNS: dict[Kind, tuple[str, ...]] = {
     "rl": ("prompt", "images", "reward_model", "extra_info", "data_source"),
@@ -300,6 +301,22 @@ def recorded_root(file: str | Path) -> Path | None:
     return Path(os.fsdecode(root)) if root else None
 
 
+def check_pair(files: Sequence[str | Path]) -> None:
+    """Refuse a `NAME.rl.parquet` beside a `NAME.sft.parquet` of another call of `ffr-verl prepare`, as one that was
+    killed between the two leaves them, by an `FFRError`."""
+    for file in map(Path, files):
+        stem, _, kind = file.name.removesuffix(".parquet").rpartition(".")
+        other = file.with_name(f"{stem}.{'sft' if kind == 'rl' else 'rl'}.parquet")
+        if kind not in _COLUMNS or not other.is_file():
+            continue
+        pair = [(read_schema(one).metadata or {}).get(PAIR_KEY) for one in (file, other)]
+        if None not in pair and pair[0] != pair[1]:
+            raise FFRError(
+                f"{file}: holds other rows than {other.name} beside it, which is of another call of `ffr-verl "
+                "prepare`, one of them interrupted perhaps; prepare the split again, or keep the two apart"
+            )
+
+
 def family_record(family: ModelFamily) -> bytes:
     """What a file records of the model's family that its images and prompts were checked for."""
     return json.dumps({name: getattr(family, name) for name in _OF_FAMILY}).encode()
@@ -332,7 +349,8 @@ def check_model_family(files: Sequence[str], family: ModelFamily) -> None:
 
 def images_root(files: Sequence[str], config: DataConfig, *, option: str = _TRAINING_OPTION) -> Path:
     """The folder that image paths are relative to: `config.images_root`, or the one recorded in the files; where these
-    record none or several, an `FFRError` that names `option`."""
+    record none, several, or one that is not theirs (see `is_own_root`) and hold no images, an `FFRError` that names
+    `option`."""
     if config.images_root is not None:
         return Path(config.images_root).expanduser().resolve()
     roots = {recorded_root(file) for file in files}
@@ -341,7 +359,21 @@ def images_root(files: Sequence[str], config: DataConfig, *, option: str = _TRAI
         different = ", ".join(sorted(map(str, roots)))
         found = f"different images roots: {different}" if roots - {None} else "no images root is recorded"
         raise FFRError(f"{', '.join(files)}: {found}; give {option}, or make the files with `ffr-verl prepare`")
+    for file in files:
+        if not is_own_root(file, root) and not holds_images(file):
+            raise FFRError(
+                f"{file}: the images root that it records, {root}, is outside the folder of the file and the one "
+                f"around it; who wrote the file chose it, so say that it is meant: {option}, with {root}"
+            )
     return root
+
+
+def is_own_root(file: str | Path, root: Path) -> bool:
+    """Whether a recorded images root may be used unasked: it is in the folder of the file, or in the one around that
+    (`data/train.rl.parquet` with the pictures in `images/`), but for a folder that holds the user's home."""
+    folder = Path(os.path.realpath(file)).parent
+    is_wide = Path(os.path.realpath(os.path.expanduser("~"))).is_relative_to(folder.parent)
+    return Path(os.path.realpath(root)).is_relative_to(folder if is_wide else folder.parent)
 
 
 def check_images(
@@ -356,9 +388,8 @@ def check_images(
     """Open each image that the files name; with `sample`, decode those of about 16 rows of each file, which finds
     damage in the middle too. How many different images were opened.
 
-    verl drops a row with an unreadable image without a word, or fails in the middle of training. Images that a file
-    holds itself were checked when it was written: only a sample of them is looked at. With `max_pixels`, the bound to
-    which a model of `family` shrinks them, their shape must allow that, see `resized`.
+    verl drops a row with an unreadable image without a word, or fails in the middle of training. With `max_pixels`,
+    the bound to which a model of `family` shrinks them, their shape must allow that, see `resized`.
 
     Raises:
         FFRError: when some cannot be read: how many, file, row and cause of the first, and the `option` that gives the
@@ -377,16 +408,12 @@ def check_images(
 
     opened = 0
     for file in files:
-        is_held = holds_images(file)
-        images: dict[str, tuple[int, str | bytes]] = {}
-        for row, found in _column(file, "images", sample=sample or is_held):
-            for image in _checked({"images": found}, file, row)["images"] or ():
-                name, held = (image["path"], image["bytes"] or b"") if is_held else (image, image)
-                images.setdefault(name, (row, held))
-        with ThreadPoolExecutor(_READERS) as readers:
-            told = list(readers.map(problem_of, [held for _, held in images.values()]))
-        bad = [(row, name, problem) for (name, (row, _)), problem in zip(images.items(), told, strict=True) if problem]
-        opened += len(images)
+        is_held, bad, images = holds_images(file), list[tuple[int, str, str]](), _images_of(file, sample=sample)
+        while some := list(itertools.islice(images, 256)):
+            with ThreadPoolExecutor(_READERS) as readers:
+                told = readers.map(problem_of, [source for _, _, source in some])
+                bad += [(row, name, problem) for (row, name, _), problem in zip(some, told, strict=True) if problem]
+            opened += len(some)
         if bad:
             row, name, problem = bad[0]
             more = f", and {len(bad) - 1} more images cannot be read" if len(bad) > 1 else ""
@@ -395,3 +422,14 @@ def check_images(
                 place, mend = "in the file", "make the file again with `ffr-verl prepare --embed-images --decode`"
             raise FFRError(f"{file}: row {row}: image {name}: {problem} ({place}){more}; {mend}")
     return opened
+
+
+def _images_of(file: str | Path, *, sample: bool) -> Iterator[tuple[int, str, str | bytes]]:
+    """Row, name and path or content of each different image that a file names or holds, or of those of some rows."""
+    seen = set[Any]()
+    for row, found in _column(file, "images", sample=sample):
+        for image in _checked({"images": found}, file, row)["images"] or ():
+            name, source = (image, image) if isinstance(image, str) else (image["path"], image["bytes"] or b"")
+            if (key := (name, hash(source))) not in seen:
+                seen.add(key)
+                yield row, name, source

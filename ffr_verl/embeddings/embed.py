@@ -22,7 +22,7 @@ from ffr_verl.embeddings.encoders import EncoderSettings, SentenceEncoder
 from ffr_verl.embeddings.plan import EmbeddingPlan, ItemKind, make_plan
 from ffr_verl.embeddings.store import StoreManifest, VectorDtype, check_place, write_arrays
 from ffr_verl.errors import FFRError
-from ffr_verl.files import disk_errors
+from ffr_verl.files import disk_errors, lock_folder
 
 __all__ = ["Chunk", "EmbedSummary", "embed", "encode_chunk"]
 
@@ -109,6 +109,8 @@ def embed(
         model=settings.model, revision=encoder.revision, normalize=settings.normalize, images=takes_images
     )
     partial = output.parent / f".{output.name}.partial"
+    with disk_errors(partial):
+        lock = lock_folder(partial)
     missing = _missing(partial, digest, chunks, restart=restart, say=say)
     finished = resumed = total - sum(len(chunk.items) for chunk in missing)
     if resumed:
@@ -135,6 +137,7 @@ def embed(
         overwrite=force,
     )
     shutil.rmtree(partial)
+    lock.close()
     return EmbedSummary(
         manifest=manifest,
         utterances=len(plan.text_keys),
@@ -170,12 +173,12 @@ def _check_ray(address: str) -> None:
 def _missing(
     partial: Path, digest: str, chunks: Sequence[Chunk], *, restart: bool, say: Callable[[str], None]
 ) -> list[Chunk]:
-    """The chunks that an interrupted run of the same work has not left whole; makes the folder for this one."""
+    """The chunks that an interrupted run of the same work has not left whole."""
     record = partial / "work.json"
     with disk_errors(partial):
-        if partial.exists() and restart:
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True, exist_ok=True)
+        if restart:
+            for file in (*partial.glob("*.npy"), record):
+                file.unlink(missing_ok=True)
         left = {file.name for file in partial.glob("*.npy")}
         try:
             recorded = json.loads(record.read_text(encoding="utf-8"))["digest"]

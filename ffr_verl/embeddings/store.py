@@ -20,15 +20,12 @@ The folder is the only contract with whatever filled it; the encoder may live in
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import itertools
 import json
 import mmap
 import os
-import secrets
-import shutil
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -39,7 +36,7 @@ import msgspec
 import numpy as np
 
 from ffr_verl.errors import FFRError
-from ffr_verl.files import disk_errors
+from ffr_verl.files import whole_folder
 
 __all__ = [
     "EmbeddingStore",
@@ -319,26 +316,6 @@ def check_place(path: Path, *, overwrite: bool) -> None:
         raise FFRError(f"{path}: holds something that is no embedding store; choose another folder")
 
 
-@contextlib.contextmanager
-def _folder_moved_into_place(path: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A folder beside `path` that takes its place when all has been written, and is removed otherwise."""
-    check_place(path, overwrite=overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = (path.with_name(f".{path.name}.{secrets.token_hex(4)}.{kind}") for kind in ("tmp", "old"))
-    temporary.mkdir()
-    try:
-        yield temporary
-        for file in temporary.iterdir():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-        if path.exists():
-            path.rename(old)
-        temporary.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
 def _bytes(key: str) -> bytes:
     return key.encode("utf-8", "surrogatepass")
 
@@ -371,7 +348,8 @@ def write_arrays(
     if dtype not in get_args(VectorDtype):
         raise FFRError(f"dtype {dtype!r}, expected one of {', '.join(get_args(VectorDtype))}")
     stored = np.dtype(dtype).newbyteorder("<")
-    with disk_errors(folder), _folder_moved_into_place(folder, overwrite=overwrite) as temporary:
+    check_place(folder, overwrite=overwrite)
+    with whole_folder(folder) as temporary:
         count = 0
         with (temporary / _VECTORS).open("wb") as file:
             for block in rows:

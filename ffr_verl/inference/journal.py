@@ -7,7 +7,6 @@ each answered row with a checksum behind it, in the order in which the answers c
 from __future__ import annotations
 
 import array
-import fcntl
 import json
 import os
 import shutil
@@ -18,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from ffr_verl.errors import FFRError
-from ffr_verl.files import whole_or_nothing
+from ffr_verl.files import lock_folder, whole_or_nothing
 
 __all__ = ["AnswerJournal", "Answers", "journal_folder"]
 
@@ -75,12 +74,7 @@ class AnswerJournal(Answers):
         self.folder = folder
         self._offsets = array.array("q", [_NONE]) * rows
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (folder / "lock").open("ab")
-            try:  # a lock of this kind ends with the process and is not inherited by those that vLLM forks
-                fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                raise FFRError(f"{folder}: another run is writing it; wait for its end, or end it") from None
+            self._lock = lock_folder(folder)
             if restart:
                 (folder / "answers.jsonl").unlink(missing_ok=True)
                 (folder / "work.json").unlink(missing_ok=True)

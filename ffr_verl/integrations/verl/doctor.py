@@ -22,6 +22,7 @@ from ffr_verl.data.parquet_files import (
     check_columns,
     check_images,
     check_pages,
+    check_pair,
     count_rows,
     images_root,
     read_schema,
@@ -152,6 +153,7 @@ def _data(path: Path) -> Check:
     try:
         kind: Kind = "rl" if "prompt" in read_schema(files[0]).names else "sft"
         check_columns(files, kind)
+        check_pair(files)
         check_pages(files)
         config = DataConfig()
         root = images_root(files, config)

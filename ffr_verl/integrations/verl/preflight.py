@@ -31,6 +31,7 @@ from ffr_verl.data.parquet_files import (
     check_images,
     check_model_family,
     check_pages,
+    check_pair,
     dialogues_of_rows,
     images_root,
     open_parquet,
@@ -285,6 +286,7 @@ def _check_files(config: Any, kind: Kind, data_config: DataConfig) -> None:
                 raise FFRError(f"{key}: {name}: no such file; `ffr-verl prepare` writes NAME.{kind}.parquet")
         check_columns(files, kind)
         if is_first:
+            check_pair(files)
             check_pages(files)
         if files and is_first and family is None:
             check_images(files, images_root(files, data_config), sample=False)
