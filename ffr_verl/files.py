@@ -8,15 +8,18 @@ import fcntl
 import glob
 import os
 import platform
+import secrets
+import shutil
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 import psutil
 
 from ffr_verl.errors import FFRError
 
-__all__ = ["check_output", "disk_errors", "refuse_special", "whole_or_nothing"]
+__all__ = ["check_output", "disk_errors", "lock_folder", "refuse_special", "whole_folder", "whole_or_nothing"]
 
 
 @contextlib.contextmanager
@@ -41,6 +44,24 @@ def refuse_special(path: str | os.PathLike[str]) -> None:
         raise FFRError(f"{os.fspath(path)}: a pipe or a device, which is not read; save it as a file first")
 
 
+def _temporary(path: Path) -> Path:
+    """A hidden name beside `path` that nobody can guess, so that no link can lie there; and what a command that was
+    killed on this machine has left of such names is removed."""
+    node = platform.node()
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{node}.*.partial"):
+        pid = left.name.split(".")[-3]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            _remove(left)
+    return path.with_name(f".{path.name}.{node}.{os.getpid()}.{secrets.token_hex(8)}.partial")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def whole_or_nothing(
     paths: Sequence[Path], *, place: Path | None = None, mend: str = "give another --output"
@@ -51,15 +72,9 @@ def whole_or_nothing(
     with all of its files. A name whose file was not made is left out. The folder of all `paths` is made when it is
     missing. Errors of the disk name `place`, by default the first of `paths`.
     """
-    node = platform.node()
-    partial = {path: path.with_name(f".{path.name}.{node}.{os.getpid()}.partial") for path in paths}
     with disk_errors(place or paths[0], mend), contextlib.ExitStack() as stack:
         paths[0].parent.mkdir(parents=True, exist_ok=True)
-        for path in paths:
-            for left in path.parent.glob(f".{glob.escape(path.name)}.{node}.*.partial"):  # by one that was killed
-                pid = left.name.split(".")[-2]
-                if pid.isdigit() and not psutil.pid_exists(int(pid)):
-                    left.unlink(missing_ok=True)
+        partial = {path: _temporary(path) for path in paths}
         for temporary in partial.values():
             stack.callback(temporary.unlink, missing_ok=True)
         yield list(partial.values())
@@ -67,6 +82,44 @@ def whole_or_nothing(
             for path, temporary in partial.items():
                 if temporary.exists():
                     temporary.replace(path)
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path, *, mend: str = "give another --output") -> Iterator[Path]:
+    """A folder beside `path` that takes its place when the block ends well, and is removed otherwise. Whether what is
+    there may be replaced is the caller's to say."""
+    with disk_errors(path, mend):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary, old = _temporary(path), _temporary(path)
+        temporary.mkdir()
+        try:
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    with file.open("rb") as handle:
+                        os.fsync(handle.fileno())
+            with _alone_in(path.parent):
+                if path.exists():
+                    path.rename(old)
+                temporary.rename(path)
+            _remove(old)
+        finally:
+            _remove(temporary)
+
+
+def lock_folder(folder: Path) -> IO[bytes]:
+    """Make a folder of work in progress and lock it for this process, as long as what is returned is open; an
+    `FFRError` when another run has it, or there are links in it, through which others' files would be written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    links = [path for path in (folder, *folder.iterdir()) if path.is_symlink()]
+    if links:
+        raise FFRError(f"{links[0]}: a link, where ffr-verl keeps work in progress; remove it")
+    lock = (folder / "lock").open("ab")
+    try:  # a lock of this kind ends with the process and is not inherited by those that vLLM forks
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise FFRError(f"{folder}: another run is writing it; wait for its end, or end it") from None
+    return lock
 
 
 @contextlib.contextmanager

@@ -47,6 +47,7 @@ __all__ = [
     "row_key",
     "row_key_without_id",
     "write_prediction",
+    "wrong_field",
 ]
 
 PredictionFormat = Literal["ffr", "verl"]
@@ -185,6 +186,15 @@ def _kind(name: str) -> str:
     return " or ".join(dict.fromkeys(names)) or "null"
 
 
+def wrong_field(wrong: msgspec.ValidationError) -> str:
+    """What is wrong with which field, in our words."""
+    if found := _WRONG_KIND.fullmatch(str(wrong)):
+        expected, got, field = found.groups()
+        return f"field {field}: found {_kind(got)}, expected {_kind(expected)}"
+    text, _, place = str(wrong).partition(" - at `$.")
+    return f"field {place.rstrip('`')}: {text.lower()}"
+
+
 def prediction_of(number: int, row: Mapping[str, Any], *, needed: Sequence[str] = _NEEDED) -> Prediction:
     """A row, see the module, as a prediction; a `ValueError` that names the field when it is none.
 
@@ -196,11 +206,7 @@ def prediction_of(number: int, row: Mapping[str, Any], *, needed: Sequence[str] 
     try:
         one = msgspec.convert({**row, "error": error}, _Row)
     except msgspec.ValidationError as wrong:
-        if found := _WRONG_KIND.fullmatch(str(wrong)):
-            expected, got, field = found.groups()
-            raise ValueError(f"field {field}: found {_kind(got)}, expected {_kind(expected)}") from None
-        text, _, place = str(wrong).partition(" - at `$.")
-        raise ValueError(f"field {place.rstrip('`')}: {text.lower()}") from None
+        raise ValueError(wrong_field(wrong)) from None
     if "labels" in needed and parse_gold(one.labels or "") is None:
         raise ValueError(malformed_gold(one.labels or ""))
     if not _prompt(one):

@@ -9,8 +9,8 @@ import typer
 from rich.table import Table
 
 from ffr_verl.cli import options as shared
-from ffr_verl.cli.console import Language, WindowIds, clean_up_when_terminated, console, warn, wrote
-from ffr_verl.errors import FFRError
+from ffr_verl.cli.console import Language, WindowIds, clean_up_when_terminated, console, say, warn, wrote
+from ffr_verl.errors import FFRError, printable
 
 
 def prepare(
@@ -93,6 +93,7 @@ def prepare(
     """
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from ffr_verl.data.parquet_files import is_own_root
     from ffr_verl.data.prepare import prepare as prepare_rows
     from ffr_verl.data.sources.rows import read_queries
     from ffr_verl.data.statistics import table_rows
@@ -154,3 +155,6 @@ def prepare(
     for path in (summary.rl_path, summary.sft_path, summary.rejected_path, report):
         if path is not None:
             wrote(path)
+    if not embed_images and not is_own_root(summary.rl_path, images_root):
+        folder = printable(str(images_root.resolve()))
+        say(f"the images are elsewhere, so name their folder in training: data.ffr.images_root={folder}")

@@ -11,7 +11,14 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from ffr_verl.data.parquet_files import recorded_family, recorded_root, row_of_file
+from ffr_verl.data.parquet_files import (
+    check_columns,
+    is_own_root,
+    read_schema,
+    recorded_family,
+    recorded_root,
+    row_of_file,
+)
 from ffr_verl.data.sources import AUTO, find_source
 from ffr_verl.data.sources.raw_dialogues import RawDialogueError
 from ffr_verl.data.sources.rows import RowSettings, rows_of_record
@@ -65,15 +72,12 @@ def _of_rows(file: Path, number: int, source_format: str) -> _Row:
 
 
 def _of_parquet(file: Path, number: int) -> _Row:
+    check_columns([str(file)], "rl" if "prompt" in read_schema(file).names else "sft", unlabelled=True)
     row = row_of_file(file, number)
-    kept = ("prompt", "extra_info", "reward_model") if "prompt" in row else ("messages", "dialogue_id")
-    missing = [name for name in ("images", *kept) if name not in row]
-    if missing:
-        raise FFRError(f"{file}: no column {', '.join(missing)}; give a file of `ffr-verl prepare`")
     images = row["images"] or []
     if "prompt" in row:
-        return _Row(row["prompt"], images, row["extra_info"]["dialogue_id"], row["reward_model"]["ground_truth"])
-    return _Row(row["messages"][:-1], images, row["dialogue_id"], row["messages"][-1]["content"])
+        return _Row(row["prompt"], images, str(row["extra_info"]["dialogue_id"]), row["reward_model"]["ground_truth"])
+    return _Row(row["messages"][:-1], images, str(row.get("dialogue_id", "")), row["messages"][-1]["content"])
 
 
 def _shown(text: str) -> str:
@@ -118,6 +122,7 @@ def render_row(
     row = _of_parquet(file, number) if is_parquet else _of_rows(file, number, source_format)
     if root is None and is_parquet:
         root = recorded_root(file)
+        root = root if root is None or is_own_root(file, root) else None
     try:
         dialogue = parse_dialogue(row.messages, row.dialogue_id)
     except (ValueError, KeyError, TypeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ffr_verl.data.checks.checked_row import CheckedRow
-from ffr_verl.data.parquet_files import IMAGES_ROOT_KEY, MODEL_FAMILY_KEY, family_record
+from ffr_verl.data.parquet_files import IMAGES_ROOT_KEY, MODEL_FAMILY_KEY, PAIR_KEY, family_record, seal_parquet
 from ffr_verl.dialogues import extra_info
 from ffr_verl.model_families import ModelFamily
 
@@ -77,14 +78,16 @@ class SplitWriter:
     ) -> None:
         self._split, self._image_bytes = split, image_bytes
         schemas = _schemas(_PATHS if image_bytes is None else _PICTURES, images_root, family)
-        self._files = [rl_path.open("wb"), sft_path.open("wb")]  # Arrow opens no name that is no UTF-8
+        self._paths = (rl_path, sft_path)
+        self._files = [path.open("wb") for path in self._paths]  # Arrow opens no name that is no UTF-8
         # Nothing looks at statistics of columns, which hold whole prompts.
         self._writers = [
-            pq.ParquetWriter(file, schema, compression="zstd", write_statistics=False)
+            pq.ParquetWriter(file, schema, compression="zstd", write_statistics=False, write_page_checksum=True)
             for file, schema in zip(self._files, schemas, strict=True)
         ]
         self._waiting: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._bytes = 0
+        self._digest = hashlib.blake2b(digest_size=16)
         self.rows = 0
 
     def add(self, row: CheckedRow) -> None:
@@ -95,6 +98,7 @@ class SplitWriter:
             self._bytes += sum([len(image["bytes"]) for image in images])
         rl = rl_row(row, index=self.rows, split=self._split, images=images)
         name = row.dialogue.dialogue_id
+        self._digest.update("\0".join([name, *[message["content"] for message in row.messages]]).encode())
         self._waiting.append((rl, {"messages": row.messages, "images": images, "dialogue_id": name}))
         self.rows += 1
         self._bytes += sum([len(message["content"]) for message in row.messages])
@@ -111,6 +115,8 @@ class SplitWriter:
 
     def close(self) -> None:
         """Close both files."""
-        for writer, file in zip(self._writers, self._files, strict=True):
+        for writer, file, path in zip(self._writers, self._files, self._paths, strict=True):
+            writer.add_key_value_metadata({PAIR_KEY: self._digest.hexdigest().encode()})
             writer.close()
             file.close()
+            seal_parquet(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import json
 import time
@@ -26,7 +27,7 @@ from ffr_verl.data.windows import WindowSettings
 from ffr_verl.dialogues import unwritable
 from ffr_verl.errors import FFRError, printable
 from ffr_verl.files import check_output, disk_errors, whole_or_nothing
-from ffr_verl.images import resolve_image
+from ffr_verl.images import read_image_facts, resolve_image
 from ffr_verl.model_families import family_of_model
 from ffr_verl.settings import DEFAULT_MAX_PIXELS
 
@@ -137,7 +138,7 @@ def prepare(
         stack.enter_context(_made_folder(output))
         rl_path, sft_path, rejected_path = stack.enter_context(whole_or_nothing(paths, place=output))
         with contextlib.ExitStack() as files:
-            image_bytes = (lambda name: resolve_image(root, name).read_bytes()) if embed_images else None
+            image_bytes = functools.partial(_image_bytes, root, decode=decode) if embed_images else None
             writer = SplitWriter(rl_path, sft_path, split, root, checker.family, image_bytes)
             files.callback(writer.close)
             rejected = files.enter_context(rejected_path.open("w", encoding="utf-8"))
@@ -191,6 +192,18 @@ def prepare(
         source_format=name,
         left_out=dict(left_out.most_common()),
     )
+
+
+def _image_bytes(root: Path, name: str, *, decode: bool) -> bytes:
+    """The content of an image, which is looked at: it may be another file by now than the one that was checked."""
+    try:
+        data = resolve_image(root, name).read_bytes()
+        read_image_facts(data, decode=decode)
+    except (ValueError, OSError) as error:
+        raise FFRError(
+            f"{root / name}: changed while it was read: {error}; leave the images alone meanwhile"
+        ) from None
+    return data
 
 
 @contextlib.contextmanager

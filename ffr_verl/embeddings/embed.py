@@ -6,10 +6,12 @@ killed is resumed where it stopped; the store itself appears whole, at the end.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,7 @@ from ffr_verl.embeddings.encoders import EncoderSettings, SentenceEncoder
 from ffr_verl.embeddings.plan import EmbeddingPlan, ItemKind, make_plan
 from ffr_verl.embeddings.store import StoreManifest, VectorDtype, check_place, write_arrays
 from ffr_verl.errors import FFRError
-from ffr_verl.files import disk_errors
+from ffr_verl.files import disk_errors, lock_folder
 
 __all__ = ["Chunk", "EmbedSummary", "embed", "encode_chunk"]
 
@@ -107,6 +109,8 @@ def embed(
         model=settings.model, revision=encoder.revision, normalize=settings.normalize, images=takes_images
     )
     partial = output.parent / f".{output.name}.partial"
+    with disk_errors(partial):
+        lock = lock_folder(partial)
     missing = _missing(partial, digest, chunks, restart=restart, say=say)
     finished = resumed = total - sum(len(chunk.items) for chunk in missing)
     if resumed:
@@ -133,6 +137,7 @@ def embed(
         overwrite=force,
     )
     shutil.rmtree(partial)
+    lock.close()
     return EmbedSummary(
         manifest=manifest,
         utterances=len(plan.text_keys),
@@ -168,12 +173,12 @@ def _check_ray(address: str) -> None:
 def _missing(
     partial: Path, digest: str, chunks: Sequence[Chunk], *, restart: bool, say: Callable[[str], None]
 ) -> list[Chunk]:
-    """The chunks that an interrupted run of the same work has not left whole; makes the folder for this one."""
+    """The chunks that an interrupted run of the same work has not left whole."""
     record = partial / "work.json"
     with disk_errors(partial):
-        if partial.exists() and restart:
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True, exist_ok=True)
+        if restart:
+            for file in (*partial.glob("*.npy"), record):
+                file.unlink(missing_ok=True)
         left = {file.name for file in partial.glob("*.npy")}
         try:
             recorded = json.loads(record.read_text(encoding="utf-8"))["digest"]
@@ -196,18 +201,19 @@ def _missing(
 
 
 def _is_whole(file: Path, rows: int) -> bool:
-    try:
-        found = np.load(file, mmap_mode="r")
-    except (ValueError, EOFError, OSError):
+    data = file.read_bytes()
+    if zlib.crc32(data[:-4]).to_bytes(4, "little") != data[-4:]:
         return False
-    return bool(found.ndim == 2 and len(found) == rows)
+    return len(np.load(file, mmap_mode="r")) == rows
 
 
 def _save(file: Path, vectors: np.ndarray) -> None:
-    temporary = file.with_suffix(".tmp")
+    """Write a chunk, with a checksum behind it, where `np.load` does not look."""
+    content = io.BytesIO()
+    np.save(content, vectors)
+    data, temporary = content.getvalue(), file.with_suffix(".tmp")
     with disk_errors(file, "run the same command again when that is mended"):
-        with temporary.open("wb") as handle:
-            np.save(handle, vectors)
+        temporary.write_bytes(data + zlib.crc32(data).to_bytes(4, "little"))
         os.replace(temporary, file)
 
 

@@ -97,7 +97,7 @@ def make_plan(
                 names.setdefault(name, where)
             rows += 1
             on_row(rows)
-        paths = {name: resolve_image(root, name) for name in names}
+        paths = {name: _file_of(name, root, where) for name, where in names.items()}
         new = [path for path in dict.fromkeys(paths.values()) if path not in path_digests]
         with ThreadPoolExecutor(_READERS) as readers:
             path_digests.update(zip(new, readers.map(_file_digest, new), strict=True))
@@ -126,6 +126,13 @@ def _name_texts(plan: EmbeddingPlan, dialogues: Mapping[tuple[str, str], Mapping
             keys = {utterance_key(name, identifier): position for identifier, position in positions.items()}
             plan.renamed_dialogues.append(name)
         plan.text_keys.update(keys)
+
+
+def _file_of(name: str, root: Path, where: str) -> Path:
+    try:
+        return resolve_image(root, name)
+    except ValueError as error:
+        raise FFRError(f"{where}: image {name}: {error}") from None
 
 
 def _file_digest(path: Path) -> str:

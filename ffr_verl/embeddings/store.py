@@ -2,11 +2,15 @@
 
 A store is a folder:
 
-    manifest.json   encoder, shape, dtype, counts, content hash; a checksum of itself
+    manifest.json   encoder, shape, dtype, counts, hashes of the other files; a checksum of itself
     vectors.bin     (vectors, dimension) of float16 or float32, row-major, little-endian
     keys.bin        the keys, UTF-8, sorted by their bytes, one after another
     offsets.bin     int64: where each key starts in keys.bin, and its end
     rows.bin        int64: for each key its row in vectors.bin, or -1 for a key that is known to have no vector
+
+The manifest's checksum is looked at whenever a store is opened, the index's when it is read, that of the vectors with
+`EmbeddingStore.open(verify=True)`, as the check before a run does: a hash of each vector at its first use would cost
+the reward 3 us a vector.
 
 The vectors are mapped, so that opening is instant whatever the size and the reward workers of a machine share one copy
 of them; the keys are read at the first look-up, about 150 bytes each. Several keys may name one row: equal texts are
@@ -16,25 +20,23 @@ The folder is the only contract with whatever filled it; the encoder may live in
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import itertools
 import json
 import mmap
 import os
-import secrets
-import shutil
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
+import msgspec
 import numpy as np
 
 from ffr_verl.errors import FFRError
-from ffr_verl.files import disk_errors
+from ffr_verl.files import whole_folder
 
 __all__ = [
     "EmbeddingStore",
@@ -56,11 +58,12 @@ FORMAT = "ffr-verl embedding store"
 FORMAT_VERSION = 1
 _MANIFEST = "manifest.json"
 _VECTORS, _KEYS, _OFFSETS, _ROWS = "vectors.bin", "keys.bin", "offsets.bin", "rows.bin"
-_ARRAYS = (_VECTORS, _KEYS, _OFFSETS, _ROWS)
+_INDEX_FILES = (_KEYS, _OFFSETS, _ROWS)
 _INDEX = np.dtype("<i8")
 _NO_VECTOR = -1
 _KINDS = (("text", b"utt:"), ("image", b"img:"), ("query", b"qry:"))
 _REMEDY = "make it again with `ffr-verl embed`"
+_Count = Annotated[int, msgspec.Meta(ge=0, lt=2**48)]
 
 
 def utterance_key(dialogue_id: str, utterance_id: int | str) -> str:
@@ -104,13 +107,14 @@ class StoreManifest:
 
     model: str  # name or path of the encoder
     revision: str | None  # of the encoder, where known
-    dimension: int
+    dimension: _Count
     dtype: VectorDtype
     normalized: bool  # whether every vector has length 1
     modalities: tuple[str, ...]  # what has vectors: `text`, `image`, `query`
-    vectors: int  # rows of the matrix
-    keys: int  # that name a row, or are known to have none
+    vectors: _Count  # rows of the matrix
+    keys: _Count  # that name a row, or are known to have none
     content_hash: str  # SHA-256 of the four arrays
+    index_hash: str | None = None  # SHA-256 of keys, offsets and rows; files of before 0.1.0 do not say
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
@@ -129,7 +133,7 @@ class StoreManifest:
             raise FFRError(f"{path}: no embedding store: manifest.json is missing; {mend}")
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise FFRError(f"{file}: cannot be read ({error}); {_REMEDY}") from None
         if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
             raise FFRError(f"{file}: not the manifest of an embedding store; {mend}")
@@ -139,8 +143,9 @@ class StoreManifest:
         if checksum != _checksum({"format": FORMAT, **values}):
             raise FFRError(f"{file}: was edited (its checksum differs), so it may not describe the vectors; {_REMEDY}")
         try:
-            return cls(**{**values, "modalities": tuple(values["modalities"])})
-        except (KeyError, TypeError) as error:
+            cls(**values)  # the same fields
+            return msgspec.convert(values, cls)
+        except (TypeError, msgspec.ValidationError) as error:
             raise FFRError(f"{file}: has other fields than this ffr-verl's ({error}); {_REMEDY}") from None
 
 
@@ -149,9 +154,9 @@ def _checksum(values: dict[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _content_hash(path: Path) -> str:
+def _hash_of_files(path: Path, names: Iterable[str]) -> str:
     digest = hashlib.sha256()
-    for name in _ARRAYS:
+    for name in names:
         with (path / name).open("rb") as file:
             while block := file.read(2**22):
                 digest.update(block)
@@ -181,8 +186,8 @@ class EmbeddingStore:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, verify: bool = False) -> EmbeddingStore:
-        """Open a store; nothing but the manifest is read. With `verify` everything is read too, and compared with the
-        recorded content hash.
+        """Open a store; little but the manifest is read. The keys are read, and compared with what is recorded, at
+        the first look-up. With `verify` everything is read and compared now (SHA-256, about 1 s a GB).
 
         Raises `FFRError` when it is missing, unfinished, edited, truncated, of another version, or (with `verify`)
         changed.
@@ -197,11 +202,16 @@ class EmbeddingStore:
         }
         maps = {name: _map(folder / name, size) for name, size in sizes.items()}
         offsets = np.frombuffer(maps[_OFFSETS], dtype=_INDEX)
+        if offsets[0] != 0 or (offsets[1:] < offsets[:-1]).any():
+            raise FFRError(f"{folder / _OFFSETS}: places of keys that do not follow each other; {_REMEDY}")
         maps[_KEYS] = _map(folder / _KEYS, int(offsets[-1]))
         vectors = np.frombuffer(maps[_VECTORS], dtype=dtype).reshape(manifest.vectors, manifest.dimension)
-        if verify and _content_hash(folder) != manifest.content_hash:
+        if verify and _hash_of_files(folder, (_VECTORS, *_INDEX_FILES)) != manifest.content_hash:
             raise FFRError(f"{folder}: its content hash differs from the manifest's, files were changed; {_REMEDY}")
-        return cls(folder, manifest, vectors, maps)
+        store = cls(folder, manifest, vectors, maps)
+        if verify:
+            _ = store._row_of  # which says what is wrong with it
+        return store
 
     def __reduce__(self) -> tuple[Any, ...]:
         return EmbeddingStore.open, (str(self.path.resolve()),)
@@ -214,9 +224,25 @@ class EmbeddingStore:
 
     @functools.cached_property
     def _row_of(self) -> dict[str, int]:
+        """The index; an `FFRError` when it is not what was written, or names rows that are not there."""
+        recorded = self.manifest.index_hash
+        if recorded is not None and _hash_of_files(self.path, _INDEX_FILES) != recorded:
+            files = ", ".join(_INDEX_FILES)
+            raise FFRError(f"{self.path}: {files}: were changed, their hash differs from the manifest's; {_REMEDY}")
         text, offsets = self._maps[_KEYS], np.frombuffer(self._maps[_OFFSETS], dtype=_INDEX).tolist()
-        keys = [_shown(text[start:end]) for start, end in itertools.pairwise(offsets)]
-        return dict(zip(keys, np.frombuffer(self._maps[_ROWS], dtype=_INDEX).tolist(), strict=True))
+        rows = np.frombuffer(self._maps[_ROWS], dtype=_INDEX)
+        wrong = np.flatnonzero((rows < _NO_VECTOR) | (rows >= self.manifest.vectors))
+        if len(wrong):
+            found = f"key {wrong[0]} names row {rows[wrong[0]]} of {self.manifest.vectors}"
+            raise FFRError(f"{self.path / _ROWS}: {found}; {_REMEDY}")
+        try:
+            keys = [_shown(text[start:end]) for start, end in itertools.pairwise(offsets)]
+        except UnicodeDecodeError as error:
+            raise FFRError(f"{self.path / _KEYS}: {error}; {_REMEDY}") from None
+        found_rows = dict(zip(keys, rows.tolist(), strict=True))
+        if len(found_rows) != len(keys):
+            raise FFRError(f"{self.path / _KEYS}: a key stands there twice; {_REMEDY}")
+        return found_rows
 
     def row_of(self, key: str) -> int | None:
         """The row of `key` in `vectors`; -1 when it is known to have no vector, `None` when the store lacks it."""
@@ -290,26 +316,6 @@ def check_place(path: Path, *, overwrite: bool) -> None:
         raise FFRError(f"{path}: holds something that is no embedding store; choose another folder")
 
 
-@contextlib.contextmanager
-def _folder_moved_into_place(path: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A folder beside `path` that takes its place when all has been written, and is removed otherwise."""
-    check_place(path, overwrite=overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = (path.with_name(f".{path.name}.{secrets.token_hex(4)}.{kind}") for kind in ("tmp", "old"))
-    temporary.mkdir()
-    try:
-        yield temporary
-        for file in temporary.iterdir():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-        if path.exists():
-            path.rename(old)
-        temporary.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
 def _bytes(key: str) -> bytes:
     return key.encode("utf-8", "surrogatepass")
 
@@ -342,7 +348,8 @@ def write_arrays(
     if dtype not in get_args(VectorDtype):
         raise FFRError(f"dtype {dtype!r}, expected one of {', '.join(get_args(VectorDtype))}")
     stored = np.dtype(dtype).newbyteorder("<")
-    with disk_errors(folder), _folder_moved_into_place(folder, overwrite=overwrite) as temporary:
+    check_place(folder, overwrite=overwrite)
+    with whole_folder(folder) as temporary:
         count = 0
         with (temporary / _VECTORS).open("wb") as file:
             for block in rows:
@@ -378,7 +385,8 @@ def write_arrays(
             modalities=tuple([name for name, prefix in _KINDS if prefix in kinds]),
             vectors=count,
             keys=len(pairs),
-            content_hash=_content_hash(temporary),
+            content_hash=_hash_of_files(temporary, (_VECTORS, *_INDEX_FILES)),
+            index_hash=_hash_of_files(temporary, _INDEX_FILES),
         )
         (temporary / _MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest

@@ -1,27 +1,32 @@
 """Answers of a run in progress: a run that was killed is resumed where it stopped.
 
 They lie in the folder `.NAME.answers` beside the output: `work.json` says of what work, `answers.jsonl` has a line for
-each answered row, in the order in which the answers came.
+each answered row with a checksum behind it, in the order in which the answers came.
 """
 
 from __future__ import annotations
 
 import array
-import fcntl
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from ffr_verl.errors import FFRError
-from ffr_verl.files import whole_or_nothing
+from ffr_verl.files import lock_folder, whole_or_nothing
 
 __all__ = ["AnswerJournal", "Answers", "journal_folder"]
 
 _NONE = -1
+_BEFORE_CHECKSUM = b"\t"  # JSON has it as a code
+
+
+def _sealed(text: bytes) -> bytes:
+    return b"%s%s%08x\n" % (text, _BEFORE_CHECKSUM, zlib.crc32(text))
 
 
 def journal_folder(output: Path) -> Path:
@@ -69,12 +74,7 @@ class AnswerJournal(Answers):
         self.folder = folder
         self._offsets = array.array("q", [_NONE]) * rows
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (folder / "lock").open("ab")
-            try:  # a lock of this kind ends with the process and is not inherited by those that vLLM forks
-                fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                raise FFRError(f"{folder}: another run is writing it; wait for its end, or end it") from None
+            self._lock = lock_folder(folder)
             if restart:
                 (folder / "answers.jsonl").unlink(missing_ok=True)
                 (folder / "work.json").unlink(missing_ok=True)
@@ -104,7 +104,7 @@ class AnswerJournal(Answers):
 
     def append(self, records: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
         """Keep the answers to some rows; they are on the disk when this returns, or an `FFRError` says why not."""
-        lines = [(row, json.dumps({"row": row, **record}).encode() + b"\n") for row, record in records]
+        lines = [(row, _sealed(json.dumps({"row": row, **record}).encode())) for row, record in records]
         end = self._sink.seek(0, os.SEEK_END)
         waiting = memoryview(b"".join([line for _, line in lines]))
         try:
@@ -125,7 +125,7 @@ class AnswerJournal(Answers):
         for offset in self._offsets:
             if offset != _NONE:
                 self._source.seek(offset)
-            yield none if offset == _NONE else json.loads(self._source.readline())
+            yield none if offset == _NONE else json.loads(self._source.readline().rpartition(_BEFORE_CHECKSUM)[0])
 
     def remove(self) -> None:
         """Forget the answers, once they stand where they belong."""
@@ -140,8 +140,10 @@ class AnswerJournal(Answers):
             return
         try:
             there = json.loads(record.read_text(encoding="utf-8"))
-        except ValueError:
-            there = {}
+        except (ValueError, RecursionError):
+            there = None
+        if not isinstance(there, dict):
+            raise FFRError(f"{record}: is damaged; start again with --restart")
         if there != work:
             names = [name for name in work if there.get(name) != work[name]] or sorted(set(there) - set(work))
             raise FFRError(
@@ -156,7 +158,10 @@ class AnswerJournal(Answers):
                 self._sink.truncate(end)
                 break
             try:
-                record = json.loads(line)
+                text = line.rpartition(_BEFORE_CHECKSUM)[0]
+                if line != _sealed(text):
+                    raise ValueError("not as it was written")
+                record = json.loads(text)
                 row, response, logprobs = record["row"], record.get("response", ""), record.get("logprobs", [])
                 if type(row) is not int or not 0 <= row < self.rows:
                     raise ValueError("no row of the data")

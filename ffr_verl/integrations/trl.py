@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ffr_verl.data.parquet_files import as_list, check_columns, check_images
+from ffr_verl.data.parquet_files import as_list, check_columns, check_images, check_pages
 from ffr_verl.data.parquet_files import images_root as root_of_images
 from ffr_verl.dialogues import with_image_parts
 from ffr_verl.errors import FFRError
@@ -44,6 +44,7 @@ def trl_dataset(files: str | Path | Sequence[str | Path], *, images_root: str | 
     """
     paths = as_list(files)
     check_columns(paths, "rl")
+    check_pages(paths)
     config = DataConfig(images_root=None if images_root is None else str(images_root))
     root = root_of_images(paths, config)
     check_images(paths, root, sample=True, max_pixels=config.max_pixels)

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ffr_verl.data.parquet_files import rows_of_files
+from ffr_verl.data.parquet_files import batches_of, open_parquet, rows_of_files, seal_parquet
 from ffr_verl.errors import FFRError
-from ffr_verl.files import refuse_special, whole_or_nothing
+from ffr_verl.files import whole_or_nothing
 from ffr_verl.fragments import AnswerStyle, Fragment, parse_fragment, parse_gold, parse_leniently
 from ffr_verl.metrics import dispersion
 from ffr_verl.predictions import row_key
@@ -51,7 +51,7 @@ def row_keys(files: Sequence[str | Path]) -> np.ndarray:
     """The keys of the rows of RL files, in order; shape `(rows,)`, int64."""
     keys: list[int] = []
     for file in files:
-        for batch in pq.ParquetFile(file).iter_batches(batch_size=4096, columns=["reward_model", "extra_info"]):
+        for batch in batches_of(file, batch_size=4096, columns=["reward_model", "extra_info"]):
             infos, rewards = batch.column("extra_info"), batch.column("reward_model")
             named = [infos.field("dialogue_id"), infos.field("query"), rewards.field("ground_truth")]
             keys += [row_key(*values) for values in zip(*[one.to_pylist() for one in named], strict=True)]
@@ -103,7 +103,8 @@ def difficulty_table(
 def write_difficulty(table: pa.Table, path: Path) -> None:
     """Write a table of `difficulty_table`; the file appears whole."""
     with whole_or_nothing([path]) as (temporary,):
-        pq.write_table(table, temporary)
+        pq.write_table(table, temporary, write_page_checksum=True)
+        seal_parquet(temporary)
 
 
 class DifficultyFile:
@@ -111,14 +112,11 @@ class DifficultyFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
-        refuse_special(self.path)
-        try:
-            names = pq.read_schema(self.path).names
-            table = pq.read_table(self.path, columns=[name for name in (*_READ, *_HITS) if name in names])
-        except FileNotFoundError:
-            raise FFRError(f"{path}: no such file; make it with `ffr-verl score`") from None
-        except (OSError, pa.ArrowInvalid) as error:
-            raise FFRError(f"{path}: not a parquet file ({error}); make it with `ffr-verl score`") from None
+        mend = "make it with `ffr-verl score`"
+        with open_parquet(self.path, mend=mend, absent=mend) as parquet:
+            names = parquet.schema_arrow.names
+            table = parquet.read(columns=[name for name in (*_READ, *_HITS) if name in names])
+            table = table.cast(pa.schema([_SCHEMA.field(name) for name in table.column_names]))
         missing = [name for name in _READ if name not in names]
         if missing:
             raise FFRError(f"{path}: no column {', '.join(missing)}; make it with `ffr-verl score`")

@@ -233,11 +233,17 @@ def interrupted(tmp_path: Path, clip: EncoderSettings) -> tuple[Path, Path, Path
     return file, output, partial
 
 
-@pytest.mark.parametrize("size", [0, 100, 5000])
-def test_a_damaged_part_is_made_again(interrupted: Any, clip: EncoderSettings, size: int) -> None:
-    """As a crash of the machine may leave it: the name is there, the data are not."""
+@pytest.mark.parametrize("size", [0, 100, 5000, None])
+def test_a_damaged_part_is_made_again(interrupted: Any, clip: EncoderSettings, size: int | None) -> None:
+    """As a crash of the machine may leave it: the name is there, the data are not; or one bit is another."""
     file, output, partial = interrupted
-    os.truncate(partial / "text-000000000.npy", size)
+    part = partial / "text-000000000.npy"
+    if size is None:
+        data = bytearray(part.read_bytes())
+        data[-100] ^= 1
+        part.write_bytes(data)
+    else:
+        os.truncate(part, size)
     said: list[str] = []
     summary = embed([file], output, clip, say=said.append)
     assert said == [f"{partial / 'text-000000000.npy'}: is damaged, its 1024 items are embedded again"]

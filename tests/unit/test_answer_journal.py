@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -119,8 +120,10 @@ def test_damage_in_the_middle_is_told(tmp_path: Path) -> None:
         journal.append([(row, {"response": "x"}) for row in range(3)])
     file = tmp_path / "a" / "answers.jsonl"
     lines = file.read_bytes().splitlines(keepends=True)
+    assert lines[0].endswith(b"\t%08x\n" % zlib.crc32(lines[0].rpartition(b"\t")[0]))
     for damaged in (
         b"\0\0\0\n",
+        lines[1].replace(b"x", b"y"),
         b"[]\n",
         b'{"row": 9}\n',
         b'{"row": -1, "response": "x"}\n',
@@ -129,7 +132,8 @@ def test_damage_in_the_middle_is_told(tmp_path: Path) -> None:
         b'{"row": 1, "logprobs": [null]}\n',
         b"[" * 200_000 + b"\n",
     ):
-        file.write_bytes(lines[0] + damaged + lines[2])
+        sealed = damaged if b"\t" in damaged else b"%s\t%08x\n" % (damaged[:-1], zlib.crc32(damaged[:-1]))
+        file.write_bytes(lines[0] + sealed + lines[2])
         with pytest.raises(FFRError, match=r"answers\.jsonl: line 2 is damaged; start again with --restart"):
             AnswerJournal(tmp_path / "a", WORK, rows=3)
 

@@ -127,7 +127,7 @@ def test_broken_images_of_a_row_are_shown(tmp_path: Path, images: object) -> Non
 def test_other_files_are_one_message(folder: Path) -> None:
     (folder / "broken.parquet").write_bytes(b"PAR1" + bytes(100))
     pq.write_table(pa.table({"a": [1]}), folder / "other.parquet")
-    for name, message in (("broken.parquet", "not a parquet file"), ("other.parquet", "no column images, messages")):
+    for name, message in (("broken.parquet", "not a parquet file"), ("other.parquet", "no column messages, images")):
         with pytest.raises(FFRError, match=message):
             shown(folder / name, 0)
 

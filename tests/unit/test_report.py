@@ -373,14 +373,14 @@ def test_missing_images_are_counted_and_named(folder: Path) -> None:
 
 
 def test_the_images_root_is_given_recorded_or_the_predictions_folder(folder: Path, demo_set: Path) -> None:
-    prepare(demo_set / "heldout.json", images_root=demo_set, output=folder / "parquet", split="h")
+    prepare(demo_set / "heldout.json", images_root=demo_set, output=demo_set / "parquet_h", split="h")
     first = next(one for one in json.loads((demo_set / "heldout.json").read_text()) if one["images"])
     record = {**first, "labels": first["solution"], "response": first["solution"]}
     elsewhere = write_rows(folder / "elsewhere" / "pred.jsonl", [record])
     for settings, has_pictures in (
         (ReportSettings(), False),
         (ReportSettings(images_root=demo_set), True),
-        (ReportSettings(data=folder / "parquet" / "h.rl.parquet"), True),
+        (ReportSettings(data=demo_set / "parquet_h" / "h.rl.parquet"), True),
     ):
         said: list[str] = []
         summary = write_report(elsewhere, folder / "r.html", settings, force=True, say=said.append)

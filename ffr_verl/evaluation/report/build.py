@@ -237,7 +237,7 @@ def _images_root(predictions: Path, settings: ReportSettings) -> Path:
     root = settings.images_root
     if root is None and settings.data is not None:
         check_columns([str(settings.data)], "rl")
-        root = recorded_images_root([str(settings.data)], DataConfig())
+        root = recorded_images_root([str(settings.data)], DataConfig(), option="--images-root FOLDER")
     if root is None:
         root = Path(os.path.realpath(predictions)).parent
     if not root.is_dir():

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import pyarrow.parquet as pq
 from verl.utils.dataset.multiturn_sft_dataset import MultiTurnSFTDataset
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
-from ffr_verl.data.parquet_files import Kind, as_list, check_columns, check_images, images_root
+from ffr_verl.data.parquet_files import Kind, as_list, check_columns, check_images, count_rows, images_root
 from ffr_verl.images import image_source, model_picture
 from ffr_verl.integrations.verl.training_rows import TrainingRows
 from ffr_verl.model_families import QWEN2_VL, ModelFamily, family_of_processor
@@ -85,7 +84,7 @@ class FFRDataset(RLHFDataset):
         self._root, self._family = _checked(files, "rl", self.ffr_config, processor)
         self.curriculum: CurriculumSampler | None = None
         super().__init__(data_files, tokenizer, config, processor=processor, max_samples=max_samples)
-        rows = sum(pq.read_metadata(file).num_rows for file in self.data_files)
+        rows = sum(count_rows(file) for file in self.data_files)
         if max_samples < 0 and len(self.dataframe) < rows:
             logger.warning(
                 "%s: verl leaves out %d of %d rows: their prompts are longer than data.max_prompt_length, or cannot "

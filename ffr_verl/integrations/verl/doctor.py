@@ -16,9 +16,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import psutil
-import pyarrow.parquet as pq
 
-from ffr_verl.data.parquet_files import Kind, check_columns, check_images, images_root, read_schema
+from ffr_verl.data.parquet_files import (
+    Kind,
+    check_columns,
+    check_images,
+    check_pages,
+    check_pair,
+    count_rows,
+    images_root,
+    read_schema,
+)
 from ffr_verl.errors import FFRError
 from ffr_verl.integrations.verl import SUPPORTED_VERL
 from ffr_verl.recipes import recipe_names, trainer_of
@@ -145,13 +153,15 @@ def _data(path: Path) -> Check:
     try:
         kind: Kind = "rl" if "prompt" in read_schema(files[0]).names else "sft"
         check_columns(files, kind)
+        check_pair(files)
+        check_pages(files)
         config = DataConfig()
         root = images_root(files, config)
         opened = check_images(files, root, sample=False, max_pixels=config.max_pixels)
     except FFRError as error:
         found, _, mend = str(error).rpartition("; ")
         return Check(name, False, found, mend)
-    rows = pq.read_metadata(path).num_rows
+    rows = count_rows(path)
     return Check(name, rows > 0, f"{kind}, {rows} rows, {opened} images under {root}", "no rows: prepare it again")
 
 

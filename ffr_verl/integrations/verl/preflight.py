@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
-import pyarrow.parquet as pq
 from hydra import compose, initialize_config_module
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
@@ -32,8 +31,11 @@ from ffr_verl.data.parquet_files import (
     check_columns,
     check_images,
     check_model_family,
+    check_pages,
+    check_pair,
     dialogues_of_rows,
     images_root,
+    open_parquet,
     read_schema,
     sampled_rows,
 )
@@ -329,6 +331,9 @@ def _check_files(config: Any, kind: Kind, data_config: DataConfig) -> None:
             if not Path(name).is_file():
                 raise FFRError(f"{key}: {name}: no such file; `ffr-verl prepare` writes NAME.{kind}.parquet")
         check_columns(files, kind)
+        if is_first:
+            check_pair(files)
+            check_pages(files)
         if files and is_first and family is None:
             check_images(files, images_root(files, data_config), sample=False)
         elif files and family is not None:
@@ -444,7 +449,8 @@ def _training_rows(files: Sequence[str], curriculum: CurriculumConfig) -> RowDif
     for file in files:
         known = read_schema(file).names
         columns = [name for name in ("extra_info", "reward_model", *own) if name in known]
-        tables.append(Dataset(pq.read_table(file, columns=columns)))
+        with open_parquet(file) as parquet:
+            tables.append(Dataset(parquet.read(columns=columns)))
     return TrainingRows.of(concatenate_datasets(tables), curriculum, files).difficulty
 
 
@@ -485,12 +491,12 @@ def _try_components(config: Any, rewards: RewardConfig) -> None:
 
 
 def _check_embeddings(config: Any, rewards: RewardConfig) -> None:
-    """That the store opens, and holds the utterances and images of the data files (of rows spread over them), and the
-    queries where relevance asks for them."""
+    """That the store is as it was written (all of it is read, once a run), and holds the utterances and images of the
+    data files (of rows spread over them), and the queries where relevance asks for them."""
     key, path = "reward.custom_reward_function.reward_kwargs.embeddings", str(rewards.embeddings)
     asks_queries = any(component.function is relevance_reward for component in rewards.components)
     try:
-        store = EmbeddingStore.open(path)
+        store = EmbeddingStore.open(path, verify=os.environ.get("RANK", "0") == "0")
         scorer = CoherenceScorer(store)
     except FFRError as error:
         raise FFRError(f"{key}: {error}") from None
