@@ -157,5 +157,5 @@ def test_stage_2_and_embed_on_two_nodes(
     )
     here, there = EmbeddingStore.open(embeddings), EmbeddingStore.open(folder / "by_nodes")
     assert list(there) == list(here)
-    for key in list(here)[:200]:
+    for key in [key for key in here if here.get(key) is not None][:200]:
         assert there[key] == pytest.approx(here[key], abs=1e-3)
