@@ -1,7 +1,7 @@
 """The adapters for EasyR1, OpenRLHF and verifiers, as the page in docs uses them; the latter two are called by their
 own code, which lies in a folder of its own.
 
-EasyR1 is on no package index: its adapter is called as its reward managers call it.
+EasyR1 is not on PyPI: its adapter is called as its reward managers call it.
 """
 
 from __future__ import annotations
