@@ -539,10 +539,13 @@ def test_skip_invalid_writes_the_others_and_the_reasons(
     assert (found["rows_written"], found["rows_rejected"]) == (2, 2)
     assert found["problems"]["image_missing"]["first"][0]["row"] == 1
     assert found["statistics"]["rows"] == 2
-    assert run(folder, [good_row()], monkeypatch) == 0
+    assert run(folder, [good_row()], monkeypatch) == 2
+    told = capsys.readouterr().err
+    assert "t.rl.parquet: is there already; choose another --split, or replace it with --force" in told
+    assert run(folder, [good_row()], monkeypatch, "--force") == 0
     assert not (folder / "out" / "t.rejected.jsonl").exists(), "it spoke of the earlier rows"
     image("no.png")(rows[0])
-    assert run(folder, rows[:2], monkeypatch, "--skip-invalid") == 2
+    assert run(folder, rows[:2], monkeypatch, "--skip-invalid", "--force") == 2
     assert "every row is refused" in capsys.readouterr().err
 
 
