@@ -142,16 +142,16 @@ def assert_refused(
     assert_documented(error)
 
 
-DOCS = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
-# The messages in docs/data.md: the first cells of its tables, with … for what differs from case to case.
+DOCS = (Path(__file__).parents[2] / "docs" / "messages.md").read_text(encoding="utf-8")
+# The messages in docs/messages.md: the first cells of its tables, with … for what differs from case to case.
 MESSAGES = [
     ".*".join(re.escape(piece) for piece in cell.replace(r"\|", "|").split("…"))
-    for cell in re.findall(r"^\| `(.+?)` \|", DOCS.partition("## Messages")[2].partition("\n## ")[0], re.MULTILINE)
+    for cell in re.findall(r"^\| `(.+?)` \|", DOCS, re.MULTILINE)
 ]
 
 
 def assert_documented(shown: str) -> None:
-    """Each message about a row or a file is in docs/data.md."""
+    """Each message about a row or a file is in docs/messages.md."""
     lines = shown.splitlines()
     problems = [found.group(1) for line in lines if (found := re.match(r"  row \d+: field '.*?': (.*)", line))]
     error = re.match("ffr-verl: error: (.*)", lines[0]) if lines else None
