@@ -77,11 +77,12 @@ e2e: install-cpu $(CPU_VENV)/trl  ## real SFT and real GRPO on the CPU, through 
 .venv-docs/.docs: requirements/docs.txt
 	@if [ -z "$(PYTHON)" ]; then echo "no Python 3.10, 3.11 or 3.12 with venv found; name it: make PYTHON=/path/to/python" >&2; exit 2; fi
 	rm -rf .venv-docs && $(PYTHON) -m venv .venv-docs
-	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check $(UV)
+	.venv-docs/bin/uv pip install --quiet --python .venv-docs/bin/python --no-deps -r $<
 	@touch $@
 
 docs: .venv-docs/.docs  ## the pages with an API reference, in site/; a warning or a dead link is an error
-	.venv-docs/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
 	@echo "site/index.html"
 
 bench-rewards: install-cpu  ## what the rewards cost, as ratios of one run
@@ -112,4 +113,4 @@ lock: install-cpu  ## resolve requirements/*.txt again
 		requirements/docs.in -o requirements/docs.txt
 
 clean:  ## remove environments, demo and caches
-	rm -rf .venv .venv-cpu .venv-docs demo outputs site build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .venv-cpu .venv-docs demo outputs site build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .cache
