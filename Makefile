@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install install-cpu demo test lint unit integration browser e2e bench-rewards bench-data bench-curriculum \
+.PHONY: help install install-cpu demo test lint unit integration browser e2e docs bench-rewards bench-data bench-curriculum \
 	bench-evaluate bench-report study lock clean
 
 STACK ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
@@ -75,6 +75,17 @@ $(CPU_VENV)/trl $(CPU_VENV)/swift $(CPU_VENV)/adapters: $(CPU_VENV)/%: requireme
 e2e: install-cpu $(CPU_VENV)/trl $(CPU_VENV)/swift  ## real SFT and real GRPO on the CPU, through verl, TRL and ms-swift
 	FFR_TRL_PATH=$(abspath $(CPU_VENV)/trl) FFR_SWIFT_PATH=$(abspath $(CPU_VENV)/swift) $(CPU_BIN)/pytest -q tests/e2e $(ARGS)
 
+.venv-docs/.docs: requirements/docs.txt
+	@if [ -z "$(PYTHON)" ]; then echo "no Python 3.10, 3.11 or 3.12 with venv found; name it: make PYTHON=/path/to/python" >&2; exit 2; fi
+	rm -rf .venv-docs && $(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check $(UV)
+	.venv-docs/bin/uv pip install --quiet --python .venv-docs/bin/python --no-deps -r $<
+	@touch $@
+
+docs: .venv-docs/.docs  ## the pages with an API reference, in site/; a warning or a dead link is an error
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+	@echo "site/index.html"
+
 bench-rewards: install-cpu  ## what the rewards cost, as ratios of one run
 	$(CPU_BIN)/python -m benchmarks.rewards $(ARGS)
 
@@ -99,6 +110,8 @@ lock: install-cpu  ## resolve requirements/*.txt again
 		pyproject.toml requirements/cpu.in --extra dev --extra embed --extra endpoint --overrides requirements/overrides.txt -o requirements/cpu.txt
 	$(CPU_BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-annotate --no-header --upgrade \
 		pyproject.toml --extra gpu --extra dev --extra embed --extra endpoint -o requirements/gpu.txt
+	$(CPU_BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-annotate --no-header --upgrade \
+		requirements/docs.in -o requirements/docs.txt
 
 clean:  ## remove environments, demo and caches
-	rm -rf .venv .venv-cpu demo outputs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .venv-cpu .venv-docs demo outputs site build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .cache

@@ -166,7 +166,7 @@ def prepare_seed(folder: Path, seed: int, settings: StudySettings) -> None:
             folder / "data", train_rows=settings.train_rows, heldout_rows=settings.heldout_rows, seed=1000 + seed
         )
         for split in ("train", "heldout"):
-            arguments = ["--images-root", str(folder / "data"), "--output", str(parquet), "--split", split]
+            arguments = ["--images-root", str(folder / "data"), "--output", str(parquet), "--split", split, "--force"]
             run(
                 ["ffr_verl", "prepare", str(folder / "data" / f"{split}.json"), *arguments],
                 logs / f"prepare_{split}.log",

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["FFRError", "error_lines", "one_line", "printable", "printable_lines"]
+__all__ = ["INSTALL_STACK", "FFRError", "error_lines", "install_extra", "one_line", "printable", "printable_lines"]
+
+# The package is on no index, so it is installed from a checkout.
+INSTALL_STACK = "in a checkout of ffr_verl: make install, or pip install '.[gpu]' where there is a GPU"
 
 # Control characters, halves of surrogate pairs, and what turns the direction of a line.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -15,6 +18,16 @@ class FFRError(ValueError):
 
     Commands print the message and exit with status 2; as a `ValueError` it needs no special care in library use.
     """
+
+
+def install_extra(extra: str) -> str:
+    """How to install what one of our extras needs.
+
+    Example:
+        >>> install_extra("embed")
+        "in a checkout of ffr_verl: pip install '.[embed]'"
+    """
+    return f"in a checkout of ffr_verl: pip install '.[{extra}]'"
 
 
 def one_line(text: str, *, longest: int = 300) -> str:

@@ -8,11 +8,15 @@ registry. None of them changes a job that does not ask for it. verl logs a faili
 from __future__ import annotations
 
 import logging
+import re
+import sys
 from typing import Any
 
 __all__ = ["register"]
 
 logger = logging.getLogger(__name__)
+
+_CPU_RECIPE = re.compile(r"\+{1,2}recipe=\[?.*ffr_\w+_cpu\]?")  # a copy's name too: my_ffr_grpo_cpu
 
 
 def _register_recipes() -> None:
@@ -30,7 +34,11 @@ def _register_recipes() -> None:
 
 
 def _register_platform() -> None:
-    from ffr_verl.integrations.verl import cpu_platform  # noqa: F401  # importing it registers it
+    from ffr_verl.integrations.verl import cpu_platform
+
+    # verl looks for an accelerator, and warns where there is none, before the callback of a recipe runs.
+    if any(map(_CPU_RECIPE.fullmatch, sys.argv[1:])):
+        cpu_platform.activate()
 
 
 def _register_reward_manager() -> None:

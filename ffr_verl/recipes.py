@@ -1,15 +1,28 @@
-"""The recipes as files: which there are, where they lie, and copies of them to edit."""
+"""The recipes as files: which there are, where they lie, copies of them to edit, and what differs between two."""
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import yaml
 
 from ffr_verl.errors import FFRError
-from ffr_verl.files import whole_or_nothing
+from ffr_verl.files import refuse_special, whole_or_nothing
 
-__all__ = ["Trainer", "copy_recipe", "recipe_names", "recipe_path", "trainer_of"]
+__all__ = [
+    "Trainer",
+    "copy_recipe",
+    "differences",
+    "nearest_recipe",
+    "read_recipe",
+    "recipe_names",
+    "recipe_path",
+    "trainer_of",
+]
 
 Trainer = Literal["main_ppo", "sft_trainer"]
 _FOLDER = Path(str(resources.files("ffr_verl.conf"))) / "recipe"
@@ -28,8 +41,87 @@ def trainer_of(name: str) -> Trainer:
 def recipe_path(name: str) -> Path:
     """The YAML file of a recipe; an `FFRError` that lists the recipes when there is none of that name."""
     if name not in recipe_names():
-        raise FFRError(f"no recipe is called {name!r}; there are: {', '.join(recipe_names())}")
+        raise FFRError(f"no recipe is called {name!r}; {nearest_recipe(name)}there are: {', '.join(recipe_names())}")
     return _FOLDER / f"{name}.yaml"
+
+
+def nearest_recipe(name: str) -> str:
+    """What to say of a recipe that is not there.
+
+    Example:
+        >>> nearest_recipe("ffr_grop"), nearest_recipe("llama")
+        ("did you mean 'ffr_grpo'? ", '')
+    """
+    close = difflib.get_close_matches(name, recipe_names(), n=1)
+    return f"did you mean {close[0]!r}? " if close else ""
+
+
+def read_recipe(file: Path) -> dict[str, Any]:
+    """What a recipe sets, with what it inherits: recipes of the same folder, else packaged ones.
+
+    Raises:
+        FFRError: for a file that cannot be read, holds no mapping, or inherits what is not there.
+    """
+    refuse_special(file)
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        said = "no such file" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())
+        raise FFRError(f"{file}: {said}; give the YAML file of a recipe") from None
+    if not isinstance(found, dict):
+        raise FFRError(f"{file}: found no mapping; give the YAML file of a recipe")
+    merged: dict[str, Any] = {}
+    own = False
+    for name in [*(found.pop("defaults", None) or ()), "_self_"]:
+        if name == "_self_":
+            merged = merged if own else _merged(merged, found)
+            own = True
+            continue
+        beside = file.parent / f"{name}.yaml"
+        inherited = beside if beside.is_file() else _FOLDER / f"{name}.yaml"
+        if not inherited.is_file():
+            raise FFRError(f"{file}: inherits {name}, which is neither beside it nor packaged; bring it there")
+        merged = _merged(merged, read_recipe(inherited))
+    return merged
+
+
+def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Key by key, as Hydra merges them; the second one wins."""
+    both = {
+        name: _merged(first[name], value)
+        for name, value in second.items()
+        if isinstance(value, Mapping) and isinstance(first.get(name), Mapping)
+    }
+    return {**first, **second, **both}
+
+
+def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Keys whose values differ, sorted, with both values; `...` where a side does not set the key.
+
+    Example:
+        >>> differences({"optim": {"lr": "1e-4"}, "n": 8}, {"optim": {"lr": 0.0001}, "top_p": 0.85})
+        [('n', 8, Ellipsis), ('top_p', Ellipsis, 0.85)]
+    """
+    flat = [dict(_leaves(side)) for side in (first, second)]
+    keys = sorted({*flat[0], *flat[1]})
+    pairs = [(key, flat[0].get(key, ...), flat[1].get(key, ...)) for key in keys]
+    return [(key, one, other) for key, one, other in pairs if _number(one) != _number(other)]
+
+
+def _leaves(node: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in node.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{place}{name}.")
+        else:
+            yield f"{place}{name}", value
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-4 as a text, Hydra as a number."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def copy_recipe(name: str, folder: Path, *, new_name: str | None = None, force: bool = False) -> Path:

@@ -37,6 +37,7 @@ app = typer.Typer(
     name="ffr-verl",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     help="Fine-grained fragment retrieval training on verl.\n\n"
     "The order of a project: prepare the data (inspect shows a row), embed it for the coherence reward, train stage 1 "
     "(verl.trainer.sft_trainer +recipe=ffr_sft), merge its checkpoint, score how hard the rows are, train stage 2 "

@@ -51,12 +51,12 @@ def ask(
     timeout: shared.Timeout = 300.0,
     retries: shared.Retries = 6,
     body: shared.Body = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a page that is there.")] = False,
+    force: shared.Force = False,
 ) -> None:
-    """Ask a chat where something is talked about, and print the fragment that the model finds.
+    """Ask a chat where something is talked about.
 
-    The prompts are those that `ffr-verl prepare` makes; each dialogue of the chat is asked. With --endpoint a server
-    answers, and nothing else is contacted. Progress goes to stderr.
+    Prints the fragment that the model finds. The prompts are those that `ffr-verl prepare` makes; each dialogue of the
+    chat is asked. With --endpoint a server answers, and nothing else is contacted. Progress goes to stderr.
 
     Example: ffr-verl ask --model models/grpo result.json "where do we talk about the garden?"
 
@@ -105,7 +105,9 @@ def ask(
 
     # On a terminal bar and answers share a console; else answers go to stdout alone.
     shown_on = console if console.is_terminal and not json_lines else beside
-    with RowProgress("answering", shown_on, resumes=False) as progress:
+    with RowProgress(
+        "answering", shown_on, resumes=False, loading="" if endpoint else f"{model} into vLLM"
+    ) as progress:
         found = ask_chat(
             Chat(chat, root, source_format, RowSettings(read, texts), model_family),
             asked,

@@ -39,10 +39,12 @@ def build(
     ] = False,
     prefix: Annotated[str, typer.Option(help="Start of each dialogue_id.")] = "built",
     seed: Annotated[int, typer.Option(help="The same seed gives the same file.")] = 0,
+    force: shared.Force = False,
 ) -> None:
-    """Compose long dialogues of several topics from short ones, with queries for their parts.
+    """Compose long dialogues of several topics from short ones.
 
-    A short dialogue is a raw dialogue with a query_text (docs/data.md) and, where dialogues share one, a topic.
+    Queries ask for their parts. A short dialogue is a raw dialogue with a query_text (docs/data.md) and, where
+    dialogues share one, a topic.
 
     Example: ffr-verl build short.jsonl long.jsonl --dialogues 10000 --dispersion 1.6
     """
@@ -63,6 +65,7 @@ def build(
             source_format=source_format,
             gap_hours=gap_hours,
             image_map=image_map,
+            force=force,
         )
     told = "without queries" if unlabelled else f"{count} queries, mean dispersion {mean:.2f}"
     wrote(f"{output}: {dialogues} dialogues, {told}")

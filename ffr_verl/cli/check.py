@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from ffr_verl.cli.console import console, warn
+from ffr_verl.cli.console import say, warn
+from ffr_verl.cli.options import Overrides
 from ffr_verl.errors import FFRError
 from ffr_verl.recipes import Trainer, trainer_of
 
@@ -31,19 +32,17 @@ def chosen_trainer(overrides: Sequence[str], trainer: Trainer | None) -> Trainer
 
 
 def check(
-    overrides: Annotated[
-        list[str], typer.Argument(help="What follows `python -m verl.trainer...`: +recipe=NAME, KEY=VALUE ...")
-    ],
+    overrides: Overrides,
     config_dir: Annotated[Path | None, typer.Option(help="The run's --config-dir, with recipes of your own.")] = None,
     trainer: Annotated[
         Trainer | None,
         typer.Option(help="Which trainer gets it; by default sft_trainer for a recipe with sft in its name."),
     ] = None,
 ) -> None:
-    """Check a run without starting it: keys, data, images, model, checkpoints, all problems at once.
+    """Check a run without starting it: all problems at once.
 
-    Says what the run would say at its start, and what was not checked, such as a reward function of your own. Exits
-    with status 2 when there are problems.
+    Keys, data, images, model and checkpoints are checked. Says what the run would say at its start, and what was not
+    checked, such as a reward function of your own. Exits with status 2 when there are problems.
 
     Example: ffr-verl check +recipe=ffr_grpo actor_rollout_ref.model.path=models/sft
     data.train_files=data/train.rl.parquet data.val_files=data/val.rl.parquet
@@ -55,4 +54,4 @@ def check(
     for text in found.unchecked:
         warn(text)
     found.stop()
-    console.print(f"no problem found for verl.trainer.{chosen} +recipe={recipe_of(overrides)}", highlight=False)
+    say(f"no problem found for verl.trainer.{chosen} +recipe={recipe_of(overrides)}")

@@ -22,10 +22,11 @@ def demo(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands and run none of them.")] = False,
 ) -> None:
-    """Run both training stages on a small drawn data set with a tiny Qwen2-VL, on the CPU or on one GPU.
+    """Run both training stages on a small scale, with a tiny model.
 
-    Prints and runs the commands that a user would type: prepare, SFT, merge, score, GRPO, infer, evaluate, report. A
-    second call resumes where the first one ended. `make demo` installs what it needs.
+    The data set is drawn, the model is a Qwen2-VL; it runs on the CPU or on one GPU. Prints and runs the commands that
+    a user would type: prepare, SFT, merge, score, GRPO, infer, evaluate, report. A second call resumes where the first
+    one ended. `make demo` installs what it needs.
     """
     from ffr_verl.demo.pipeline import print_commands, run_demo
     from ffr_verl.demo.stages import DemoSettings, installed_stack

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
+from rich.text import Text
 
-from ffr_verl.cli.console import console
+from ffr_verl.cli.console import console, say
+from ffr_verl.errors import printable
 
 
 def doctor(
@@ -16,22 +17,21 @@ def doctor(
         list[Path] | None, typer.Option(help="A parquet file of `ffr-verl prepare` to check; may be repeated.")
     ] = None,
 ) -> None:
-    """Prove that this environment can train: versions, plugin, recipes through both trainers, platform, vLLM, memory,
-    disk.
+    """Prove that this environment can train.
 
-    Exits with status 1 when a check fails; each failed line says how to mend it.
+    Checks versions, the plugin, the recipes through both trainers, platform, vLLM, memory and disk, and shows each
+    line as soon as it is known. Exits with status 1 when a check fails; each failed line says how to mend it.
     """
     from ffr_verl.integrations.verl.doctor import run_checks
 
-    checks = run_checks(data or [])
-    table = Table(title="ffr-verl doctor")
-    for column in ("", "check", "found"):
-        table.add_column(column)
-    for check in checks:
-        found = check.found if check.ok else f"{check.found}\n[bold]mend:[/bold] {check.mend}"
-        table.add_row("[green]ok[/green]" if check.ok else "[red]FAIL[/red]", check.name, found)
-    console.print(table)
-    failed = sum(not check.ok for check in checks)
+    checks = failed = 0
+    for check in run_checks(data or []):
+        checks += 1
+        failed += not check.ok
+        mark = ("ok    ", "green") if check.ok else ("FAIL  ", "bold red")
+        console.print(Text.assemble(mark, printable(f"{check.name}: {check.found}")), soft_wrap=True)
+        if not check.ok:
+            say(f"      mend: {check.mend}", style="bold")
+    say(f"{failed} of {checks} checks failed" if failed else f"all {checks} checks passed")
     if failed:
-        console.print(f"{failed} of {len(checks)} checks failed")
         raise typer.Exit(1)

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ffr_verl.cli.console import StoredDtype, console, warn, wrote
+from ffr_verl.cli.options import Force
 
 
 def embed(
@@ -36,7 +37,7 @@ def embed(
     ray_workers: Annotated[int | None, typer.Option(min=1, help="Encoders in the cluster.")] = None,
     ray_gpus: Annotated[float, typer.Option(min=0.0, help="GPUs for each encoder in the cluster.")] = 0.0,
     trust_remote_code: Annotated[bool, typer.Option(help="Run code that the model's repository brings.")] = False,
-    force: Annotated[bool, typer.Option(help="Replace a store that is there.")] = False,
+    force: Force = False,
     restart: Annotated[bool, typer.Option(help="Forget what an interrupted run left.")] = False,
 ) -> None:
     """Embed utterances and images for the coherence reward.

@@ -5,16 +5,16 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ffr_verl.cli.console import console, say, warn, wrote
-from ffr_verl.cli.options import Compare, RewardedStyle, RewardKwargs, RowFormat
+from ffr_verl.cli.options import Compare, Force, RewardedStyle, RewardKwargs, RowFormat
 from ffr_verl.errors import FFRError
-from ffr_verl.files import whole_or_nothing
+from ffr_verl.files import check_output, whole_or_nothing
 
 if TYPE_CHECKING:
     from ffr_verl.evaluation.counts import RowCounts
@@ -35,11 +35,13 @@ def evaluate(
     row_format: RowFormat = "ffr",
     answer_style: RewardedStyle = None,
     reward_kwargs: RewardKwargs = None,
+    force: Force = False,
 ) -> None:
-    """Say how good predictions are: precision, recall, F1 and MCC, faults of the answers, where they fail.
+    """Say how good predictions are, and where they fail.
 
-    Micro averages are the published ones; docs/evaluation.md defines every number. With --compare the difference is
-    shown too, on the rows that both files have (dialogue_id, query and gold answer are the same).
+    Precision, recall, F1 and MCC, with intervals, and faults of the answers. Micro averages are the published ones;
+    docs/evaluation.md defines every number. With --compare the difference is shown too, on the rows that both files
+    have (dialogue_id, query and gold answer are the same).
 
     Example: ffr-verl evaluate pred.jsonl --compare baseline.jsonl --json result.json
     """
@@ -54,11 +56,16 @@ def evaluate(
     from ffr_verl.predictions import UnusableLines
     from ffr_verl.rewards.ffr import RewardConfig
 
-    _refuse_to_overwrite([predictions, compare, reward_kwargs], [json_file, csv_file])
+    _check_outputs([predictions, compare, reward_kwargs], {"--json": json_file, "--csv": csv_file}, force=force)
     settings = BootstrapSettings(resamples=bootstrap, seed=seed)
     reward = RewardConfig.from_kwargs({} if reward_kwargs is None else read_reward_kwargs(reward_kwargs))
     style = answer_style or reward.answer_style
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
 
         def task(description: str, total: int) -> Callable[[int], None]:
@@ -125,16 +132,12 @@ def evaluate(
             wrote(path)
 
 
-def _refuse_to_overwrite(sources: Sequence[Path | None], outputs: Sequence[Path | None]) -> None:
-    read = {source.expanduser().resolve() for source in sources if source is not None}
-    for output in [output for output in outputs if output is not None]:
-        if output.expanduser().resolve() in read:
-            raise FFRError(f"{output}: holds the predictions; choose another name for the result")
-        if output.is_dir():
-            raise FFRError(f"{output}: a folder; give the name of a file")
-        if output.exists() and output.suffix.lower() not in (".json", ".csv"):
-            raise FFRError(f"{output}: is there already; a result replaces only files named .json or .csv")
-        if output.parent.exists() and not output.parent.is_dir():
-            raise FFRError(f"{output}: {output.parent} is no folder")
-    if outputs[0] is not None and outputs[0] == outputs[1]:
-        raise FFRError(f"{outputs[0]}: given for --json and for --csv; choose two names")
+def _check_outputs(sources: Sequence[Path | None], outputs: Mapping[str, Path | None], *, force: bool) -> None:
+    given = {option: path for option, path in outputs.items() if path is not None}
+    inputs = [source for source in sources if source is not None]
+    for option, path in given.items():
+        check_output(path, force=force, example=f"result.{option.strip('-')}", inputs=inputs, option=option)
+        if path.parent.exists() and not path.parent.is_dir():
+            raise FFRError(f"{path}: {path.parent} is no folder")
+    if len({path.absolute() for path in given.values()}) < len(given):
+        raise FFRError(f"{given['--json']}: given for --json and for --csv; choose two names")

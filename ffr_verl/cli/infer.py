@@ -75,13 +75,14 @@ def infer(
         bool,
         typer.Option("--allow-errors", help="Write the output although the server gave no answer to some rows."),
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace predictions that are there.")] = False,
+    force: shared.Force = False,
     restart: shared.Restart = False,
 ) -> None:
-    """Answer the rows of a data set with a model, greedily, and write the predictions.
+    """Answer the rows of a data set with a model.
 
-    The model runs here in vLLM, or is asked over the network with --endpoint; nothing else is contacted. A run that
-    was interrupted is resumed when it is started again. docs/inference.md describes the rows, windows and servers.
+    Answers are greedy and are written as predictions. The model runs here in vLLM, or is asked over the network with
+    --endpoint; nothing else is contacted. A run that was interrupted is resumed when it is started again.
+    docs/inference.md describes the rows, windows and servers.
 
     Example: ffr-verl infer --model models/grpo --data data/test.rl.parquet --output pred.jsonl --logprobs
 
@@ -113,7 +114,7 @@ def infer(
         if not data:
             raise FFRError("give --data NAME.rl.parquet of `ffr-verl prepare`")
         settings = shared.answering_settings(context, options, lambda: images_root_of(data, images_root))
-        with RowProgress("answering", console) as progress:
+        with RowProgress("answering", console, loading="" if endpoint else f"{model} into vLLM") as progress:
             summary = infer_rows(
                 data,
                 output,

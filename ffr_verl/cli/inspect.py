@@ -28,7 +28,9 @@ def inspect(
         typer.Option(help="Of the model: sizes of images. By default --tokenizer's, or what a parquet file records."),
     ] = None,
 ) -> None:
-    """Show a row: turns, images with their sizes, the query, the gold fragment marked; of predictions the answer.
+    """Show a row: turns, images, the query, the gold fragment marked.
+
+    Images are shown with their sizes; of predictions the answer is shown too.
 
     Example: ffr-verl inspect data/train.rl.parquet --row 7
     """

@@ -43,13 +43,14 @@ def label(
     timeout: shared.Timeout = 300.0,
     retries: shared.Retries = 6,
     body: shared.Body = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace rows that are there.")] = False,
+    force: shared.Force = False,
     restart: shared.Restart = False,
 ) -> None:
-    """Make a data set of dialogues: a language model on a server writes queries, gold fragments and negatives.
+    """Make a data set of dialogues with a language model on a server.
 
-    Every answer is checked against its dialogue and asked for again when it is wrong. Nothing is contacted but the
-    server. A run that was interrupted is resumed when it is started again.
+    The model writes queries, gold fragments and negatives. Every answer is checked against its dialogue and asked for
+    again when it is wrong. Nothing is contacted but the server. A run that was interrupted is resumed when it is
+    started again.
 
     Example: ffr-verl label result.json --endpoint http://localhost:8000/v1 --output labelled.jsonl
     """

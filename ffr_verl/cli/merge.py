@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ffr_verl.cli.console import console, wrote
+from ffr_verl.cli.options import Force
 
 
 def merge(
@@ -24,9 +25,9 @@ def merge(
             "instead of the newest.",
         ),
     ] = None,
-    force: Annotated[bool, typer.Option(help="Replace the output folder when it exists.")] = False,
+    force: Force = False,
 ) -> None:
-    """Make a plain Hugging Face folder of a verl checkpoint, LoRA folded in.
+    """Make a Hugging Face folder of a checkpoint, LoRA folded in.
 
     Works for both stages, with LoRA and full fine-tuning. The result starts stage 2, and vLLM and transformers load
     it.

@@ -49,7 +49,29 @@ ImageMap = Annotated[
     typer.Option(help="JSON {address: file}, or lines of address, tab, file: pictures that rows name otherwise."),
 ]
 ChatImagesRoot = Annotated[
-    Path | None, typer.Option(help="Folder that image paths are relative to; by default that of the dialogues.")
+    Path | None, typer.Option(help="Folder that image paths are relative to; by default that of the source.")
+]
+
+
+def _recipes(incomplete: str) -> list[str]:
+    from ffr_verl.recipes import recipe_names
+
+    return [name for name in recipe_names() if name.startswith(incomplete)]
+
+
+def _overrides(incomplete: str) -> list[str]:
+    return [f"+recipe={name}" for name in _recipes("") if f"+recipe={name}".startswith(incomplete)]
+
+
+# Of recipes and runs.
+RecipeName = Annotated[
+    str, typer.Argument(help="Name of a recipe, as in `ffr-verl recipe list`.", autocompletion=_recipes)
+]
+Overrides = Annotated[
+    list[str],
+    typer.Argument(
+        help="What follows `python -m verl.trainer...`: +recipe=NAME, KEY=VALUE ...", autocompletion=_overrides
+    ),
 ]
 
 # Of dialogues that are cut.
@@ -104,6 +126,7 @@ Body = Annotated[
     str | None,
     typer.Option(metavar="JSON", help="Object with further fields of each request; null takes a field out."),
 ]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]  # no command does without it
 Restart = Annotated[bool, typer.Option("--restart", help="Forget what an interrupted run left.")]
 
 # Of predictions that are evaluated.
@@ -117,7 +140,11 @@ RewardedStyle = Annotated[
 ]
 RewardKwargs = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Recipe, .hydra/config.yaml or YAML with the run's settings of rewards."),
+    typer.Option(
+        metavar="FILE",
+        help="Recipe, .hydra/config.yaml or YAML with the run's settings of rewards. Relative paths in it start at "
+        "the current folder, as in the run.",
+    ),
 ]
 Compare = Annotated[
     Path | None, typer.Option(help="Predictions of another model for the same rows: show the difference.")

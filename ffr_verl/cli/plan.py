@@ -11,6 +11,7 @@ import typer
 
 from ffr_verl.cli.check import chosen_trainer
 from ffr_verl.cli.console import console, warn
+from ffr_verl.cli.options import Overrides
 from ffr_verl.errors import FFRError
 from ffr_verl.recipes import Trainer
 
@@ -21,9 +22,7 @@ _GIB = 2**30
 
 
 def plan(
-    overrides: Annotated[
-        list[str], typer.Argument(help="What follows `python -m verl.trainer...`: +recipe=NAME, KEY=VALUE ...")
-    ],
+    overrides: Overrides,
     model: Annotated[Path, typer.Option(help="Model folder; only its config.json is read.")],
     gpu_memory: Annotated[float, typer.Option(min=0.001, help="GiB of one GPU, as nvidia-smi tells it.")] = 80.0,
     gpus: Annotated[int | None, typer.Option(min=1, help="GPUs of a node; the recipe's by default.")] = None,
@@ -38,10 +37,10 @@ def plan(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead, in bytes.")] = False,
 ) -> None:
-    """Memory of a run on each GPU, part by part and phase by phase, without a GPU and without the weights.
+    """Memory of a run on each GPU, part by part and phase by phase.
 
-    Computed from the model's config.json and the composed recipe. docs/hardware.md has the formulas, what is not
-    counted, and settings for usual machines.
+    Needs no GPU and no weights: computed from the model's config.json and the composed recipe. docs/hardware.md has
+    the formulas, what is not counted, and settings for usual machines.
 
     Example: ffr-verl plan --model models/sft --gpu-memory 24 --gpus 1 +recipe=ffr_grpo
     actor_rollout_ref.actor.fsdp_config.param_offload=true

@@ -17,9 +17,9 @@ def prepare(
     source: Annotated[
         Path, typer.Argument(help="A file of rows, or an exported chat; --format list shows the formats.")
     ],
-    images_root: Annotated[Path, typer.Option(help="Folder that the rows' image paths are relative to.")],
     output: Annotated[Path, typer.Option(help="Folder for the parquet files; made when missing.")],
     split: Annotated[str, typer.Option(help="Name of the split: writes NAME.rl.parquet and NAME.sft.parquet.")],
+    images_root: shared.ChatImagesRoot = None,
     source_format: shared.SourceFormat = "auto",
     unlabelled: Annotated[
         bool,
@@ -77,6 +77,7 @@ def prepare(
     captions: Annotated[
         bool, typer.Option("--captions", help="Write the captions of raw dialogues into the prompt.")
     ] = False,
+    force: shared.Force = False,
 ) -> None:
     """Check rows and write them as parquet for both training stages.
 
@@ -108,13 +109,14 @@ def prepare(
             what = "global (ids of the whole dialogue) or published (docs/data.md)"
             raise FFRError(f"--window needs --window-ids: {what}")
         windows = WindowSettings(window, stride or max(1, window // 2), window_ids)
+    root = images_root or (source if source.is_dir() else source.parent)
     size = source.stat().st_size if source.is_file() else None
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task(f"preparing {split}", total=size)
         summary = prepare_rows(
             source,
-            images_root=images_root,
+            images_root=root,
             output=output,
             split=split,
             source_format=source_format,
@@ -136,6 +138,7 @@ def prepare(
             template=template,
             captions=captions,
             report=report,
+            force=force,
             on_position=lambda position: progress.update(task, completed=position),
         )
     for errors, title in ((True, "left out"), (False, "warnings")):
@@ -155,6 +158,6 @@ def prepare(
     for path in (summary.rl_path, summary.sft_path, summary.rejected_path, report):
         if path is not None:
             wrote(path)
-    if not embed_images and not is_own_root(summary.rl_path, images_root):
-        folder = printable(str(images_root.resolve()))
+    if not embed_images and not is_own_root(summary.rl_path, root):
+        folder = printable(str(root.resolve()))
         say(f"the images are elsewhere, so name their folder in training: data.ffr.images_root={folder}")

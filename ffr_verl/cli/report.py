@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ffr_verl.cli.console import CoherenceMode, console, say, warn
-from ffr_verl.cli.options import Compare, RewardedStyle, RewardKwargs, RowFormat, settings_of
+from ffr_verl.cli.options import Compare, Force, RewardedStyle, RewardKwargs, RowFormat, settings_of
 
 
 def report(
@@ -40,11 +40,12 @@ def report(
         int, typer.Option(min=16, max=1024, help="Most pixels of a picture's longer side.")
     ] = 240,
     title: Annotated[str, typer.Option(help="Of the page.")] = "Fragment retrieval report",
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    force: Force = False,
 ) -> None:
-    """Write predictions as one HTML file to look at: metrics, charts and every dialogue with its fragments.
+    """Write predictions as one HTML file to look at.
 
-    The file holds small copies of the images and needs neither the network nor another file.
+    It has metrics, charts and every dialogue with its fragments. The file holds small copies of the images and needs
+    neither the network nor another file.
 
     Example: ffr-verl report pred.jsonl --output report.html --images-root data
     """
@@ -53,7 +54,12 @@ def report(
 
     from ffr_verl.evaluation.report import ReportSettings, write_report
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task("evaluating", total=None)
         summary = write_report(

@@ -11,6 +11,7 @@ from rich.table import Table
 from ffr_verl.cli import options as shared
 from ffr_verl.cli.console import AnswerStyle, PredictionFormat, clean_up_when_terminated, console, warn, wrote
 from ffr_verl.errors import FFRError
+from ffr_verl.files import check_output
 
 
 def score(
@@ -43,13 +44,13 @@ def score(
     chart: Annotated[
         Path | None, typer.Option(help="PNG to draw; beside the difficulty file, with its name, by default.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a difficulty file that is there.")] = False,
+    force: shared.Force = False,
     restart: shared.Restart = False,
 ) -> None:
-    """Score how hard each training row is, by the SFT model's own greedy answer.
+    """Score how hard each row is, by the SFT model's own answer.
 
-    Writes f1, entropy, mean log-probability, dispersion and the level (easy, middle, confusing, hard) of each row. A
-    run that was interrupted is resumed when it is started again.
+    The answer is greedy. Writes f1, entropy, mean log-probability, dispersion and the level (easy, middle, confusing,
+    hard) of each row. A run that was interrupted is resumed when it is started again.
 
     Use the file with data.ffr.curriculum.difficulty=OUTPUT.
 
@@ -63,12 +64,14 @@ def score(
     from ffr_verl.inference.score import score as score_rows
 
     clean_up_when_terminated()
+    picture = chart or output.with_suffix(".png")
+    check_output(picture, force=force, example="difficulty.png", inputs=[*data, output], option="--chart")
     if predictions is not None and samples:
         raise FFRError("--samples draws answers of --model; it does not go with --predictions")
     settings = None
     if model is not None:
         settings = shared.settings_of(GeneratorSettings, options, images_root=images_root_of(data, images_root))
-    with RowProgress("scoring", console) as progress:
+    with RowProgress("scoring", console, loading="" if model is None else f"{model} into vLLM") as progress:
         summary = score_rows(
             data,
             output,
@@ -94,7 +97,6 @@ def score(
     for name, count, f1 in summary.f1_by_dispersion():
         by_dispersion.add_row(name, f"{count:,}", f"{f1:.3f}", "#" * round(30 * f1))
     console.print(by_dispersion)
-    picture = chart or output.with_suffix(".png")
     draw_difficulty(summary.table, picture)
     for path in (output, picture):
         wrote(path)

@@ -17,7 +17,7 @@ from ffr_verl.data.sources import find_source
 from ffr_verl.data.sources.raw_dialogues import RawDialogueError, RawReader
 from ffr_verl.data.sources.source import DEFAULT_GAP_HOURS, Notes, ReadSettings, read_image_map
 from ffr_verl.errors import FFRError
-from ffr_verl.files import refuse_special, whole_or_nothing
+from ffr_verl.files import check_output, refuse_special, whole_or_nothing
 from ffr_verl.metrics import dispersion
 
 Layout = Literal["blocks", "interleaved", "mixed"]
@@ -216,11 +216,12 @@ def build(
     source_format: str = "dialogue",
     gap_hours: float = DEFAULT_GAP_HOURS,
     image_map: Path | None = None,
+    force: bool = True,
 ) -> tuple[int, float]:
     """Compose long dialogues of short ones (a JSON list or JSONL) and write them as JSONL of raw dialogues.
 
     The options are those of the command, whose help says what they do. Equal source, settings and seed give an equal
-    file; one that is there is replaced.
+    file; one that is there is replaced, but not without `force`.
 
     Returns:
         Queries written, and the mean dispersion of their fragments.
@@ -228,6 +229,7 @@ def build(
     Raises:
         FFRError: for a source that cannot be used, or one with too few topics.
     """
+    check_output(output, force=force, example="long.jsonl", inputs=[source], option="OUTPUT")
     read = ReadSettings({} if image_map is None else read_image_map(image_map), gap_hours)
     pool = _read_short_dialogues(source, query_fields, source_format, read, unlabelled=settings.unlabelled)
     rng = random.Random(seed)

@@ -76,13 +76,15 @@ def prepare(
     template: Path | None = None,
     captions: bool = False,
     report: Path | None = None,
+    force: bool = True,
     on_position: Callable[[int], None] = lambda position: None,
 ) -> PrepareSummary:
     """Check every row of `source` and write `{split}.rl.parquet` and `{split}.sft.parquet` into `output`.
 
     Memory does not grow with the source but for some 500 bytes a row, to tell repeated rows and for the files' footer.
 
-    The options are those of the command, whose help says what they do; `on_position` is told after each row how many
+    The options are those of the command, whose help says what they do, but files that are there are replaced by
+    default (`force`); `on_position` is told after each row how many
     bytes of the source have been read.
 
     Returns:
@@ -98,7 +100,8 @@ def prepare(
     with contextlib.ExitStack() as stack:
         if report is not None:
             inputs = [source, *against, *paths]
-            check_output(report, force=True, example="report.json", inputs=inputs, option="--report")
+            may_replace = force or not any(path.exists() for path in paths)  # by a call that was refused
+            check_output(report, force=may_replace, example="report.json", inputs=inputs, option="--report")
             stack.enter_context(_reported(report, source, split, log, statistics, left_out))
         root = images_root.expanduser().resolve()
         if not split or Path(split).name != split or split.startswith(".") or unwritable(split):
@@ -107,6 +110,8 @@ def prepare(
             raise FFRError(f"--images-root: {images_root}: no such folder")
         if not source.exists():
             raise FFRError(f"{source}: no such file")
+        for path in paths[: 1 if unlabelled else 2]:
+            check_output(path, force=force, example=path.name, inputs=[source, *against], option="--split")
         name, form = find_source(source_format, source)
         for option, is_given in (("--language", language), ("--template", template), ("--captions", captions)):
             if is_given and form.has_prompts:

@@ -76,10 +76,22 @@ class _Record:
             temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
+def _loading(stage: Stage) -> str:
+    """What a stage does before it says anything itself."""
+    what = stage.command[stage.command.index("-m") + 1 :]
+    if what[0] != "ffr_verl":
+        return "loading torch and verl"
+    return {
+        "merge": "loading torch and the checkpoint",
+        "score": "loading the model into vLLM",
+        "infer": "loading the model into vLLM",
+    }.get(what[1], "reading its files")
+
+
 def _progress(stage: Stage, live: Live, console: Console) -> Callable[[str], None]:
     """Show the newest step of verl's console log: a line that changes in a terminal, a line now and then elsewhere."""
     started = time.monotonic()
-    text_now, printed = "starting", started
+    text_now, printed = _loading(stage), started
 
     def on_line(line: str) -> None:
         nonlocal text_now, printed
@@ -137,7 +149,7 @@ def _run_stage(stage: Stage, root: Path, console: Console) -> float:
             raise StageFailed(f"the stage {stage.name} {error}") from None
     if not stage.makes.exists():
         raise StageFailed(f"the stage {stage.name} ended well but did not make {stage.makes}; its output is in {log}")
-    console.print(f"  {stage.name}: done in {seconds:.0f} s, log {log}", highlight=False)
+    console.print(f"  {stage.name}: done in {seconds:.0f} s, log {log}", highlight=False, markup=False)
     return seconds
 
 
@@ -258,4 +270,4 @@ def _print_results(root: Path, record: _Record, console: Console) -> None:
         ("rollouts with rewards", root / "runs" / "grpo" / "rollouts"),
         ("logs", root / "logs"),
     ):
-        console.print(f"{label}: {path}", highlight=False, soft_wrap=True)
+        console.print(f"{label}: {path}", highlight=False, markup=False, soft_wrap=True)

@@ -92,7 +92,9 @@ def stages_of(root: Path, settings: DemoSettings, *, flash_attention: bool) -> l
     engine = {"max_model_len": 1024, "max_new_tokens": 64, "force": True}
 
     def prepare(split: str) -> Stage:
-        command = _command("prepare", data / f"{split}.json", images_root=data, output=parquet, split=split)
+        command = _command(
+            "prepare", data / f"{split}.json", images_root=data, output=parquet, split=split, force=True
+        )
         return Stage(f"prepare {split}", command, parquet / f"{split}.rl.parquet", 300)
 
     def merge(name: str, run: Path, model: Path) -> Stage:
@@ -105,7 +107,7 @@ def stages_of(root: Path, settings: DemoSettings, *, flash_attention: bool) -> l
 
     def evaluate(name: str, **against: Path) -> Stage:
         figures = measured / f"{name}.json"
-        command = _command("evaluate", measured / f"{name}.jsonl", **against, json=figures)
+        command = _command("evaluate", measured / f"{name}.jsonl", **against, json=figures, force=True)
         return Stage(f"evaluate {name}", command, figures, 120)
 
     def padded(node: str) -> tuple[str, ...]:

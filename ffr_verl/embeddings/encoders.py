@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ffr_verl.errors import FFRError
+from ffr_verl.errors import FFRError, install_extra
 from ffr_verl.images import open_picture
 from ffr_verl.model_families import folder_revision
 
@@ -36,7 +36,7 @@ class SentenceEncoder:
             from sentence_transformers import SentenceTransformer
         except ImportError:
             raise FFRError(
-                "sentence-transformers is not installed: pip install 'ffr-verl[embed]', in this environment or in one "
+                f"sentence-transformers is not installed: {install_extra('embed')}, into this environment or one "
                 "of its own (docs/embeddings.md)"
             ) from None
         looks_local = settings.model.startswith((".", "/", "~")) or settings.model.count("/") > 1

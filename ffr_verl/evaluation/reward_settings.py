@@ -15,6 +15,7 @@ from ffr_verl.rewards.ffr import RewardConfig
 
 __all__ = ["read_reward_kwargs"]
 
+_RELATIVE = "relative paths in it start at the current folder, as in a run of verl"
 _PLACE = ("reward", "custom_reward_function", "reward_kwargs")
 
 
@@ -23,7 +24,8 @@ def read_reward_kwargs(path: Path) -> dict[str, Any]:
 
     Args:
         path: YAML: a recipe (those that it inherits from are read too), `.hydra/config.yaml` of a run, or the
-            `reward_kwargs` alone; or the folder of a run, which holds `.hydra/config.yaml`.
+            `reward_kwargs` alone; or the folder of a run, which holds `.hydra/config.yaml`. Relative paths in it start
+            at the current folder, as they do in a run.
 
     Raises:
         FFRError: when it cannot be read, has none, or they are refused by `RewardConfig`.
@@ -35,7 +37,8 @@ def read_reward_kwargs(path: Path) -> dict[str, Any]:
     try:
         RewardConfig.from_kwargs(kwargs)
     except FFRError as error:
-        raise FFRError(f"{file}: {error}") from None
+        relative = [] if "embeddings" not in kwargs and "components" not in kwargs else [_RELATIVE]
+        raise FFRError("\n".join([f"{file}: {line}" for line in [*str(error).split("\n"), *relative]])) from None
     return kwargs
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ffr_verl.dialogues import with_image_parts
-from ffr_verl.errors import FFRError
+from ffr_verl.errors import INSTALL_STACK, FFRError
 from ffr_verl.images import image_source, model_picture
 from ffr_verl.inference.journal import Answers
 from ffr_verl.inference.orphans import ends_with_us
@@ -97,9 +97,7 @@ class Generator:
             from vllm.lora.request import LoRARequest
             from vllm.v1.engine.exceptions import EngineDeadError
         except ImportError as error:
-            raise FFRError(
-                f"vllm is not installed ({error}): `make install`, or pip install 'ffr-verl[gpu]'"
-            ) from None
+            raise FFRError(f"vllm is not installed ({error}); {INSTALL_STACK}") from None
         try:
             self._processor = AutoProcessor.from_pretrained(
                 settings.model, trust_remote_code=settings.trust_remote_code

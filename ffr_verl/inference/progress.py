@@ -35,13 +35,14 @@ class RowProgress:
     """A bar on a terminal; a line now and then elsewhere, such as in the log of a cluster's job.
 
     For commands: until the first `update`, while a model is loaded, Ctrl-C ends the process at once, with status 130.
-    The verb says what is done to the rows, `resumes` whether a run that is stopped can be resumed.
+    The verb says what is done to the rows, `resumes` whether a run that is stopped can be resumed, `loading` what is
+    loaded before.
     """
 
-    def __init__(self, verb: str, console: Console, *, resumes: bool = True) -> None:
-        self._verb, self._console, self._resumes = verb, console, resumes
+    def __init__(self, verb: str, console: Console, *, resumes: bool = True, loading: str = "") -> None:
+        self._verb, self._console, self._resumes, self._loading = verb, console, resumes, loading
         rate = TextColumn("{task.fields[rate]}")
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate)
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), rate)
         # A bar on stderr leaves stdout alone: it may go to a file.
         self._bar = Progress(
             *columns,
@@ -50,7 +51,7 @@ class RowProgress:
             transient=True,
             redirect_stdout=not console.stderr,
         )
-        self._task = self._bar.add_task(verb, total=None, rate="")
+        self._task = self._bar.add_task(f"loading {loading}" if loading else verb, total=None, rate="")
         self._start: tuple[float, int] | None = None
         self._last_line = time.monotonic()
         self._done: tuple[int, int] | None = None
@@ -58,6 +59,8 @@ class RowProgress:
 
     def __enter__(self) -> RowProgress:
         self._bar.__enter__()
+        if self._loading and not self._console.is_terminal:
+            self._console.print(f"loading {self._loading}", highlight=False, markup=False, soft_wrap=True)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored, in the background
             self._handler = signal.signal(signal.SIGINT, self._end_at_once)
         return self
@@ -85,7 +88,7 @@ class RowProgress:
         self._start = self._start or (now, done)
         started, first = self._start
         rate = describe(done, total, first=first, seconds=now - started)
-        self._bar.update(self._task, completed=done, total=total, rate=rate)
+        self._bar.update(self._task, description=self._verb, completed=done, total=total, rate=rate)
         if not self._console.is_terminal and (now - self._last_line > _LINE_SECONDS or done == total):
             self._last_line = now
             self._console.print(f"{self._verb}: {done:,} of {total:,} rows {rate}", highlight=False, soft_wrap=True)

@@ -46,7 +46,7 @@ class Server:
         try:
             import httpx
         except ImportError:
-            raise FFRError("--endpoint needs the package httpx: pip install 'ffr-verl[endpoint]'") from None
+            raise FFRError("--endpoint needs the package httpx: pip install httpx") from None
         self._httpx = httpx
         self._address = url.rstrip("/")
         self._timeout = timeout

@@ -153,14 +153,19 @@ def components_of(given: Any, weights: Iterable[str], *, embeddings: str | None,
         except FFRError as error:
             raise FFRError(f"{error}; a reward of your own stands in {where}.components, too") from None
         named |= dict.fromkeys(undeclared)
-    found = []
+    found, problems = [], []
     for name, one in named.items():
         place = f"{where}.components.{name}"
-        if name in _TAKEN or name.startswith("micro_"):
-            raise FFRError(f"{place}: there is a metric of this name already; choose another")
-        if not _METRIC.fullmatch(name):
-            raise FFRError(f"{place}: found {name!r}, expected letters, digits and _: it names the metrics too")
-        found.append(component(name, one, has_store=embeddings is not None, where=place))
+        try:
+            if name in _TAKEN or name.startswith("micro_"):
+                raise FFRError(f"{place}: there is a metric of this name already; choose another")
+            if not _METRIC.fullmatch(name):
+                raise FFRError(f"{place}: found {name!r}, expected letters, digits and _: it names the metrics too")
+            found.append(component(name, one, has_store=embeddings is not None, where=place))
+        except FFRError as error:
+            problems.append(str(error))
+    if problems:  # all of them at once
+        raise FFRError("\n".join(problems))
     return tuple(found)
 
 

@@ -1,4 +1,4 @@
-"""A wheel, an editable install and a git URL: each finds recipes and plugin, in an environment of its own."""
+"""A wheel, an sdist, an editable install and a git URL: each finds recipes and plugin, in a fresh environment."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, RunPython  # type: ignore[import-not-found]
 
+import ffr_verl
 from ffr_verl.recipes import recipe_names
 
 UV = Path(sysconfig.get_path("scripts")) / "uv"
@@ -40,10 +41,16 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("wheel")
-    uv("build", "--quiet", "--wheel", "--out-dir", output, source, cwd=output)
-    return next(output.glob("*.whl"))
+def built(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sdist, and the wheel that is built of it."""
+    output = tmp_path_factory.mktemp("built")
+    uv("build", "--quiet", "--out-dir", output, source, cwd=output)
+    return output
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> Path:
+    return next(built.glob("*.whl"))
 
 
 def test_the_wheel_holds_code_recipes_and_licence_only(wheel: Path) -> None:
@@ -57,6 +64,33 @@ def test_the_wheel_holds_code_recipes_and_licence_only(wheel: Path) -> None:
     assert not [name for name in names if name.split("/")[0] not in ("ffr_verl",) and ".dist-info/" not in name]
 
 
+@pytest.mark.parametrize("pattern", ["*.whl", "*.tar.gz"])
+def test_the_core_alone_in_a_fresh_environment(
+    pattern: str, built: Path, tmp_path: Path, run_python: RunPython
+) -> None:
+    """`pip install DIST`: what needs no trainer works, what needs one says how it is installed."""
+    (dist,) = built.glob(pattern)
+    assert dist.name.startswith(f"ffr_verl-{ffr_verl.__version__}")
+    uv("venv", "--quiet", "--python", sys.executable, tmp_path / "env", cwd=tmp_path)
+    python = tmp_path / "env" / "bin" / "python"
+    uv("pip", "install", "--quiet", "--python", python, dist, cwd=tmp_path)
+    rewarded = run_python(
+        "-c", f"from ffr_verl.rewards import f1_reward as f; print(f({GOLD!r}, {GOLD!r}))", python=python
+    )
+    assert rewarded.stdout == "1.0\n", rewarded.stderr
+    (tmp_path / "pred.jsonl").write_text(json.dumps(PREDICTION) + "\n")
+    for arguments in (
+        ["recipe", "diff", "ffr_grpo", "ffr_grpo_published"],
+        ["evaluate", str(tmp_path / "pred.jsonl"), "--json", str(tmp_path / "r.json")],
+    ):
+        run = run_python("-m", "ffr_verl", *arguments, python=python)
+        assert run.returncode == 0, run.stderr
+    checked = run_python("-m", "ffr_verl", "doctor", python=python)
+    assert checked.returncode == 1
+    assert "mend: pip install 'verl[verl-core]==0.9.1'" in checked.stdout, "the bracket is not markup"
+    assert "pip install '.[gpu]' where there is a GPU" in checked.stdout
+
+
 GOLD = "<|utt_ids_start|>[0]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>"
 PROMPT = "<|query_start|>tea<|query_end|> <|utt_id_start|>0<|utt_id_end|> user1: tea?"
 PREDICTION = {
@@ -68,6 +102,7 @@ PREDICTION = {
 
 PROBE = """
 import ffr_verl, sys
+import ffr_verl
 from ffr_verl.recipes import recipe_names
 print(ffr_verl.__file__)
 print(*recipe_names())

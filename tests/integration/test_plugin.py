@@ -92,6 +92,22 @@ def test_the_cpu_platform_when_asked_for(run_python: RunPython) -> None:
     assert found["finders"] == ["ffr_verl.integrations.verl.cpu_platform"]
 
 
+@pytest.mark.parametrize(
+    ("recipe", "warns"),
+    [("ffr_grpo_cpu", False), ("my_ffr_grpo_cpu", False), ("[a,ffr_grpo_cpu]", False), ("ffr_grpo", True)],
+)
+def test_a_cpu_recipe_opens_without_a_warning_about_accelerators(
+    run_python: RunPython, recipe: str, warns: bool
+) -> None:
+    code = "import verl, verl.plugin.platform as p; print(p.get_platform().device_name)"
+    run = run_python("-c", code, f"+recipe={recipe}")
+    assert run.returncode == 0, run.stderr
+    if not warns:
+        assert (run.stdout.split(), "No supported accelerator" in run.stderr) == (["cpu"], False)
+    else:  # as verl itself finds: another platform, and a warning where there is no device
+        assert run.stdout.split() != ["cpu"]
+
+
 @pytest.mark.parametrize("way", ["import", "from"])
 def test_the_reward_manager_is_there_when_verls_registry_is(run_python: RunPython, way: str) -> None:
     package = "verl.experimental.reward_loop.reward_manager"

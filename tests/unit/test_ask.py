@@ -159,7 +159,10 @@ def test_the_page(server: FakeServer, chat: Path) -> None:
         (["NONE", "x"], "no dialogue in it, read as mldr"),
         (["CHAT", "put <image> there"], "the query 'put <image> there' holds <image>"),
         (["CHAT", " "], "the query '' is empty"),
-        (["CHAT", "x", "--queries", "none.txt"], "--queries none.txt"),
+        (
+            ["CHAT", "x", "--queries", "none.txt"],
+            "--queries none.txt: no such file; give a UTF-8 text with one query a line",
+        ),
         (["CHAT", "x", "--max-images", "1"], "2 images, at most 1; raise --max-images"),
         (["CHAT", "x", "--images-root", "none"], "--images-root: none: no such folder"),
         (["CHAT", "x", "--images-root", "."], "image_missing"),

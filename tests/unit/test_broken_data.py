@@ -143,16 +143,16 @@ def assert_refused(
     assert_documented(error)
 
 
-DOCS = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
-# The messages in docs/data.md: the first cells of its tables, with … for what differs from case to case.
+DOCS = (Path(__file__).parents[2] / "docs" / "messages.md").read_text(encoding="utf-8")
+# The messages in docs/messages.md: the first cells of its tables, with … for what differs from case to case.
 MESSAGES = [
     ".*".join(re.escape(piece) for piece in cell.replace(r"\|", "|").split("…"))
-    for cell in re.findall(r"^\| `(.+?)` \|", DOCS.partition("## Messages")[2].partition("\n## ")[0], re.MULTILINE)
+    for cell in re.findall(r"^\| `(.+?)` \|", DOCS, re.MULTILINE)
 ]
 
 
 def assert_documented(shown: str) -> None:
-    """Each message about a row or a file is in docs/data.md."""
+    """Each message about a row or a file is in docs/messages.md."""
     lines = shown.splitlines()
     problems = [found.group(1) for line in lines if (found := re.match(r"  row \d+: field '.*?': (.*)", line))]
     error = re.match("ffr-verl: error: (.*)", lines[0]) if lines else None
@@ -541,10 +541,13 @@ def test_skip_invalid_writes_the_others_and_the_reasons(
     assert (found["rows_written"], found["rows_rejected"]) == (2, 2)
     assert found["problems"]["image_missing"]["first"][0]["row"] == 1
     assert found["statistics"]["rows"] == 2
-    assert run(folder, [good_row()], monkeypatch) == 0
+    assert run(folder, [good_row()], monkeypatch) == 2
+    told = capsys.readouterr().err
+    assert "t.rl.parquet: is there already; choose another --split, or replace it with --force" in told
+    assert run(folder, [good_row()], monkeypatch, "--force") == 0
     assert not (folder / "out" / "t.rejected.jsonl").exists(), "it spoke of the earlier rows"
     image("no.png")(rows[0])
-    assert run(folder, rows[:2], monkeypatch, "--skip-invalid") == 2
+    assert run(folder, rows[:2], monkeypatch, "--skip-invalid", "--force") == 2
     assert "every row is refused" in capsys.readouterr().err
 
 

@@ -20,6 +20,7 @@ from ffr_verl.embeddings.encoders import EncoderSettings
 from ffr_verl.evaluation import BootstrapSettings
 from ffr_verl.inference.endpoint import EndpointSettings
 from ffr_verl.inference.generate import GeneratorSettings
+from ffr_verl.recipes import recipe_names
 
 ROOT = Path(__file__).parents[2]
 TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -41,7 +42,7 @@ def options_of(command: Any) -> set[str]:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_explains_itself_and_each_of_its_options(name: str) -> None:
-    result = CliRunner().invoke(app, [*name.split(), "--help"], env={"COLUMNS": "1000"})
+    result = CliRunner().invoke(app, [*name.split(), "--help"], terminal_width=1000)
     assert result.exit_code == 0
     shown = " ".join(result.stdout.split())
     assert " ".join(COMMANDS[name].help.split("\n\n")[0].split()) in shown
@@ -49,6 +50,26 @@ def test_a_command_explains_itself_and_each_of_its_options(name: str) -> None:
         assert parameter.param_type_name == "argument" or parameter.opts[0] in shown, parameter.name
         assert parameter.help, parameter.name
         assert " ".join(parameter.help.split()) in shown, parameter.name
+
+
+@pytest.mark.parametrize("name", ["", "recipe", *COMMANDS])
+def test_help_fits_into_80_columns_and_keeps_brackets(name: str) -> None:
+    shown = CliRunner().invoke(app, [*name.split(), "--help"], terminal_width=80).stdout
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "..." not in shown.partition("Commands:")[2], "the first sentence of a command fits beside its name"
+
+
+def test_recipe_names_are_completed() -> None:
+    """As a shell asks for them."""
+
+    def completed(*words: str) -> list[str]:
+        environment = {"_FFR_VERL_COMPLETE": "complete_bash", "COMP_WORDS": " ".join(["ffr-verl", *words])}
+        asked = {**environment, "COMP_CWORD": str(len(words))}
+        return CliRunner().invoke(app, [], prog_name="ffr-verl", env=asked).stdout.split()
+
+    families = [name for name in recipe_names() if name.startswith("ffr_sft_q")]
+    assert completed("recipe", "show", "ffr_sft_q") == families
+    assert "+recipe=ffr_grpo" in completed("check", "+recipe=ffr_g")
 
 
 def test_options_that_texts_name_are_there() -> None:

@@ -98,13 +98,13 @@ def test_the_command_does_not_overwrite_the_predictions(tmp_path: Path, command:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     for arguments, message in (
-        (("--json", path), "holds the predictions; choose another name"),
-        (("--csv", tmp_path / ".." / tmp_path.name / "pred.jsonl"), "holds the predictions"),
+        (("--json", path), "is read by this command; give another name"),
+        (("--csv", tmp_path / ".." / tmp_path.name / "pred.jsonl"), "is read by this command"),
         (("--json", tmp_path), "a folder; give the name of a file"),
         (("--json", tmp_path / "r", "--csv", tmp_path / "r"), "given for --json and for --csv"),
         (("--json", path / "r.json"), f"{path} is no folder"),
         (("--compare", tmp_path / "missing"), "no such file or directory"),
-        (("--json", other), "is there already; a result replaces only files named .json or .csv"),
+        (("--json", other), "is there already; choose another --json, or replace it with --force"),
         (("--compare", pipe), "a pipe or a device, which is not read"),
     ):
         status, text = command(path, *arguments)

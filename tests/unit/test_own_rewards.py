@@ -231,6 +231,14 @@ def test_what_is_no_component(tmp_path: Path, kwargs: Any, message: str) -> None
         RewardConfig.from_kwargs({"components": given})
 
 
+def test_all_that_are_none_are_told_at_once() -> None:
+    with pytest.raises(FFRError) as raised:
+        RewardConfig.from_kwargs({"components": {"f1": "pkg://a:b", "no name": "pkg://a:b", "c": "pkg://absent:c"}})
+    assert [line.split(":")[0] for line in str(raised.value).split("\n")] == [
+        f"reward_kwargs.components.{name}" for name in ("f1", "no name", "c")
+    ]
+
+
 def test_numbers_of_other_kinds_are_fine(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(MINE)
     found = compute_score("", GOLD, GOLD, components={"mine": f"{tmp_path}/mine.py:numpy"})["mine"]

