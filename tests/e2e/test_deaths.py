@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from pathlib import Path
@@ -17,8 +18,20 @@ pytestmark = pytest.mark.timeout(600)
 SECONDS = 60.0
 
 
-@pytest.mark.parametrize("victim", ["RewardLoopWorker", "VLLM::EngineCore", "WorkerDict", "TaskRunner"])
-def test_a_death_ends_the_run(folder: Path, online_arguments: list[str], victim: str) -> None:
+FAILED = r"ffr_verl\.errors\.FFRError: step \d+: no group has an answer, each of them failed: a process .* has died"
+DIED = r"ray\.exceptions\.ActorDiedError: The actor died unexpectedly before finishing this task\.(?s:.){0,200}"
+
+
+@pytest.mark.parametrize(
+    ("victim", "message"),
+    [
+        ("RewardLoopWorker", FAILED),
+        ("VLLM::EngineCore", FAILED),
+        ("WorkerDict", rf"{DIED}WorkerDict"),
+        ("TaskRunner", rf"{DIED}TaskRunner"),
+    ],
+)
+def test_a_death_ends_the_run(folder: Path, online_arguments: list[str], victim: str, message: str) -> None:
     name = f"death_{victim.replace(':', '')}"
     rollouts = folder / f"{name}_rollouts"
     killed_at: list[float] = []
@@ -39,6 +52,7 @@ def test_a_death_ends_the_run(folder: Path, online_arguments: list[str], victim:
         run_stage(name, folder, arguments, seconds=400)
     assert killed.is_set()
     assert "without an end" not in str(caught.value), "it hung"
+    assert re.search(message, (folder / f"{name}.log").read_text()), str(caught.value)
     assert time.monotonic() - killed_at[0] < 2 * SECONDS
     left = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
     assert not [command for command in left if str(rollouts) in command]

@@ -190,6 +190,16 @@ def test_answers_that_do_not_come_end_the_run(clear: None) -> None:
         buffer.sample(global_steps=1, partition_id="train", batch_size=2)
 
 
+def test_a_step_whose_answers_all_failed_ends_the_run(clear: None) -> None:
+    """verl's message names a key that would ask a dead process again, for ever."""
+    buffer = buffer_for(Rollouts([VARIED]))
+    for uid in ("a", "b"):
+        tag = {"is_prompt": True, "status": "failure", "global_steps": 1}
+        tq.kv_put(key=uid, partition_id="train", tag=tag)
+    with pytest.raises(FFRError, match=r"^step 1: no group has an answer.* resumes from the newest checkpoint$"):
+        buffer.sample(global_steps=1, partition_id="train", batch_size=2)
+
+
 @pytest.mark.parametrize(
     ("call", "status", "message"),
     [

@@ -177,6 +177,7 @@ def test_replay_buffer_members_that_ours_reads_and_overrides() -> None:
         max_off_policy_strategy="drop",
         sampler_kwargs=None,
     )
+    assert "no materializable trajectories" in inspect.getsource(replay_buffer)
     assert parameters(buffer._wait_for_next_poll) == ["self", "partition_id", "last_debug_time"]
     assert "self._wait_for_next_poll(" in inspect.getsource(buffer.sample)
     groups = ("pending_keys", "running_keys", "finished_keys", "failure_keys")

@@ -31,6 +31,7 @@ __all__ = ["FFRReplayBuffer", "FFRReplayBufferAsync"]
 
 logger = logging.getLogger(__name__)
 
+_NO_ANSWERS = "no materializable trajectories"  # in verl's message, which names a key that would ask again for ever
 _ROW = "ffr_row"  # what FFRDataset calls the number of a row
 
 
@@ -70,9 +71,18 @@ class _FFRSampling:
         learns how the policy did, and with their advantages; for validation with the micro metrics in each row."""
         self._filtered_in_step, self._filter_is_off = 0, False
         self._stalls.waits_for((global_steps, partition_id))
-        batch, metrics = super().sample(  # type: ignore[misc]
-            global_steps=global_steps, partition_id=partition_id, batch_size=batch_size
-        )
+        try:
+            batch, metrics = super().sample(  # type: ignore[misc]
+                global_steps=global_steps, partition_id=partition_id, batch_size=batch_size
+            )
+        except RuntimeError as error:
+            if _NO_ANSWERS not in str(error):
+                raise
+            raise FFRError(
+                f"step {global_steps}: no group has an answer, each of them failed: a process of the rollout or of "
+                "the reward has died, or raises every time; the first error above says which. The same command "
+                "resumes from the newest checkpoint"
+            ) from None
         self._stalls.left()
         if not batch.keys:
             return batch, metrics
