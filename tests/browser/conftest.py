@@ -138,7 +138,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
             for step in range(8)
         )
     )
-    return write(folder, rows, ReportSettings(training=folder / "log.jsonl"))
+    return write(folder, rows, ReportSettings(training=(folder / "log.jsonl",)))
 
 
 @pytest.fixture(scope="session")
