@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +21,7 @@ from ffr_verl.errors import FFRError
 from ffr_verl.evaluation.report import RunPageSettings, write_run_page
 from ffr_verl.evaluation.report.charts import histogram, run_charts, run_table
 from ffr_verl.evaluation.report.training import Run, read_runs
+from ffr_verl.samplers.rollout_dump import write_rollouts
 
 GOLD = "<|utt_ids_start|>[1]<|utt_ids_end|>;<|img_ids_start|>[0]<|img_ids_end|>"
 NONE = "<|utt_ids_start|>[]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>"
@@ -152,8 +154,8 @@ def test_curves_of_one_matter_share_a_chart() -> None:
     assert charts_of(run) == {
         "Validation": {"Micro F1": ["joint", "image"]},
         "Rewards": {"f1": ["training answers", "held-out"]},
-        "Policy": {"loss": ["training rows"]},
-        "Answers": {"Malformed answers": ["any", "missing_tag"]},
+        "Policy": {"SFT: loss": ["training rows"]},
+        "Faults and sizes of answers": {"Malformed answers": ["any", "missing_tag"]},
         "Everything else": {"timing_s/step": ["timing_s/step"]},
     }
     charts = run_charts([run])
@@ -171,7 +173,10 @@ def test_runs_are_overlaid_metric_by_metric() -> None:
     found = charts_of(Run("a", CURVES, ()), other)
     assert found["Validation"]["Micro F1: joint"] == ["a, held-out", "b, held-out"]
     assert found["Rewards"]["f1"] == ["a", "b", "a, held-out", "b, held-out"]
-    assert found["Answers"]["Malformed answers: empty"] == ["a", "b"]
+    assert found["Faults and sizes of answers"]["Malformed answers: empty"] == ["a", "b"]
+    sft, grpo = {"train/loss": [(1, 2.0), (2, 1.0)]}, {"ffr/reward/f1/mean": [(1, 0.1)]}
+    alone = charts_of(Run("a", sft, ()), Run("b", grpo, ()))
+    assert alone["Policy"] == {"SFT: loss": ["training rows"]}, "what one run has is not split"
     heads, rows = run_table([other])
     assert dict(zip(heads, rows[0][1], strict=True)) == {
         "step": "10",
@@ -224,8 +229,8 @@ def run(tmp_path: Path) -> Path:
         [answer("p_0_0", GOLD, 7.5), answer("p_1_0", NONE, -2.0), answer("q_0_0", "no", 1.0)],
     )
     dump(tmp_path / "rollouts" / "1.jsonl", [answer("r_0_0", GOLD, 1.0, step=1)])
-    told = {"row": 4, "dialogue_id": "d7", "images": ["cup.png"], "f1": 1.0, "reward": 7.5, "malformed": ""}
-    dump(tmp_path / "own" / "3.jsonl", [{"uid": "p_0_0", "advantage": 4.75, **told}])
+    told = {"dialogue_id": "d7", "images": ["cup.png"], "f1": np.float64(1.0), "reward": 7.5, "malformed": ""}
+    write_rollouts(tmp_path / "own", 3, [{"uid": "p_0_0", "advantage": 4.75, **told}])
     Image.new("RGB", (4, 4), "red").save(tmp_path / "cup.png")
     return tmp_path
 

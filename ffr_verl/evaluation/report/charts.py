@@ -18,7 +18,7 @@ _MOST_POINTS = 400
 _OTHERS = "Everything else"
 _HELD_OUT = r"val-[^/]+/(?P<source>.+)/"
 _JOINT = _HELD_OUT + "micro_joint_f1/mean@1"
-_VALIDATION, _REWARDS, _POLICY, _ANSWERS = "Validation", "Rewards", "Policy", "Answers"
+_VALIDATION, _REWARDS, _POLICY, _ANSWERS = "Validation", "Rewards", "Policy", "Faults and sizes of answers"
 _CURRICULUM, _OTHERS = "Groups and curriculum", "Everything else"
 _SECTIONS = (_VALIDATION, _REWARDS, _POLICY, _ANSWERS, _CURRICULUM, _OTHERS)
 # A metric, its section, its chart, its name there, and the axis; the first pattern that fits. What none fits is a
@@ -31,8 +31,8 @@ _TABLE = (
     (_HELD_OUT + r"(?P<name>[^/]+)/mean@1", _REWARDS, "{name}", "held-out", "reward"),
     (r"ffr/reward/(?P<name>[^/]+)/mean", _REWARDS, "{name}", "training answers", "reward"),
     (r"(?P<name>critic/score/mean)", _REWARDS, "{name}", "training answers", "reward"),
-    (r"val/(?P<name>loss)", _POLICY, "{name}", "held-out rows", "{name}"),
-    (r"train/(?P<name>.+)", _POLICY, "{name}", "training rows", "{name}"),
+    (r"val/(?P<name>loss)", _POLICY, "SFT: {name}", "held-out rows", "{name}"),
+    (r"train/(?P<name>.+)", _POLICY, "SFT: {name}", "training rows", "{name}"),
     (r"actor/kl_loss", _POLICY, "KL to the reference", "", "KL, nats a token"),
     (r"actor/ppo_kl", _POLICY, "KL of the update", "", "KL, nats a token"),
     (r"actor/entropy", _POLICY, "Entropy", "", "entropy, nats a token"),
@@ -60,7 +60,7 @@ _COMMON = ("", "training answers", "training rows", "held-out", "held-out rows")
 _BAND = re.compile(r"ffr/reward/[^/]+/(?:std|min|max)")
 _FIRST = (
     *("Micro F1: joint", "joint", "score", "reward", *[key for reward in REWARDS.values() for key in reward.keys]),
-    *("loss", "KL to the reference", "Entropy", "Length of answers", "Gradient norm", "Malformed answers", "any"),
+    *("SFT: loss", "KL to the reference", "Entropy", "Length of answers", "Gradient norm", "Malformed answers", "any"),
 )
 
 
@@ -119,32 +119,37 @@ def run_charts(runs: Sequence[Run]) -> RunCharts:
     """
     found: dict[tuple[str, str, str], list[_Series]] = {}
     constants: dict[str, list[str]] = {}
-    names = dict.fromkeys(name for run in runs for name in run.metrics)
+    names = dict.fromkeys(name for run in runs for name in run.metrics if not _BAND.fullmatch(name))
+    if "ffr/reward/score/mean" in names:
+        names.pop("critic/score/mean", None)  # the same numbers
     sources = {source for name in names if (source := _place(name)[-1])}
+    owners: dict[tuple[str, str], set[int]] = {}
+    for number, run in enumerate(runs):
+        for name in run.metrics:
+            owners.setdefault(_place(name)[:2], set()).add(number)
     for name in names:
-        if _BAND.fullmatch(name) or (name == "critic/score/mean" and "ffr/reward/score/mean" in names):
-            continue
         curves = [run.metrics.get(name, []) for run in runs]
         if all(len(curve) > 1 and len({value for _, value in curve}) == 1 for curve in curves if curve):
             constants[name] = [_number(curve[0][1]) if curve else "–" for curve in curves]
             continue
         section, title, label, axis, source = _place(name)
-        is_held_out = name.startswith("val")
-        if len(runs) > 1 and label not in _COMMON:
-            title, label = f"{title}: {label}", ""
+        is_shared, is_held_out = len(owners[section, title]) > 1, name.startswith("val")
         of = f" ({source})" if source and len(sources) > 1 else ""
+        if is_shared and label not in _COMMON:
+            title, label = f"{title}: {label}", ""
         for number, (run, curve) in enumerate(zip(runs, curves, strict=True)):
             if curve:
-                text = (label or title) + of if len(runs) == 1 else f"{run.name}{', held-out' * is_held_out}{of}"
-                band = _band(run, name) if len(runs) == 1 else None
-                found.setdefault((section, title, axis), []).append(_Series(text, number, is_held_out, curve, band))
+                text = f"{run.name}{', held-out' * is_held_out}" if is_shared else label or title
+                band = None if is_shared else _band(run, name)
+                one = _Series(text + of, number, is_held_out, curve, band)
+                found.setdefault((section, title, axis), []).append(one)
     rank = {title: position for position, title in enumerate(_FIRST)}
     charts: dict[str, list[Chart]] = {section: [] for section in _SECTIONS}
     for section, title, axis in sorted(found, key=lambda key: (rank.get(key[1], len(rank)), key[1])):
         series = sorted(
             found[section, title, axis], key=lambda one: (one.is_held_out, one.run, rank.get(one.name, len(rank)))
         )
-        charts[section].append(_chart(title, axis, series, by_run=len(runs) > 1))
+        charts[section].append(_chart(title, axis, series))
     sections = [Section(title, title == _OTHERS, charts[title]) for title in _SECTIONS if charts[title]]
     return RunCharts(sections, sorted(constants.items()))
 
@@ -170,7 +175,8 @@ def _band(run: Run, name: str) -> tuple[Curve, Curve] | None:
     return lower, [(step, min(value + spread, most.get(step, math.inf))) for step, value, spread in known]
 
 
-def _chart(title: str, axis: str, series: Sequence[_Series], *, by_run: bool) -> Chart:
+def _chart(title: str, axis: str, series: Sequence[_Series]) -> Chart:
+    by_run = len({one.run for one in series}) > 1
     steps = sorted({step for one in series for step, _ in one.curve})
     size = math.ceil(len(steps) / _MOST_POINTS)  # more are means of neighbours, for no screen shows them
     places = [steps[at : at + size] for at in range(0, len(steps), size)]

@@ -210,7 +210,7 @@ ffr.parts.push(() => {
     const heads = [...told.slice(0, own), "Utterances", "Images", "Fault", ...told.slice(own)];
     const gold = make("tr", null, make("th", { scope: "row" }, "Gold"), ...names.slice(0, own).map(() => make("td")), ...ids(row.gold),
       make("td"), ...names.slice(own).map(() => make("td")));
-    return make("div", { class: "scroll answers", tabindex: "0", role: "region", "aria-label": "Answers" }, make("table", null,
+    return make("div", { class: "scroll answers", tabindex: "0", role: "region", "aria-label": "Answers to this prompt" }, make("table", null,
       make("thead", null, make("tr", null, make("td"), ...heads.map((head) => make("th", { scope: "col", class: ["Utterances", "Images", "Fault"].includes(head) ? "ids" : null }, head)))), make("tbody", null, gold, ...lines)));
   }
   function chooseAnswer(at) {

@@ -87,10 +87,9 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 found = json.loads(line)
             except (ValueError, RecursionError):
-                return
-            if not isinstance(found, dict):
-                return
-            yield found
+                continue
+            if isinstance(found, dict):
+                yield found
 
 
 def _some_steps(dumps: list[_Dump], most: int) -> list[_Dump]:

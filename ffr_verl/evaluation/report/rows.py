@@ -51,7 +51,7 @@ def told_rewards(told: Mapping[str, Any]) -> dict[str, float]:
         {'score': 1.5, 'f1': 1.0}
     """
     names = [name for name in ("score", "advantage") if name in told]
-    names += [name for name in told if name not in (*names, "step", "row", "reward") and is_component(name)]
+    names += [name for name in told if name not in (*names, "step", "reward") and is_component(name)]
     values = {name: told[name] for name in names}
     return {
         name: float(value)
