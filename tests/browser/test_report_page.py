@@ -134,7 +134,7 @@ def test_a_prompt_without_a_dialogue_is_shown_as_it_is(hostile_report: Report, o
 def test_a_printed_report_keeps_its_charts_and_leaves_the_tools_out(report: Report, open_page: OpenPage) -> None:
     page = open_page(report)
     page.emulate_media(media="print")
-    bars = page.locator("meter")
+    bars = page.locator("progress")
     assert bars.count() > 10
     assert bars.evaluate_all("all => all.every(one => getComputedStyle(one).display !== 'none')")
     for tool in (".dialogue > .bar", ".skip", ".filters", ".status"):

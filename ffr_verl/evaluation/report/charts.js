@@ -50,7 +50,7 @@ ffr.parts.push(() => {
     const plot = new uPlot({
       width: place.clientWidth, height: 220, series, bands,
       scales: { x: { time: false } },
-      axes: [{ ...axis, label: "step", size: 34, space: 60, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5] },
+      axes: [{ ...axis, label: "step", size: 34, space: 36, incrs: [1, 2, 5, 10, 20, 25, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5] },
         { ...axis, label: chart.axis, size: 52, space: 36, values: (self, ticks) => ticks.map((tick) => (Math.abs(tick) >= 1e4 || (tick && Math.abs(tick) < 1e-3) ? tick.toExponential(0) : String(tick))) }],
       cursor: { sync: { key: "steps" }, drag: { x: true, y: false }, y: false },
       legend: { live: true, mount: (self, legend) => caption.append(legend), markers: { width: 0, fill: (self, at) => (at ? series[at].stroke : null), } },

@@ -65,7 +65,7 @@ ffr.parts.push(() => {
   };
 
   // ---- the list
-  const meterOf = (share) => make("meter", { value: Math.min(1, Math.max(0, share)), "aria-hidden": "true" });
+  const meterOf = (share) => make("progress", { value: Math.min(1, Math.max(0, share)), "aria-hidden": "true" });
   const LABEL = areGroups ? "score " : "F1 ";
   const list = byId("rows");
   const links = rows.map((row, index) => {
