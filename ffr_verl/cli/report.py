@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import time
 from pathlib import Path
@@ -134,8 +133,10 @@ def _run_page(output: Path, options: dict[str, Any], *, force: bool) -> None:
     try:
         while True:
             time.sleep(settings.follow)
-            with contextlib.suppress(FFRError):  # a log that is just written anew; the page stays as it was
+            try:
                 write_run_page(output, settings, force=True)
+            except FFRError as error:  # as while a resumed run empties its log; the page stays as it was
+                warn(str(error))
     except KeyboardInterrupt:
         write_run_page(output, dataclasses.replace(settings, follow=0), force=True)
         say(f"wrote {output} for the last time")

@@ -89,7 +89,7 @@ ffr.parts.push(() => {
     return link;
   });
   const items = links.map((link) => make("li", null, link));
-  const indexOfLine = new Map(rows.map((row, index) => [String(row.line), index]));
+  const indexOfLine = new Map(rows.map((row, index) => [encodeURIComponent(row.line), index])); // as in an address
 
   // ---- filters
   const form = byId("filters");
@@ -422,18 +422,19 @@ ffr.parts.push(() => {
       target?.focus();
     });
   }
-  function fromAddress() {
+  function fromAddress(isReloaded = false) {
     const index = indexOfLine.get(location.hash.replace("#row-", ""));
     if (location.hash.startsWith("#row-") && index !== undefined) {
-      select(index, { remember: false });
+      select(index, { remember: false, announce: !isReloaded });
+      if (isReloaded) return true; // the browser goes back to where it was
       byId("dialogues").scrollIntoView({ block: "start" });
       if (narrow.matches) panel.scrollIntoView({ block: "start" });
       return true;
     }
     return false;
   }
-  addEventListener("hashchange", fromAddress);
+  addEventListener("hashchange", () => fromAddress());
 
-  if (!fromAddress()) select(0, { remember: false, announce: false });
+  if (!fromAddress(performance.getEntriesByType("navigation")[0]?.type === "reload")) select(0, { remember: false, announce: false });
   applyFilters();
 });
