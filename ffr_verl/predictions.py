@@ -23,10 +23,11 @@ from typing import IO, Any, Literal
 
 import msgspec
 
-from ffr_verl.dialogues import Dialogue, content_text, dialogue_message, extra_info
+from ffr_verl.dialogues import IMAGE, Dialogue, content_text, dialogue_message, extra_info
 from ffr_verl.errors import FFRError
 from ffr_verl.files import refuse_special
 from ffr_verl.fragments import parse_gold
+from ffr_verl.model_families import FAMILIES
 
 __all__ = [
     "ANSWERED",
@@ -59,6 +60,11 @@ _BLOCK = 2**16
 ANSWERED = ("response", "messages")  # what a row needs whose gold answer does not matter
 _NEEDED = ("response", "labels", "messages")
 _OF_VERL = ("input", "output", "gts")
+_LONGEST_ENDING = 100
+_ENDING = re.compile(r"\s*(?:<\|im_end\|>)?\n(?:<\|im_start\|>)?assistant\s*(?:<think>\s*(?:</think>\s*)?)?\Z")
+_IMAGE_TOKENS = re.compile(
+    "|".join(f"{one.image_start}(?:{one.image_pad})+{one.image_end}".replace("|", r"\|") for one in FAMILIES.values())
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +246,8 @@ def _of_verl(row: Mapping[str, Any]) -> dict[str, Any]:
     if first < last:  # examples of how to answer stand before what is asked, each with its query
         is_query_first = first < prompt.find("<|utt_id_start|>")
         prompt = prompt[last if is_query_first else prompt.rfind("<|query_end|>", 0, last) :]
+    # What the chat template writes around the user's words, and its tokens in place of an image.
+    prompt = _IMAGE_TOKENS.sub(IMAGE, prompt[:-_LONGEST_ENDING] + _ENDING.sub("", prompt[-_LONGEST_ENDING:]))
     error = cut_off_before_text(str(response), is_cut_off=bool(row.get("cut_off")))
     ours = {"response": response, "labels": labels, "messages": [{"role": "user", "content": prompt}], "error": error}
     return {**{name: value for name, value in row.items() if name not in _OF_VERL}, **ours}

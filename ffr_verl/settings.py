@@ -221,6 +221,8 @@ class SamplerConfig(Settings, frozen=True):
     # Of the validation, by whose largest value `BestCheckpoint` keeps a checkpoint: `micro_joint_f1`,
     # `micro_joint_mcc`, the same of `utterance` and `image`, or a key of the reward function; `None` keeps none.
     best_checkpoint: Name | None = None
+    # Folder for STEP.jsonl of what verl's own dumps lack: components and advantage of each answer, its dialogue's id.
+    dump_dir: Name | None = None
 
     def __post_init__(self) -> None:
         if self.filter_groups and self.train_batch_size is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -10,18 +11,25 @@ import numpy as np
 
 from ffr_verl.fragments import MalformedReason
 
-__all__ = ["REWARD_ERROR", "has_spread", "reward_metrics", "strata_metrics"]
+__all__ = ["REWARD_ERROR", "has_spread", "is_component", "reward_metrics", "strata_metrics"]
 
 REWARD_ERROR = "reward_error"  # of `reward_extra_info`: what must be mended before an answer can be scored
 _SIZES = ("predicted_utterances", "gold_utterances", "predicted_images", "gold_images")
 _MISSING, _CUT_OFF = "missing_embeddings", "cut_off"
 _MALFORMED = "malformed"
+# Of the whole validation, in each of its rows.
+_OF_VALIDATION = re.compile("micro_(?:utterance|image|joint)_(?:f1|mcc)")
 
 
 def has_spread(values: Sequence[float], *, min_std: float = 0.0) -> bool:
     """Whether the population standard deviation of a group's rewards is above `min_std`; one answer has none to
     want."""
     return len(values) < 2 or float(np.std(values)) > min_std
+
+
+def is_component(name: str) -> bool:
+    """Whether a number of this name in `reward_extra_info` is a reward, or a part of it."""
+    return name not in (*_SIZES, _MISSING, _CUT_OFF) and not _OF_VALIDATION.fullmatch(name)
 
 
 def reward_metrics(answers: Iterable[Mapping[str, Any]]) -> dict[str, float]:

@@ -6,6 +6,8 @@ import json
 import os
 import random
 import shutil
+import subprocess
+import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +30,7 @@ ARGUMENTS = (
     "--no-first-run",
     "--disable-quic",
 )
+AXE = "axe-core@4.14.1"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 # One hostile text for every place that a text of a row can come to stand in.
@@ -58,6 +61,19 @@ def browser() -> Iterator[Browser]:
         launched = playwright.chromium.launch(executable_path=chromium, args=list(ARGUMENTS))
         yield launched
         launched.close()
+
+
+@pytest.fixture(scope="session")
+def axe(tmp_path_factory: pytest.TempPathFactory) -> str | None:
+    """The script of axe-core, from the npm registry; `None` where that is not to be had."""
+    folder = tmp_path_factory.mktemp("axe")
+    try:
+        subprocess.run(["npm", "pack", "--silent", AXE], cwd=folder, check=True, capture_output=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    with tarfile.open(next(folder.glob("*.tgz"))) as archive:
+        script = archive.extractfile("package/axe.min.js")
+        return None if script is None else script.read().decode()
 
 
 @pytest.fixture
@@ -138,7 +154,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
             for step in range(8)
         )
     )
-    return write(folder, rows, ReportSettings(training=folder / "log.jsonl"))
+    return write(folder, rows, ReportSettings(training=(folder / "log.jsonl",)))
 
 
 @pytest.fixture(scope="session")

@@ -58,7 +58,8 @@ def test_the_wheel_holds_code_recipes_and_licence_only(wheel: Path) -> None:
     for name in recipe_names():
         assert f"ffr_verl/conf/recipe/{name}.yaml" in names
     assert "ffr_verl/py.typed" in names
-    for name in ("page.html.j2", "charts.html.j2", "report.css", "report.js"):
+    files = ("page.html.j2", "charts.html.j2", "report.css", "page.js", "charts.js", "report.js")
+    for name in (*files, "uplot/uPlot.iife.min.js", "uplot/uPlot.min.css", "uplot/LICENSE"):
         assert f"ffr_verl/evaluation/report/{name}" in names
     assert any(name.endswith("LICENSE") for name in names)
     assert not [name for name in names if name.split("/")[0] not in ("ffr_verl",) and ".dist-info/" not in name]

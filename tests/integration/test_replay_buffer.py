@@ -92,6 +92,7 @@ class Rollouts:
                         "extra_fields": {"reward_extra_info": info},
                         "uid": uid,
                         "data_source": "ffr/mldr",
+                        "extra_info": {"dialogue_id": f"d{number}", "images": ["a.png"]},
                         **({"ffr_row": number} if self._rows else {}),
                     },
                     tag={"status": "success"},
@@ -245,6 +246,19 @@ def test_the_estimator_gets_the_advantages_of_each_answer(clear: None, credit: s
         FFRError, match="adv_estimator=ffr: no advantages for these answers; it needs our replay buffer"
     ):
         compute_ffr_advantage(torch.zeros_like(mask), mask, np.array(names, dtype=object))
+
+
+def test_what_verls_dump_lacks_is_written_down(clear: None, tmp_path: Path) -> None:
+    rollouts = Rollouts([VARIED, FLAT])
+    buffer = buffer_for(rollouts, advantage={"credit": "answer"}, dump_dir=str(tmp_path / "dump"))
+    rollouts(2)
+    batch, _ = buffer.sample(global_steps=7, partition_id="train", batch_size=2)
+    found = [json.loads(line) for line in (tmp_path / "dump" / "7.jsonl").read_text().splitlines()]
+    assert sorted(one["uid"] for one in found) == sorted(batch.keys)
+    first = next(one for one in found if one["uid"] == "prompt000_1_0")
+    told = {name: first[name] for name in ("dialogue_id", "images", "reward", "f1", "malformed")}
+    assert told == {"dialogue_id": "d0", "images": ["a.png"], "reward": 1.0, "f1": 0.5, "malformed": ""}
+    assert first["advantage"] == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("metric", ["reward", "f1"])

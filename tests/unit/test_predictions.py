@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from ffr_verl.dialogues import Utterance, parse_dialogue
 from ffr_verl.errors import FFRError
 from ffr_verl.evaluation import BootstrapSettings, evaluate_file, read_predictions, read_verl_dump, row_statistics
 from ffr_verl.predictions import LONGEST_LINE, UnusableLines, read_answered
@@ -301,6 +302,16 @@ def test_examples_of_how_to_answer_are_not_the_dialogue(tmp_path: Path) -> None:
     dump = "".join(f"{message['role']}\n{message['content']}\n" for message in messages[:-1])
     [found] = read_verl_dump(written(tmp_path / "d.jsonl", {"input": dump, "output": GOLD, "gts": GOLD}))
     assert found.prompt.startswith("<|query_start|>it<")
+
+
+@pytest.mark.parametrize(
+    "ending", ["\nassistant\n", "<|im_end|>\n<|im_start|>assistant\n", "\nassistant\n<think>\n\n</think>\n\n"]
+)
+def test_the_chat_template_is_no_part_of_verls_last_turn(ending: str, tmp_path: Path) -> None:
+    image = "<|vision_start|><|image_pad|><|image_pad|><|vision_end|>"
+    dump = f"user\n{PROMPT} see<|img_id_start|>0<|img_id_end|>{image}{ending}"
+    [found] = read_verl_dump(written(tmp_path / "d.jsonl", {"input": dump, "output": GOLD, "gts": GOLD}))
+    assert parse_dialogue(found.messages, "").utterances[-1] == Utterance(3, "a", "b see", (0,))
 
 
 def test_a_dialogue_id_is_needed_by_a_comparison_only(tmp_path: Path) -> None:

@@ -19,19 +19,18 @@ from ffr_verl.data.parquet_files import images_root as recorded_images_root
 from ffr_verl.errors import FFRError
 from ffr_verl.evaluation.comparison import compare, require_ids
 from ffr_verl.evaluation.counts import RowCounts
-from ffr_verl.evaluation.report.charts import histogram, line_charts
-from ffr_verl.evaluation.report.page import render_page
+from ffr_verl.evaluation.report.charts import RunCharts, histogram, run_charts
+from ffr_verl.evaluation.report.page import WORST_BELOW, page_data, render_page
 from ffr_verl.evaluation.report.pictures import Pictures, make_pictures
 from ffr_verl.evaluation.report.rows import UNANSWERED, ReportRows, reward_settings
 from ffr_verl.evaluation.report.summary import (
-    FAULTS,
     breakdown_charts,
     difference_table,
     figures,
     metric_table,
     overview_charts,
 )
-from ffr_verl.evaluation.report.training import read_training
+from ffr_verl.evaluation.report.training import read_runs
 from ffr_verl.evaluation.result import count_records, result_of
 from ffr_verl.evaluation.reward_settings import read_reward_kwargs
 from ffr_verl.evaluation.tables import repeated_rows
@@ -44,8 +43,6 @@ from ffr_verl.settings import DataConfig
 
 __all__ = ["ReportSettings", "ReportSummary", "write_report"]
 
-# Rows with an F1 below it are the worst of the page's filter.
-WORST_BELOW = 0.5
 _TRAITS = (
     ("worst", f"F1 below {WORST_BELOW}"),
     ("malformed", "malformed"),
@@ -69,7 +66,7 @@ class ReportSettings:
     answer_style: AnswerStyle | None = None
     row_format: PredictionFormat = "ffr"
     compare: Path | None = None
-    training: Path | None = None
+    training: tuple[Path, ...] = ()
     lenient: bool = False
     most_rows: int = 5_000  # dialogues in the file; of more rows the worst are kept
     thumbnail_size: int = 240  # most pixels of a picture's longer side
@@ -130,10 +127,7 @@ def write_report(
             open_scorer(store)
         except FFRError as error:
             raise FFRError(f"--embeddings {error}") from None
-    training: dict[str, Any] | None = None
-    if settings.training is not None:
-        curves = read_training(settings.training, say=say)
-        training = {"charts": line_charts(curves.metrics), "files": [path.name for path in curves.files]}
+    runs = read_runs(settings.training, say=say) if settings.training else []
     skipped: list[str] = []
     f1: list[float] = []
     rows = ReportRows(rewards)
@@ -200,23 +194,29 @@ def write_report(
         coherence = float(np.mean([row["rewards"]["coherence"] for row in rows.rows]))
     named = "the defaults" if settings.reward_kwargs is None else f"the settings of {settings.reward_kwargs.name}"
     page = render_page(
-        data={
-            **_page_data(rows, pictures, most_reward=sum(rewards["weights"].values())),
-            "other": comparison and comparison["name"],
-        },
+        data=page_data(
+            rows,
+            pictures,
+            most_reward=sum(rewards["weights"].values()),
+            other=None if comparison is None else comparison["name"],
+        ),
+        charts=run_charts(runs) if runs else RunCharts([], []),
         pictures=[one._asdict() for one in pictures.thumbnails],
         title=settings.title,
         source=predictions.name,
         made=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
-        samples=result.samples,
-        figures=figures(result),
-        metric_table=metric_table(result),
-        comparison=comparison,
-        intervals=intervals,
-        f1_bars=histogram(f1),
-        overview_charts=overview_charts(result, coherence=coherence, settings=named),
-        breakdown_charts=breakdown_charts(result),
-        training=training,
+        summary={
+            "samples": result.samples,
+            "figures": figures(result),
+            "metric_table": metric_table(result),
+            "comparison": comparison,
+            "intervals": intervals,
+            "f1_bars": histogram(f1),
+            "overview_charts": overview_charts(result, coherence=coherence, settings=named),
+            "breakdown_charts": breakdown_charts(result),
+        },
+        runs=([], [], [run.name for run in runs]),
+        files=[path.name for run in runs for path in run.files],
         traits=traits,
         notices=[*_notices(len(f1), rows, pictures, skipped), *notices],
     )
@@ -245,25 +245,6 @@ def _images_root(predictions: Path, settings: ReportSettings) -> Path:
             f"--images-root {root}: no such folder; give the one that the rows' image paths are relative to"
         )
     return Path(os.path.realpath(root))
-
-
-def _page_data(rows: ReportRows, pictures: Pictures, *, most_reward: float) -> dict[str, Any]:
-    images: list[dict[str, Any]] = []
-    for name in rows.image_names:
-        found = pictures.of_name[name]
-        images.append({"name": name, "problem": found} if isinstance(found, str) else {"name": name, "picture": found})
-    return {
-        "rows": rows.rows,
-        "dialogues": rows.dialogues,
-        "images": images,
-        "faults": {
-            UNANSWERED: {"label": "no answer", "meaning": "there is no answer, or no whole one."},
-            **{reason.value: {"label": label, "meaning": text} for reason, (label, text) in FAULTS.items()},
-        },
-        "worstBelow": WORST_BELOW,
-        "mostReward": most_reward or 1.0,
-        "components": rows.components,
-    }
 
 
 def _notices(count: int, rows: ReportRows, pictures: Pictures, skipped: list[str]) -> list[Notice]:

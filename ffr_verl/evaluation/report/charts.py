@@ -1,154 +1,236 @@
-"""Geometry of the report's charts; the template draws them as SVG."""
+"""The charts of runs: which curve stands where, under which name; uPlot draws them in the page."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from ffr_verl.evaluation.report.training import Curve, Run
 from ffr_verl.rewards.table import REWARDS
 
-__all__ = ["Bar", "LineChart", "Series", "histogram", "line_charts", "nice_ticks"]
+__all__ = ["Chart", "RunCharts", "Section", "histogram", "run_charts", "run_table"]
 
-_ORDER = ("score", "reward", "critic/score/mean", *[key for reward in REWARDS.values() for key in reward.keys])
-_MOST_POINTS = 300
-_BAND = ("std", "min", "max")
-_TRAIN = re.compile(r"ffr/reward/([^/]+)/mean")
-_VALIDATION = re.compile(r"val-[^/]+/(.+)/([^/]+)/(mean@\d+)")
+_MOST_POINTS = 400
+_OTHERS = "Everything else"
+_HELD_OUT = r"val-[^/]+/(?P<source>.+)/"
+_JOINT = _HELD_OUT + "micro_joint_f1/mean@1"
+_VALIDATION, _REWARDS, _POLICY, _ANSWERS = "Validation", "Rewards", "Policy", "Faults and sizes of answers"
+_CURRICULUM, _OTHERS = "Groups and curriculum", "Everything else"
+_SECTIONS = (_VALIDATION, _REWARDS, _POLICY, _ANSWERS, _CURRICULUM, _OTHERS)
+# A metric, its section, its chart, its name there, and the axis; the first pattern that fits. What none fits is a
+# chart of its own.
+# fmt: off
+_TABLE = (
+    (_HELD_OUT + r"micro_(?P<name>[a-z]+)_f1/mean@1", _VALIDATION, "Micro F1", "{name}", "published micro F1"),
+    (_HELD_OUT + r"micro_(?P<name>[a-z]+)_mcc/mean@1", _VALIDATION, "Micro MCC", "{name}", "published micro MCC"),
+    (_HELD_OUT + r"(?P<name>(?:predicted|gold)_[a-z]+)/mean@1", _ANSWERS, "Ids, held-out", "{name}", "ids a row"),
+    (_HELD_OUT + r"(?P<name>[^/]+)/mean@1", _REWARDS, "{name}", "held-out", "reward"),
+    (r"ffr/reward/(?P<name>[^/]+)/mean", _REWARDS, "{name}", "training answers", "reward"),
+    (r"(?P<name>critic/score/mean)", _REWARDS, "{name}", "training answers", "reward"),
+    (r"val/(?P<name>loss)", _POLICY, "SFT: {name}", "held-out rows", "{name}"),
+    (r"train/(?P<name>.+)", _POLICY, "SFT: {name}", "training rows", "{name}"),
+    (r"actor/kl_loss", _POLICY, "KL to the reference", "", "KL, nats a token"),
+    (r"actor/ppo_kl", _POLICY, "KL of the update", "", "KL, nats a token"),
+    (r"actor/entropy", _POLICY, "Entropy", "", "entropy, nats a token"),
+    (r"actor/grad_norm", _POLICY, "Gradient norm", "", "norm"),
+    (r"actor/lr", _POLICY, "Learning rate", "", "rate"),
+    (r"actor/(?P<name>(?:pg_)?loss)", _POLICY, "Loss", "{name}", "loss"),
+    (r"response_length/(?P<name>mean|min|max)", _POLICY, "Length of answers", "{name}", "tokens"),
+    (r"response_length/clip_ratio", _POLICY, "Answers at the length limit", "", "share of answers"),
+    (r"ffr/malformed/(?P<name>.+)", _ANSWERS, "Malformed answers", "{name}", "share of answers"),
+    (r"ffr/cut_off", _ANSWERS, "Answers cut off", "", "share of answers"),
+    (r"ffr/missing_embeddings", _ANSWERS, "Ids without a vector", "", "ids an answer"),
+    (r"ffr/size/(?P<name>.+)", _ANSWERS, "Ids", "{name}", "ids a row"),
+    (r"ffr/strata/(?P<of>.+)/(?P<name>[^/]+)", _ANSWERS, "Ids, {of}", "{name}", "ids a row"),
+    (r"ffr/micro/(?P<name>.+)", _ANSWERS, "Micro F1 of training answers", "{name}", "micro F1"),
+    (r"ffr/groups/without_spread", _CURRICULUM, "Groups without spread", "", "share of groups"),
+    (r"ffr/groups/flat_in_f1_only", _CURRICULUM, "Groups flat in F1 only", "", "share of groups"),
+    (r"ffr/curriculum/share/(?P<name>.+)", _CURRICULUM, "Rows by level", "{name}", "share of rows"),
+    (r"ffr/curriculum/stratum/(?P<name>.+)", _CURRICULUM, "Rows by stratum", "{name}", "share of rows"),
+    (r"ffr/curriculum/(?P<name>.+)", _CURRICULUM, "Curriculum: {name}", "", "{name}"),
+)
+# fmt: on
+_PLACES = [(re.compile(pattern), place) for pattern, *place in _TABLE]
+# Names of one matter each, of which several runs are overlaid as they stand.
+_COMMON = ("", "training answers", "training rows", "held-out", "held-out rows")
+_BAND = re.compile(r"ffr/reward/[^/]+/(?:std|min|max)")
+_FIRST = (
+    *("Micro F1: joint", "joint", "score", "reward", *[key for reward in REWARDS.values() for key in reward.keys]),
+    *("SFT: loss", "KL to the reference", "Entropy", "Length of answers", "Gradient norm", "Malformed answers", "any"),
+)
 
-Point = tuple[float, float]
 
-
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """A bar of a chart; its share is that of the highest bar, 0 to 1."""
-
-    label: str
-    count: int
-    share: float
-
-
-class Series(NamedTuple):
-    """A curve in the chart's units; validation is drawn with dashes and dots."""
-
-    label: str
-    is_validation: bool
-    first: float
-    last: float
-    best: float  # the highest value
-    line: str  # points of a polyline
-    band: str  # points of the polygon of mean ± standard deviation; empty without one
-    dots: tuple[Point, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class LineChart:
-    """One metric over the steps of a run; ticks are places and labels."""
+class Chart(NamedTuple):
+    """Curves that are drawn together."""
 
     title: str
-    series: list[Series]
-    y_ticks: list[tuple[float, str]]
-    x_ticks: list[tuple[float, str]]
-
-    WIDTH, HEIGHT = 300, 150
-    LEFT, RIGHT, TOP, BOTTOM = 40, 290, 10, 128
+    lines: list[str]  # of each curve its name, and its first, last and highest value
+    data: dict[str, Any]  # for the script: the axis' name, steps, and series
 
 
-class _Curve(NamedTuple):
-    label: str
-    is_validation: bool
-    points: Sequence[tuple[int, float]]
-    lower: Sequence[tuple[int, float]] = ()
-    upper: Sequence[tuple[int, float]] = ()
+class Section(NamedTuple):
+    """Charts of one matter; those of a folded one are drawn when it is opened."""
+
+    title: str
+    is_folded: bool
+    charts: list[Chart]
 
 
-def histogram(values: Sequence[float], *, bins: int = 10) -> list[Bar]:
-    """How many values lie in each of equal bins of [0, 1]; the last one holds 1."""
+class RunCharts(NamedTuple):
+    """What the page shows of runs."""
+
+    sections: list[Section]
+    constants: list[tuple[str, list[str]]]  # metrics that never change, and their value in each run
+
+
+class _Series(NamedTuple):
+    name: str
+    run: int
+    is_held_out: bool
+    curve: Curve
+    band: tuple[Curve, Curve] | None
+
+
+def histogram(values: Sequence[float], *, bins: int = 10) -> list[tuple[str, str, float, str]]:
+    """How many values lie in each of equal bins of [0, 1], as bars; the last one holds 1."""
     counts = [0] * bins
     for value in values:
         counts[min(bins - 1, max(0, math.floor(value * bins + 1e-9)))] += 1
     highest = max([*counts, 1])
-    return [Bar(f"{k / bins:.1f} – {(k + 1) / bins:.1f}", count, count / highest) for k, count in enumerate(counts)]
+    return [(f"{k / bins:.1f} – {(k + 1) / bins:.1f}", f"{n:,}", n / highest, "") for k, n in enumerate(counts)]
 
 
-def nice_ticks(least: float, most: float, *, count: int = 4) -> list[float]:
-    """At most about `count` round numbers that span a range.
-
-    Example:
-        >>> nice_ticks(0.03, 0.97)
-        [0.0, 0.5, 1.0]
-        >>> nice_ticks(2.0, 2.0)
-        [0.0, 1.0, 2.0]
-    """
-    if most - least < 1e-9 * max(1.0, abs(most)):
-        least, most = (min(least, 0.0), max(most, 0.0)) if abs(most) > 1e-9 else (0.0, 1.0)
-    rough = (most - least) / max(1, count - 1)
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough - 1e-12)
-    first, last = math.floor(least / step + 1e-9), math.ceil(most / step - 1e-9)
-    return [round(number * step, 12) for number in range(first, last + 1)]
+def _number(value: float) -> str:
+    return f"{value:.3f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.3g}"
 
 
-def _thinned(points: Sequence[Point]) -> list[Point]:
-    """Means of neighbours, where a curve has more points than a screen shows."""
-    size = max(1, math.ceil(len(points) / _MOST_POINTS))
-    chunks = [points[at : at + size] for at in range(0, len(points), size)]
-    return [(sum(x for x, _ in chunk) / len(chunk), sum(y for _, y in chunk) / len(chunk)) for chunk in chunks]
-
-
-def line_charts(metrics: Mapping[str, Sequence[tuple[int, float]]]) -> list[LineChart]:
-    """A chart for each reward: its mean in training with its spread, and its mean on the held-out rows.
+def run_charts(runs: Sequence[Run]) -> RunCharts:
+    """The curves of the runs in their charts; several runs are overlaid, each metric in a chart of its own.
 
     Example:
-        >>> [chart] = line_charts({"ffr/reward/f1/mean": [(1, 0.2), (2, 0.4)], "val-aux/a/f1/mean@1": [(2, 0.3)]})
-        >>> chart.title, [(series.label, series.last) for series in chart.series]
-        ('f1', [('training answers', 0.4), ('held-out (a)', 0.3)])
+        >>> curves = {"ffr/reward/f1/mean": [(1, 0.2), (2, 0.4)], "val-aux/a/f1/mean@1": [(2, 0.3)]}
+        >>> [section] = run_charts([Run("mine", curves, ())]).sections
+        >>> [(chart.title, chart.lines) for chart in section.charts]
+        [('f1', ['training answers: first 0.200, last 0.400, highest 0.400', 'held-out: 0.300'])]
     """
-    curves: dict[str, list[_Curve]] = {}
-    for name, points in metrics.items():
-        if train := _TRAIN.fullmatch(name):
-            std, least, most = (dict(metrics.get(f"ffr/reward/{train[1]}/{kind}", ())) for kind in _BAND)
-            known = [(step, value, std[step]) for step, value in points if step in std]
-            lower = [(step, max(value - spread, least.get(step, -math.inf))) for step, value, spread in known]
-            upper = [(step, min(value + spread, most.get(step, math.inf))) for step, value, spread in known]
-            curves.setdefault(train[1], []).insert(0, _Curve("training answers", False, points, lower, upper))
-        elif validation := _VALIDATION.fullmatch(name):
-            source, component, kind = validation.groups()
-            label = f"held-out ({source})" if kind == "mean@1" else f"held-out ({source}, {kind})"
-            curves.setdefault(component, []).append(_Curve(label, True, points))
-        elif name == "critic/score/mean":
-            curves[name] = [_Curve("training answers", False, points)]
-    rank = {title: position for position, title in enumerate(_ORDER)}
-    return [_chart(title, curves[title]) for title in sorted(curves, key=lambda one: (rank.get(one, len(rank)), one))]
+    found: dict[tuple[str, str, str], list[_Series]] = {}
+    constants: dict[str, list[str]] = {}
+    names = dict.fromkeys(name for run in runs for name in run.metrics if not _BAND.fullmatch(name))
+    if "ffr/reward/score/mean" in names:
+        names.pop("critic/score/mean", None)  # the same numbers
+    sources = {source for name in names if (source := _place(name)[-1])}
+    owners: dict[tuple[str, str], set[int]] = {}
+    for number, run in enumerate(runs):
+        for name in run.metrics:
+            owners.setdefault(_place(name)[:2], set()).add(number)
+    for name in names:
+        curves = [run.metrics.get(name, []) for run in runs]
+        if all(len(curve) > 1 and len({value for _, value in curve}) == 1 for curve in curves if curve):
+            constants[name] = [_number(curve[0][1]) if curve else "–" for curve in curves]
+            continue
+        section, title, label, axis, source = _place(name)
+        is_shared, is_held_out = len(owners[section, title]) > 1, name.startswith("val")
+        of = f" ({source})" if source and len(sources) > 1 else ""
+        if is_shared and label not in _COMMON:
+            title, label = f"{title}: {label}", ""
+        for number, (run, curve) in enumerate(zip(runs, curves, strict=True)):
+            if curve:
+                text = f"{run.name}{', held-out' * is_held_out}" if is_shared else label or title
+                band = None if is_shared else _band(run, name)
+                one = _Series(text + of, number, is_held_out, curve, band)
+                found.setdefault((section, title, axis), []).append(one)
+    rank = {title: position for position, title in enumerate(_FIRST)}
+    charts: dict[str, list[Chart]] = {section: [] for section in _SECTIONS}
+    for section, title, axis in sorted(found, key=lambda key: (rank.get(key[1], len(rank)), key[1])):
+        series = sorted(
+            found[section, title, axis], key=lambda one: (one.is_held_out, one.run, rank.get(one.name, len(rank)))
+        )
+        charts[section].append(_chart(title, axis, series))
+    sections = [Section(title, title == _OTHERS, charts[title]) for title in _SECTIONS if charts[title]]
+    return RunCharts(sections, sorted(constants.items()))
 
 
-def _chart(title: str, curves: Sequence[_Curve]) -> LineChart:
-    steps = [step for curve in curves for step, _ in curve.points]
-    values = [value for curve in curves for part in (curve.points, curve.lower, curve.upper) for _, value in part]
-    first, last = min(steps), max(steps)
-    ticks = nice_ticks(min(values), max(values))
-    low, high = ticks[0], ticks[-1]
+def _place(name: str) -> tuple[str, str, str, str, str]:
+    """Section, chart, name in it, axis and data source of a metric."""
+    for pattern, (section, *texts) in _PLACES:
+        if match := pattern.fullmatch(name):
+            groups = match.groupdict()
+            title, label, axis = (text.format(**groups) for text in texts)
+            return section, title, label, axis, groups.get("source", "")
+    return _OTHERS, name, "", name.rpartition("/")[2], ""
 
-    def x(step: float) -> float:
-        share = (step - first) / (last - first) if last > first else 0.5
-        return round(LineChart.LEFT + share * (LineChart.RIGHT - LineChart.LEFT), 1)
 
-    def y(value: float) -> float:
-        share = (min(high, max(low, value)) - low) / (high - low)
-        return round(LineChart.BOTTOM - share * (LineChart.BOTTOM - LineChart.TOP), 1)
+def _band(run: Run, name: str) -> tuple[Curve, Curve] | None:
+    """One standard deviation around a reward's mean, within the least and greatest value of the step."""
+    stem = name.removesuffix("mean")
+    std, least, most = (dict(run.metrics.get(f"{stem}{kind}", ())) for kind in ("std", "min", "max"))
+    known = [(step, value, std[step]) for step, value in run.metrics[name] if step in std]
+    if not known:
+        return None
+    lower = [(step, max(value - spread, least.get(step, -math.inf))) for step, value, spread in known]
+    return lower, [(step, min(value + spread, most.get(step, math.inf))) for step, value, spread in known]
 
-    def placed(points: Sequence[Point]) -> str:
-        return " ".join(f"{x(step)},{y(value)}" for step, value in points)
 
-    series = []
-    for curve in curves:
-        thin, lower, upper = _thinned(curve.points), _thinned(curve.lower), _thinned(curve.upper)
-        dots = tuple((x(step), y(value)) for step, value in thin) if curve.is_validation or len(thin) == 1 else ()
-        numbers = [value for _, value in curve.points]
-        band = placed([*upper, *reversed(lower)]) if len(upper) > 1 else ""
-        marks = numbers[0], numbers[-1], max(numbers)
-        series.append(Series(curve.label, curve.is_validation, *marks, placed(thin), band, dots))
-    x_ticks = [(x(step), f"{step:,}") for step in dict.fromkeys((first, (first + last) // 2, last))]
-    return LineChart(title, series, [(y(tick), f"{tick:g}") for tick in ticks], x_ticks)
+def _chart(title: str, axis: str, series: Sequence[_Series]) -> Chart:
+    by_run = len({one.run for one in series}) > 1
+    steps = sorted({step for one in series for step, _ in one.curve})
+    size = math.ceil(len(steps) / _MOST_POINTS)  # more are means of neighbours, for no screen shows them
+    places = [steps[at : at + size] for at in range(0, len(steps), size)]
+    bucket = {step: at for at, some in enumerate(places) for step in some}
+
+    def spread(curve: Curve) -> list[float | None]:
+        values: list[list[float]] = [[] for _ in places]
+        for step, value in curve:
+            values[bucket[step]].append(value)
+        return [float(f"{np.mean(some):.5g}") if some else None for some in values]
+
+    lines, drawn = [], []
+    for at, one in enumerate(series):
+        numbers = [value for _, value in one.curve]
+        many = f"first {_number(numbers[0])}, last {_number(numbers[-1])}, highest {_number(max(numbers))}"
+        lines.append(f"{one.name}: {many if len(numbers) > 1 else _number(numbers[0])}")
+        drawn.append({
+            "name": one.name, "colour": (one.run if by_run else at) % 8, "heldOut": one.is_held_out,
+            "y": spread(one.curve), "band": one.band and [spread(curve) for curve in one.band],
+        })  # fmt: skip
+    x = [round(float(np.mean(some)), 2) for some in places]
+    return Chart(title, lines, {"title": title, "axis": axis, "x": x, "series": drawn})
+
+
+def run_table(runs: Sequence[Run]) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """The head of the page: what stands in its columns, and for each run its name and these numbers."""
+    columns = {
+        "joint micro F1, best": (_JOINT, lambda curve: "{1:.3f} at step {0}".format(*_best(curve))),
+        "joint micro F1, last": (_JOINT, _last),
+        "reward": ("critic/score/mean|ffr/reward/score/mean", _last),
+        "malformed": ("ffr/malformed/any", _last),
+        "groups without spread": ("ffr/groups/without_spread", _last),
+        "KL": ("actor/kl_loss", _last),
+        "entropy": ("actor/entropy", _last),
+        "gradient norm": ("(?:actor|train)/grad_norm", _last),
+        "loss": ("train/loss", _last),
+        "held-out loss": ("val/loss", _last),
+    }
+
+    def cell(metrics: Mapping[str, Curve], pattern: str, show: Any) -> str:
+        return next((show(curve) for name, curve in metrics.items() if re.fullmatch(pattern, name)), "")
+
+    rows = []
+    for run in runs:
+        last = max(step for curve in run.metrics.values() for step, _ in curve)
+        rows.append((run.name, [f"{last:,}", *[cell(run.metrics, *column) for column in columns.values()]]))
+    kept = [at for at in range(1 + len(columns)) if any(cells[at] for _, cells in rows)]
+    heads = ["step", *columns]
+    return [heads[at] for at in kept], [(name, [cells[at] or "–" for at in kept]) for name, cells in rows]
+
+
+def _last(curve: Curve) -> str:
+    return _number(curve[-1][1])
+
+
+def _best(curve: Curve) -> tuple[int, float]:
+    return max(curve, key=lambda point: (point[1], -point[0]))

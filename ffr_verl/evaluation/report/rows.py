@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ffr_verl.dialogues import Dialogue, parse_dialogue
-from ffr_verl.fragments import AnswerStyle, Fragment, parse_fragment, parse_gold, parse_leniently
+from ffr_verl.fragments import AnswerStyle, Fragment, MalformedReason, parse_fragment, parse_gold, parse_leniently
 from ffr_verl.predictions import Prediction, info_of
 from ffr_verl.rewards.coherence import CoherenceMode
 from ffr_verl.rewards.config import RewardConfig
 from ffr_verl.rewards.diagnosis import diagnose
 from ffr_verl.rewards.f1 import f1_reward
 from ffr_verl.rewards.ffr import compute_score
+from ffr_verl.samplers.reward_metrics import is_component
 
-__all__ = ["UNANSWERED", "ReportRows", "reward_settings"]
+__all__ = ["UNANSWERED", "ReportRows", "reward_settings", "told_rewards"]
 
 UNANSWERED = "unanswered"  # stands for the fault of a row without an answer
 
@@ -39,6 +41,23 @@ def reward_settings(
         found |= {"embeddings": embeddings, "coherence_mode": coherence_mode or config.coherence_mode}
     weights = {name: weight for name, weight in config.weights if name != "coherence" or embeddings is not None}
     return {**found, "weights": {**weights, "mcc": weights.get("mcc", 0.0)}}
+
+
+def told_rewards(told: Mapping[str, Any]) -> dict[str, float]:
+    """The score, advantage and components of an answer that verl or our replay buffer wrote down.
+
+    Example:
+        >>> told_rewards({"score": 1.5, "f1": 1, "step": 3, "gold_images": 2, "malformed": "", "micro_joint_f1": 0.5})
+        {'score': 1.5, 'f1': 1.0}
+    """
+    names = [name for name in ("score", "advantage") if name in told]
+    names += [name for name in told if name not in (*names, "step", "reward") and is_component(name)]
+    values = {name: told[name] for name in names}
+    return {
+        name: float(value)
+        for name, value in values.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    }
 
 
 def _clipped(text: str, longest: int) -> str:
@@ -79,43 +98,66 @@ class ReportRows:
     def add(self, prediction: Prediction, other: Prediction | None = None) -> None:
         """Add a prediction, and another model's to the same row; an `FFRError` for an embedding store that cannot be
         opened."""
-        dialogue, problem = None, None
-        try:
-            dialogue = parse_dialogue(prediction.messages, prediction.dialogue_id)
-        except ValueError as error:
-            problem = str(error)
-        gold = parse_gold(prediction.labels) or Fragment((), ())
-        strict = parse_fragment(prediction.response, style=self._style)
-        predicted = self._read(prediction.response)
-        known = dialogue or Dialogue(prediction.dialogue_id, (), "")
-        info = info_of(prediction, known)  # an image without a path has no vector either
+        dialogue, row = self._row(prediction, prediction.line)
+        info = info_of(prediction, dialogue or Dialogue(prediction.dialogue_id, (), ""))
         rewards = self._rewards if dialogue is not None else self._without_components
         scores = compute_score("report", prediction.rewarded, prediction.labels, info, **rewards)
         if dialogue is None:
             del scores["mcc"]  # the dialogue's size is not known
         if self._rewards.get("embeddings") is None:
             del scores["coherence"]
-        shown = info if dialogue else None
+        answer = self._answer(prediction, dialogue, scores)
+        self.rows.append({**row, **answer, "other": None if other is None else self._other(other)})
+
+    def add_group(self, name: str, step: str, answers: Sequence[Prediction]) -> None:
+        """Add the answers to one prompt, with the rewards that their `extra` says."""
+        dialogue, row = self._row(answers[0], name)
+        group = []
+        for one in answers:
+            answer = self._answer(one, dialogue, told_rewards(one.extra))
+            fault = one.extra.get("malformed")  # by the reward manager, who saw special tokens too
+            if isinstance(fault, str) and not one.error:
+                is_read = fault in ("", MalformedReason.REPEATED_ID, MalformedReason.ID_OUTSIDE_DIALOGUE)
+                answer |= {"fault": fault or None, "malformed": not is_read}
+            group.append(answer)
+        means = {
+            key: round(sum(one["rewards"][key] for one in group) / len(group), 4)
+            for key in group[0]["rewards"]
+            if all(key in one["rewards"] for one in group)
+        }
+        self.rows.append({**row, "step": step, "rewards": means, "group": group})
+
+    def _row(self, prediction: Prediction, name: int | str) -> tuple[Dialogue | None, dict[str, Any]]:
+        dialogue, problem = None, None
+        try:
+            dialogue = parse_dialogue(prediction.messages, prediction.dialogue_id)
+        except ValueError as error:
+            problem = str(error)
+        return dialogue, {
+            "line": name,
+            "id": prediction.dialogue_id,
+            "query": "" if dialogue is None else dialogue.query,
+            "dialogue": self._dialogue(prediction, dialogue, problem),
+            "gold": _ids(parse_gold(prediction.labels) or Fragment((), ())),
+            "goldAnswer": _clipped(prediction.labels, _LONGEST_ANSWER),
+        }
+
+    def _answer(
+        self, prediction: Prediction, dialogue: Dialogue | None, rewards: Mapping[str, float]
+    ) -> dict[str, Any]:
+        predicted = self._read(prediction.response)
+        shown = info_of(prediction, dialogue) if dialogue else None
         reason = diagnose(prediction.response, prediction.labels, extra_info=shown, style=self._style).malformed
         fault = UNANSWERED if prediction.error else None if reason is None else reason.value
-        self.rows.append(
-            {
-                "line": prediction.line,
-                "id": prediction.dialogue_id,
-                "query": "" if dialogue is None else dialogue.query,
-                "dialogue": self._dialogue(prediction, dialogue, problem),
-                "gold": _ids(gold),
-                "predicted": _ids(predicted),
-                "outside": _ids(_outside(predicted, dialogue)),
-                "answer": _clipped(prediction.response, _LONGEST_ANSWER),
-                "goldAnswer": _clipped(prediction.labels, _LONGEST_ANSWER),
-                "malformed": strict is None and not prediction.error,
-                "fault": fault,
-                "error": prediction.error and _clipped(prediction.error, _LONGEST_ANSWER),
-                "rewards": {name: round(value, 4) for name, value in scores.items()},
-                "other": None if other is None else self._other(other),
-            }
-        )
+        return {
+            "predicted": _ids(predicted),
+            "outside": _ids(_outside(predicted, dialogue)),
+            "answer": _clipped(prediction.response, _LONGEST_ANSWER),
+            "malformed": parse_fragment(prediction.response, style=self._style) is None and not prediction.error,
+            "fault": fault,
+            "error": prediction.error and _clipped(prediction.error, _LONGEST_ANSWER),
+            "rewards": {name: round(value, 4) for name, value in rewards.items()},
+        }
 
     def _read(self, response: str) -> Fragment:
         """The ids that can be read in an answer."""

@@ -11,6 +11,7 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from ffr_verl.integrations.verl.stalls import StallWatch
 from ffr_verl.integrations.verl.validation import ValidationTotals, note_result
 from ffr_verl.samplers.advantages import AdvantageConfig, IdCredit, ScoredAnswer, advantages_of
 from ffr_verl.samplers.reward_metrics import REWARD_ERROR, has_spread, reward_metrics, strata_metrics
+from ffr_verl.samplers.rollout_dump import write_rollouts
 from ffr_verl.samplers.sampler import active_sampler
 from ffr_verl.settings import SamplerConfig
 
@@ -89,10 +91,13 @@ class _FFRSampling:
         answers = _Answers.of(partition_id, list(batch.keys))
         if partition_id == "val":
             self._validate(global_steps, answers)
+            self._dump(global_steps, answers, {})
             return batch, metrics
         metrics = {**metrics, **self._reward_metrics(answers)}
+        advantages: dict[str, np.ndarray] = {}
         if self.ffr_config.advantage is not None:
-            _publish_advantages(answers, self.ffr_config.advantage)
+            advantages = _publish_advantages(answers, self.ffr_config.advantage)
+        self._dump(global_steps, answers, advantages)
         return batch, {**metrics, **self._end_step()}
 
     def _wait_for_next_poll(self, partition_id: str, last_debug_time: float) -> float:
@@ -115,6 +120,22 @@ class _FFRSampling:
         fields = TensorDict({"extra_fields": NonTensorStack(*extras)}, batch_size=len(read))
         tq.kv_batch_put(keys=read, partition_id=answers.partition, fields=fields)
         note_result(step, self._validation.metrics())
+
+    def _dump(self, step: int, answers: _Answers, advantages: Mapping[str, np.ndarray]) -> None:
+        """Write down what verl's own dumps lack: the components of training answers, and whose row they answer."""
+        if self.ffr_config.dump_dir is None:
+            return
+        keys = {session: list(lengths)[-1] for session, lengths in answers.lengths.items()}  # the last output's
+        data = tq.kv_batch_get(keys=[*keys.values()], partition_id=answers.partition, select_fields=["extra_info"])
+        told = []
+        for (session, key), extra in zip(keys.items(), list(data["extra_info"]), strict=True):
+            row = getattr(extra, "data", extra) or {}
+            found = {"uid": key, "dialogue_id": str(row.get("dialogue_id", "")), "images": row.get("images")}
+            if key in advantages:
+                found["advantage"] = float(np.mean(advantages[key]))
+            told.append({**found, "reward": answers.rewards[session], **answers.infos[session]})
+        folder = Path(self.ffr_config.dump_dir).expanduser()
+        write_rollouts(folder / "validation" if answers.partition == "val" else folder, step, told)
 
     def _reward_metrics(self, answers: _Answers) -> dict[str, float]:
         if self.filter_groups_metric is None:
@@ -209,8 +230,11 @@ class FFRReplayBufferAsync(_FFRSampling, ReplayBufferAsync):  # type: ignore[mis
     """The same for verl's async trainers (`trainer.v1.trainer_mode` other than `sync`)."""
 
 
-def _publish_advantages(answers: _Answers, config: AdvantageConfig) -> None:
-    """Give the answers' advantages to the estimator `ffr`, which finds them by what stands for the group's name."""
+def _publish_advantages(answers: _Answers, config: AdvantageConfig) -> dict[str, np.ndarray]:
+    """Give the answers' advantages to the estimator `ffr`, which finds them by what stands for the group's name.
+
+    Returns them, by the key of each output.
+    """
     groups: dict[str, list[str]] = defaultdict(list)
     for session in answers.infos:
         groups[session.split("_")[0]].append(session)
@@ -224,6 +248,7 @@ def _publish_advantages(answers: _Answers, config: AdvantageConfig) -> None:
     publish(found)
     fields = TensorDict({"uid": NonTensorStack(*found)}, batch_size=len(found))
     tq.kv_batch_put(keys=list(found), partition_id=answers.partition, fields=fields)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
