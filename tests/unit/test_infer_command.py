@@ -92,4 +92,5 @@ def test_options_are_the_settings_of_the_same_names(command: Any, settings: Any,
     for field in dataclasses.fields(settings):
         if field.name not in set_otherwise:
             assert field.name in options
-            assert field.default in (options[field.name].default, dataclasses.MISSING), field.name
+            default = options[field.name].default
+            assert field.default in (default, dataclasses.MISSING, () if default is None else default), field.name
