@@ -15,7 +15,7 @@ from ffr_verl.cli.infer import infer
 from ffr_verl.cli.report import report
 from ffr_verl.cli.score import score
 from ffr_verl.errors import FFRError
-from ffr_verl.evaluation.report import ReportSettings
+from ffr_verl.evaluation.report import ReportSettings, RunPageSettings
 from ffr_verl.inference.endpoint import EndpointSettings
 from ffr_verl.inference.generate import GeneratorSettings
 
@@ -84,7 +84,8 @@ def test_options_that_are_refused(
         (infer, GeneratorSettings, {"max_pixels", "samples", "seed", "logprobs"}),
         (infer, EndpointSettings, {"max_pixels", "url", "body"}),
         (score, GeneratorSettings, {"max_pixels", "temperature", "top_p", "seed", "logprobs", "lora"}),
-        (report, ReportSettings, {"title", "training"}),  # a run's page has them too
+        (report, ReportSettings, {"training", "title"}),
+        (report, RunPageSettings, {"training", "rollouts", "title", "follow"}),
     ],
 )
 def test_options_are_the_settings_of_the_same_names(command: Any, settings: Any, set_otherwise: set[str]) -> None:
