@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ffr_verl.cli.console import console, warn
+from ffr_verl.cli.console import say, warn
 from ffr_verl.errors import FFRError
 from ffr_verl.recipes import Trainer, trainer_of
 
@@ -55,4 +55,4 @@ def check(
     for text in found.unchecked:
         warn(text)
     found.stop()
-    console.print(f"no problem found for verl.trainer.{chosen} +recipe={recipe_of(overrides)}", highlight=False)
+    say(f"no problem found for verl.trainer.{chosen} +recipe={recipe_of(overrides)}")

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from ffr_verl.cli.console import console
+from ffr_verl.errors import printable, printable_lines
 
 
 def doctor(
@@ -28,8 +30,9 @@ def doctor(
     for column in ("", "check", "found"):
         table.add_column(column)
     for check in checks:
-        found = check.found if check.ok else f"{check.found}\n[bold]mend:[/bold] {check.mend}"
-        table.add_row("[green]ok[/green]" if check.ok else "[red]FAIL[/red]", check.name, found)
+        found = escape(printable_lines(check.found))
+        found += "" if check.ok else f"\n[bold]mend:[/bold] {escape(printable_lines(check.mend))}"
+        table.add_row("[green]ok[/green]" if check.ok else "[red]FAIL[/red]", escape(printable(check.name)), found)
     console.print(table)
     failed = sum(not check.ok for check in checks)
     if failed:

@@ -258,4 +258,4 @@ def _print_results(root: Path, record: _Record, console: Console) -> None:
         ("rollouts with rewards", root / "runs" / "grpo" / "rollouts"),
         ("logs", root / "logs"),
     ):
-        console.print(f"{label}: {path}", highlight=False, soft_wrap=True)
+        console.print(f"{label}: {path}", highlight=False, markup=False, soft_wrap=True)

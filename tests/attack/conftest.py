@@ -49,7 +49,7 @@ def small(demo_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., int]:
     """Run a command in this process; its exit status is 0, or 2 with one message. Anything else fails the test."""
 
-    def run(*arguments: Any) -> int:
+    def run(*arguments: Any, said: list[str] | None = None) -> int:
         monkeypatch.setattr(sys, "argv", ["ffr-verl", *map(str, arguments)])
         capsys.readouterr()
         try:
@@ -58,7 +58,8 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
             status = ended.code or 0
         else:
             status = 0
-        error = capsys.readouterr().err
+        told, error = capsys.readouterr()
+        (said if said is not None else []).extend([told, error])
         assert status in (0, 2), (status, error)
         assert status == 0 or "error" in error.lower(), error
         return int(status)
