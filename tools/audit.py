@@ -32,4 +32,5 @@ def audit(locked: Path) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(0 if all([audit(Path(name)) for name in sys.argv[1:]]) else 1)
+    found = [audit(Path(name)) for name in sys.argv[1:]]
+    sys.exit(0 if all(found) else 1)
