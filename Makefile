@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install install-cpu demo test lint unit integration browser e2e docs bench-rewards bench-data bench-curriculum \
+.PHONY: help install install-cpu demo test lint unit attack attacks audit integration browser e2e docs bench-rewards bench-data bench-curriculum \
 	bench-evaluate bench-report study lock clean
 
 STACK ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
@@ -49,7 +49,7 @@ $(VENV)/.gpu-stack: requirements/gpu.txt pyproject.toml
 demo: install  ## both training stages with a tiny model, on a GPU where there is one (STACK=cpu, QUICK=1, ARGS=--restart)
 	$(VENV)/bin/ffr-verl demo --output $(DEMO) $(if $(QUICK),--quick) $(ARGS)
 
-test: lint unit integration browser e2e  ## linters, type checker, doctests, unit, integration, browser and end-to-end tests
+test: lint unit attacks integration browser e2e  ## linters, type checker, doctests, unit, attack, integration, browser and end-to-end tests
 	@echo "$(if $(CHROMIUM),all checks passed,all other checks passed. $(NO_BROWSER))"
 
 lint: install-cpu  ## ruff and mypy
@@ -59,6 +59,15 @@ lint: install-cpu  ## ruff and mypy
 
 unit: install-cpu  ## unit tests and doctests (a minute on two cores)
 	$(CPU_BIN)/pytest -q -n logical tests/unit $(WITH_EXAMPLES) --doctest-modules --doctest-glob='docs/*.md' $(ARGS)
+
+attacks: install-cpu  ## attacks and faults, few of a kind (two minutes)
+	$(CPU_BIN)/pytest -q tests/attack $(ARGS)
+
+attack: install-cpu  ## the same, many of a kind: FFR_ATTACKS=2000 or more, FFR_ATTACK_SEED=N for others; about an hour
+	FFR_ATTACKS=$${FFR_ATTACKS:-2000} $(CPU_BIN)/pytest -q tests/attack $(ARGS)
+
+audit: install-cpu  ## known vulnerabilities of the locked packages, where PyPI can be asked
+	$(CPU_BIN)/python tools/audit.py requirements/cpu.txt requirements/gpu.txt
 
 integration: install-cpu $(CPU_VENV)/adapters  ## the contract with verl, recipes through Hydra, other trainers' reward code, installs
 	FFR_ADAPTERS_PATH=$(abspath $(CPU_VENV)/adapters) $(CPU_BIN)/pytest -q tests/integration $(ARGS)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,3 +56,12 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("FFR_REAL_DATA is not set: no real dialogues here")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Written by another process: verl filters prompts in a fork, which hangs once torch has used threads here."""
+    folder = tmp_path_factory.mktemp("models") / "base"
+    code = f"import pathlib; from ffr_verl.demo.base_model import *; write_base_model(pathlib.Path({str(folder)!r}))"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=120)
+    return folder

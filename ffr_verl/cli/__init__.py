@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import signal
 import sys
 from typing import Annotated
 
@@ -28,6 +29,7 @@ from ffr_verl.cli import (
     report,
     score,
 )
+from ffr_verl.cli.console import with_names_on_a_line
 from ffr_verl.cli.recipe import app as recipe_app
 from ffr_verl.errors import FFRError, error_lines
 
@@ -100,7 +102,7 @@ def main() -> None:
     try:
         app()
     except FFRError as error:
-        sys.stderr.write(error_lines(error))
+        sys.stderr.write(error_lines(with_names_on_a_line(str(error))))
         raise SystemExit(2) from None
     except OSError as error:  # of the output: files have their names in the message
         if error.filename is not None or error.errno not in (errno.EBADF, errno.EIO, errno.ENOSPC):
@@ -111,4 +113,6 @@ def main() -> None:
     except SystemExit as error:  # so Typer ends on Ctrl-C
         if error.code == 130:
             sys.stderr.write("ffr-verl: interrupted\n")
+        if type(sys.stdout).__name__ == "PacifyFlushWrapper":  # Typer's, when who reads, such as `head`, has gone
+            raise SystemExit(128 + signal.SIGPIPE) from None
         raise

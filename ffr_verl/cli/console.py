@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 from collections.abc import Sequence
 from typing import Literal
 
@@ -12,7 +14,15 @@ from rich.text import Text
 
 from ffr_verl.errors import FFRError, printable, printable_lines
 
-console = Console(emoji=False)  # `:a:` in a name stays what it is
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Who reads the output, such as `head`, has gone: end as other programs do."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is left in the buffer
+        raise SystemExit(128 + signal.SIGPIPE)
+
+
+console = _Console(emoji=False)  # `:a:` in a name stays what it is
 
 SOURCE_FORMATS = (
     "Of the source: auto (told from its start), mldr, dialogue, telegram, slack, wechat, locomo, photochat, dialogcc, "
@@ -28,9 +38,17 @@ Layout = Literal["blocks", "interleaved", "mixed"]
 CoherenceMode = Literal["continuous", "published", "gold_anchored"]
 
 
+def with_names_on_a_line(text: str) -> str:
+    """A message with control characters as codes: a line end is one of the message, but not in what was given to the
+    command, such as the name of a file."""
+    for given in sys.argv[1:]:
+        text = text.replace(given, printable(given))
+    return printable_lines(text)
+
+
 def say(text: str, *, style: str | None = None, to: Console | None = None) -> None:
     """A line as it stands, with control characters as codes."""
-    (to or console).print(printable_lines(text), style=style, markup=False, highlight=False, soft_wrap=True)
+    (to or console).print(with_names_on_a_line(text), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def warn(text: str) -> None:

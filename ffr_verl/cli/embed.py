@@ -11,6 +11,7 @@ from rich.table import Table
 
 from ffr_verl.cli.console import StoredDtype, console, warn, wrote
 from ffr_verl.cli.options import Force
+from ffr_verl.errors import printable
 
 
 def embed(
@@ -87,7 +88,7 @@ def embed(
             on_rows=lambda rows: progress.update(reading, completed=rows, total=rows),
             on_items=lambda done, total: progress.update(encoding, completed=done, total=total, visible=True),
         )
-    table = Table(title=escape(f"{output}: {summary.manifest.model}"))
+    table = Table(title=escape(printable(f"{output}: {summary.manifest.model}")))
     table.add_column("")
     table.add_column("", justify="right")
     table.add_row("utterances", f"{summary.utterances:,}")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ffr_verl.cli.console import console, wrote
+from ffr_verl.cli.console import clean_up_when_terminated, console, wrote
 from ffr_verl.cli.options import Force
 
 
@@ -26,6 +26,10 @@ def merge(
         ),
     ] = None,
     force: Force = False,
+    trust_checkpoint: Annotated[
+        bool,
+        typer.Option(help="Merge shards that hold more than tensors: reading them runs code that they bring."),
+    ] = False,
 ) -> None:
     """Make a Hugging Face folder of a checkpoint, LoRA folded in.
 
@@ -40,6 +44,7 @@ def merge(
     if best is not None:
         step, value, checkpoint = best_checkpoint(checkpoint, best)
         console.print(f"step {step} is the best: {best} {value:.4f}", highlight=False, markup=False, soft_wrap=True)
+    clean_up_when_terminated()
     with console.status("merging"):
-        merged = merge_checkpoint(checkpoint, output, force=force)
+        merged = merge_checkpoint(checkpoint, output, force=force, trust=trust_checkpoint)
     wrote(merged)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from ffr_verl.cli import options as shared
@@ -147,7 +148,7 @@ def prepare(
     if summary.left_out:
         told = "; ".join([f"{what}: {count:,}" for what, count in summary.left_out.items()])
         warn(f"in no row: {told}")
-    table = Table("", title=f"{split}: {summary.source_format} rows, {summary.seconds:.1f} s")
+    table = Table("", title=escape(printable(f"{split}: {summary.source_format} rows, {summary.seconds:.1f} s")))
     for name in ("mean", "p95"):
         table.add_column(name, justify="right")
     for line in table_rows(summary.statistics):

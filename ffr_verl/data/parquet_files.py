@@ -309,7 +309,10 @@ def check_pair(files: Sequence[str | Path]) -> None:
         other = file.with_name(f"{stem}.{'sft' if kind == 'rl' else 'rl'}.parquet")
         if kind not in _COLUMNS or not other.is_file():
             continue
-        pair = [(read_schema(one).metadata or {}).get(PAIR_KEY) for one in (file, other)]
+        pair = []
+        for one in (file, other):
+            with open_parquet(one) as parquet:
+                pair.append((parquet.metadata.metadata or {}).get(PAIR_KEY))
         if None not in pair and pair[0] != pair[1]:
             raise FFRError(
                 f"{file}: holds other rows than {other.name} beside it, which is of another call of `ffr-verl "

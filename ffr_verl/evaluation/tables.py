@@ -10,6 +10,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from ffr_verl.errors import printable
 from ffr_verl.evaluation.comparison import Comparison
 from ffr_verl.evaluation.counts import FAULTS, RowCounts
 from ffr_verl.evaluation.result import EvaluationResult
@@ -28,14 +29,19 @@ def result_tables(result: EvaluationResult, *, title: str) -> Iterator[Table]:
     intervals = result.intervals
     level = f", with {intervals['level']:.0%} intervals" if intervals else ""
     averages = {"micro": result.micro, "macro": result.macro}
-    yield _metrics_table(averages, intervals, title=escape(f"{title}: {_counted(result.samples, 'answer')}{level}"))
+    heading = f"{title}: {_counted(result.samples, 'answer')}{level}"
+    yield _metrics_table(averages, intervals, title=_as_it_stands(heading))
     yield _answers_table(result.to_dict(), intervals)
     settings = ", ".join(f"{name} {value}" for name, value in result.reward_settings.items() if name != "from")
     origin = result.reward_settings["from"]
     heading = f"mean rewards (macro, strict), as verl's validation reports them, with the {origin}: {settings}"
-    yield _rewards_table(result.rewards, intervals, title=escape(heading))
+    yield _rewards_table(result.rewards, intervals, title=_as_it_stands(heading))
     yield _faults_table(result)
     yield _breakdowns_table(result)
+
+
+def _as_it_stands(text: str) -> str:
+    return escape(printable(text))
 
 
 def comparison_tables(comparison: Comparison, *, title: str) -> Iterator[Table]:
@@ -44,7 +50,7 @@ def comparison_tables(comparison: Comparison, *, title: str) -> Iterator[Table]:
     level = f"its {found['level']:.0%} interval, " if found else ""
     heading = f"{title}: difference on {_counted(comparison.matched, 'row')}, below it {level}both values"
     both = (comparison.first, comparison.second)
-    yield _metrics_table(comparison.difference, found, title=escape(heading), of=both)
+    yield _metrics_table(comparison.difference, found, title=_as_it_stands(heading), of=both)
     yield _answers_table(comparison.difference, found, of=both)
     rewards = (comparison.first["rewards"], comparison.second["rewards"])
     yield _rewards_table(comparison.difference["rewards"], found, title="difference of mean rewards", of=rewards)

@@ -45,6 +45,7 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.5, 8.0  # seconds, where the server asks for no t
 _SHOWN_OF_KEY = 12  # so many characters of a longer key tell it
 # So many rows refused, and none answered: it is the request that is wrong, not the rows.
 _MOST_REFUSED = 10
+_LEAST_SECRET = 8
 _NO_KEY = "none"
 _SHOWN_MODELS = 5
 _HEADER = re.compile("[A-Za-z0-9-]+")
@@ -106,13 +107,13 @@ class EndpointSettings:
     def redact(self, text: str, *, is_answer: bool = False) -> str:
         """A text without the secrets that it may repeat, whole or cut; the one way to what leaves the process.
 
-        Short ones, such as a local server's, may be words of an answer, so they stay in one.
+        Those of less than 8 characters, such as a local server's, may be words of an answer, so they stay in one.
         """
         secrets = [value.removeprefix("Bearer ") for value in self.headers().values()]
         secrets += [password] if (password := urllib.parse.urlsplit(proxy_of(self.url) or "").password) else []
         for secret in secrets:
             is_long = len(secret) > _SHOWN_OF_KEY
-            if is_long or not (is_answer or secret == _NO_KEY):
+            if len(secret) >= _LEAST_SECRET or not (is_answer or secret == _NO_KEY):
                 rest = r"[^\s\"'<>]*" if is_long else ""
                 text = re.sub(re.escape(secret[:_SHOWN_OF_KEY]) + rest, "***", text)
         return text

@@ -31,10 +31,16 @@ def source() -> random.Random:
 
 @pytest.fixture(scope="session")
 def small(demo_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `t` as RL and SFT files, `held` with its images in them, and `pred.jsonl`, answers to `t`."""
+    """A folder with `t` as RL and SFT files, `held` with its images in them, `pred.jsonl`, answers to `t`, and
+    `short.jsonl`, short dialogues."""
     folder = tmp_path_factory.mktemp("small")
     for split, embed in (("t", False), ("held", True)):
         prepare(demo_set / "heldout.json", images_root=demo_set, output=folder, split=split, embed_images=embed)
+    with (folder / "short.jsonl").open("w") as file:
+        for number in range(10):
+            turns = [{"speaker": "p", "utterance": f"turn {turn} of {number}"} for turn in range(4)]
+            one = {"dialogue_id": f"s{number}", "topic": f"topic {number}", "query_text": "q", "dialogue": turns}
+            file.write(json.dumps(one) + "\n")
     with (folder / "pred.jsonl").open("w") as file:
         for row in pq.read_table(folder / "t.rl.parquet").to_pylist():
             gold, info = row["reward_model"]["ground_truth"], row["extra_info"]
@@ -49,7 +55,7 @@ def small(demo_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., int]:
     """Run a command in this process; its exit status is 0, or 2 with one message. Anything else fails the test."""
 
-    def run(*arguments: Any) -> int:
+    def run(*arguments: Any, said: list[str] | None = None) -> int:
         monkeypatch.setattr(sys, "argv", ["ffr-verl", *map(str, arguments)])
         capsys.readouterr()
         try:
@@ -58,7 +64,8 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
             status = ended.code or 0
         else:
             status = 0
-        error = capsys.readouterr().err
+        told, error = capsys.readouterr()
+        (said if said is not None else []).extend([told, error])
         assert status in (0, 2), (status, error)
         assert status == 0 or "error" in error.lower(), error
         return int(status)

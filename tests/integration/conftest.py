@@ -62,12 +62,3 @@ def family_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=240)
     return folder
-
-
-@pytest.fixture(scope="session")
-def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Written by another process: verl filters prompts in a fork, which hangs once torch has used threads here."""
-    folder = tmp_path_factory.mktemp("models") / "base"
-    code = f"import pathlib; from ffr_verl.demo.base_model import *; write_base_model(pathlib.Path({str(folder)!r}))"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=120)
-    return folder

@@ -6,20 +6,19 @@ and the adapter beside them, which peft folds together here.
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from ffr_verl.errors import FFRError
+from ffr_verl.errors import FFRError, one_line
+from ffr_verl.files import whole_folder
 from ffr_verl.integrations.verl.checkpoint_folders import SHARD, steps_of
 
-__all__ = ["compare_logits", "find_shards", "merge_checkpoint"]
+__all__ = ["check_shards", "compare_logits", "find_shards", "merge_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,25 +50,49 @@ def find_shards(checkpoint: Path) -> Path:
     )
 
 
-def merge_checkpoint(checkpoint: Path, output: Path, *, force: bool = False) -> Path:
+def check_shards(shards: Path) -> None:
+    """Read the shards as torch reads files that nobody vouches for: tensors and how they are sharded, nothing that
+    runs. What passes names nothing else, so verl's merger, which unpickles whatever is named, runs nothing either."""
+    import torch
+    import torch.distributed.tensor  # which tells torch that its classes are safe
+
+    mend = (
+        "a checkpoint of verl holds tensors only; to merge it all the same, trusting who made it: --trust-checkpoint"
+    )
+    config = shards / "fsdp_config.json"
+    try:
+        sizes = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise FFRError(f"{config}: cannot be read ({error}); take an earlier global_step_N") from None
+    if not isinstance(sizes, dict) or type(sizes.get("world_size")) is not int:  # it becomes part of a file's name
+        raise FFRError(f"{config}: found no whole number world_size; take an earlier global_step_N")
+    for file in sorted(shards.glob("*model*.pt")):
+        try:
+            torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:  # noqa: BLE001  # torch and pickle raise what they like on such a file
+            found = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
+            raise FFRError(f"{file}: holds something else than tensors ({one_line(found)}); {mend}") from None
+
+
+def merge_checkpoint(checkpoint: Path, output: Path, *, force: bool = False, trust: bool = False) -> Path:
     """Write the model of a verl checkpoint (SFT or GRPO, full or LoRA, see `find_shards`) to the folder `output`, for
     transformers, vLLM and the next stage: config, weights in safetensors, tokenizer, processor and chat template.
 
+    Shards that hold something else than tensors, which runs code when it is read, are refused unless `trust` is given.
+
     Raises:
-        FFRError: for an incomplete checkpoint, an existing output without `force`, one that is no model's folder, a
-            full disk, when verl's merger fails, or when the logits of a batch are not what they were before.
+        FFRError: for an incomplete or refused checkpoint, an existing output without `force`, one that is no model's
+            folder, a full disk, when verl's merger fails, or when the logits of a batch are not what they were before.
     """
     shards = find_shards(checkpoint)
     if output.exists() and not force:
         raise FFRError(f"{output}: there already; give another folder, or --force to replace it")
     if output.exists() and any(output.iterdir()) and not (output / "config.json").is_file():
         raise FFRError(f"{output}: --force replaces a model's folder, and this one holds something else; give another")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    united = output.with_name(f".{output.name}.united")
-    folded = output.with_name(f".{output.name}.folded")
-    try:
-        for left in (united, folded):  # by one that was killed
-            shutil.rmtree(left, ignore_errors=True)
+    if not trust:
+        check_shards(shards)
+    with whole_folder(output) as folded:
+        united = folded / "united"
         command = [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp"]
         command += ["--local_dir", str(shards), "--target_dir", str(united)]
         run = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -77,16 +100,7 @@ def merge_checkpoint(checkpoint: Path, output: Path, *, force: bool = False) -> 
             tail = "\n".join((run.stdout + run.stderr).strip().splitlines()[-15:])
             raise FFRError(f"{shards}: verl.model_merger failed with status {run.returncode}; its last lines:\n{tail}")
         _fold_lora(united, folded)
-        if output.exists():
-            shutil.rmtree(output)
-        os.replace(folded, output)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise FFRError(f"{output}: the disk is full; free some space, or give another --output") from None
-        raise
-    finally:
-        shutil.rmtree(united, ignore_errors=True)
-        shutil.rmtree(folded, ignore_errors=True)
+        shutil.rmtree(united)
     return output
 
 
