@@ -87,7 +87,7 @@ class _Row(msgspec.Struct, gc=False):
 
     prompt: _Messages | UnsetType = UNSET
     messages: _Messages | UnsetType = UNSET
-    images: list[str | _Image] | UnsetType | None = UNSET
+    images: list[_Name | _Image] | UnsetType | None = UNSET
     reward_model: _Reward | UnsetType = UNSET
     extra_info: _Info | UnsetType = UNSET
     dialogue_id: str | int | UnsetType = UNSET

@@ -77,6 +77,8 @@ def _rows(file: Path) -> Iterator[tuple[Dialogue, list[str]]]:
             name = row[owner]["dialogue_id"] if owner == "extra_info" else row[owner]
             paths = [image["path"] if isinstance(image, dict) else image for image in row["images"] or ()]
             yield parse_dialogue(row[prompt], str(name)), paths
+    except FFRError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise FFRError(f"{file}: {error}; give a NAME.rl.parquet of `ffr-verl prepare`") from None
 
