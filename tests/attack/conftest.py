@@ -18,7 +18,7 @@ from ffr_verl.cli import main
 from ffr_verl.data.prepare import prepare
 from ffr_verl.errors import FFRError
 
-ATTACKS = int(os.environ.get("FFR_ATTACKS", "60"))  # of a kind; `make attack` sets more
+ATTACKS = int(os.environ.get("FFR_ATTACKS", "40"))  # of a kind; `make attack` sets more
 SEED = int(os.environ.get("FFR_ATTACK_SEED", "0"))
 HELD: Counter[str] = Counter()
 
