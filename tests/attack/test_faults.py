@@ -28,9 +28,10 @@ from ffr_verl.data.parquet_files import check_pages, check_pair, count_rows
 
 KILLS = max(3, ATTACKS // 20)
 COMMANDS = {
-    "prepare": "prepare {data}/heldout.json --images-root {data} --output {out} --split t --report {out}/report.json",
-    "build": "build {small}/short.jsonl {out}/b.jsonl --dialogues 500",
-    "evaluate": "evaluate {small}/pred.jsonl --bootstrap 200 --json {out}/e.json --csv {out}/e.csv",
+    "prepare": "prepare {data}/heldout.json --force --images-root {data} --output {out} --split t "
+    "--report {out}/report.json",
+    "build": "build --force {small}/short.jsonl {out}/b.jsonl --dialogues 500",
+    "evaluate": "evaluate --force {small}/pred.jsonl --bootstrap 200 --json {out}/e.json --csv {out}/e.csv",
     "report": "report {small}/pred.jsonl --output {out}/r.html --images-root {data} --force",
     "score": "score --predictions {small}/pred.jsonl --data {small}/t.rl.parquet --output {out}/d.parquet --force",
 }

@@ -185,7 +185,7 @@ def test_damaged_images_are_refused_at_construction(
 def test_real_dialogues_go_into_both_datasets(real_data: Path, tmp_path: Path, tokenizer: Any, processor: Any) -> None:
     prepare(real_data / "val.json", images_root=real_data, output=tmp_path, split="val")
     rows = pq.read_table(tmp_path / "val.rl.parquet").to_pylist()
-    settings = {"max_pixels": 50_176}
+    settings = {"max_pixels": 50_176, "images_root": str(real_data)}
     rl = rl_dataset(tmp_path / "val.rl.parquet", tokenizer, processor, **settings)
     sft = sft_dataset(tmp_path / "val.sft.parquet", tokenizer, processor, **settings)
     sft.max_length = 100_000
