@@ -60,11 +60,11 @@ lint: install-cpu  ## ruff and mypy
 unit: install-cpu  ## unit tests and doctests (a minute on two cores)
 	$(CPU_BIN)/pytest -q -n logical tests/unit $(WITH_EXAMPLES) --doctest-modules --doctest-glob='docs/*.md' $(ARGS)
 
-attacks: install-cpu  ## attacks and faults, few of a kind (two minutes)
-	$(CPU_BIN)/pytest -q tests/attack $(ARGS)
+attacks: install-cpu  ## attacks and faults, few of a kind (a minute or two)
+	$(CPU_BIN)/pytest -q -n logical tests/attack $(ARGS)
 
 attack: install-cpu  ## the same, many of a kind: FFR_ATTACKS=2000 or more, FFR_ATTACK_SEED=N for others; about an hour
-	FFR_ATTACKS=$${FFR_ATTACKS:-2000} $(CPU_BIN)/pytest -q tests/attack $(ARGS)
+	FFR_ATTACKS=$${FFR_ATTACKS:-2000} $(CPU_BIN)/pytest -q -n logical tests/attack $(ARGS)
 
 audit: install-cpu  ## known vulnerabilities of the locked packages, where PyPI can be asked
 	$(CPU_BIN)/python tools/audit.py requirements/cpu.txt requirements/gpu.txt
