@@ -379,7 +379,7 @@ def test_splits_that_number_their_dialogues_alike_share_a_store(tmp_path: Path) 
 
 def test_gold_fragments_of_real_dialogues_are_more_coherent_than_random_ones(real_data: Path, tmp_path: Path) -> None:
     prepared = prepare(real_data / "val.json", images_root=real_data, output=tmp_path, split="val")
-    embed([prepared.rl_path], tmp_path / "store", MINILM, dtype="float32")
+    embed([prepared.rl_path], tmp_path / "store", MINILM, dtype="float32", images_root=real_data)
     rows, above_mean, above_draws = compare(prepared.rl_path, EmbeddingStore.open(tmp_path / "store"))
     assert rows == 180
     assert above_mean >= 0.85
