@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ import ray.data
 from ffr_verl.embeddings.embed import Chunk, encode_chunk
 from ffr_verl.embeddings.encoders import EncoderSettings, SentenceEncoder
 from ffr_verl.errors import FFRError
+from ffr_verl.ray_clusters import check_cluster
 
 __all__ = ["check_address", "encode_on_ray"]
 
@@ -80,19 +80,10 @@ def encode_on_ray(
 
 
 def check_address(address: str) -> None:
-    """Refuse an address that cannot serve, before any work: Ray itself tries for minutes before it gives up."""
+    """Refuse an address that cannot serve, before any work."""
     if address.startswith("ray://"):
         raise FFRError(
             f"--ray {address}: Ray Data does not run through a Ray client; start the command on a node of the "
             "cluster, with --ray auto"
         )
-    host, _colon, port = address.rpartition(":")
-    if address in ("local", "auto") or not port.isdigit():
-        return
-    try:
-        with socket.create_connection((host, int(port)), timeout=10):
-            return
-    except (OSError, OverflowError) as error:
-        raise FFRError(
-            f"--ray {address}: nothing answers there ({error}); `ray start --head` prints its address"
-        ) from None
+    check_cluster(address, where=f"--ray {address}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -48,7 +49,8 @@ def snippet(heading: str) -> str:
 def project(demo_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the files that the page names, written as the page says."""
     monkeypatch.chdir(tmp_path)
-    prepare(demo_set / "heldout.json", images_root=demo_set, output=tmp_path / "data", split="train")
+    root = shutil.copytree(demo_set, tmp_path / "pictures")
+    prepare(root / "heldout.json", images_root=root, output=tmp_path / "data", split="train")
     random, vectors = np.random.default_rng(0), {}
     for info in pq.read_table("data/train.rl.parquet").column("extra_info").to_pylist():
         vectors.update(

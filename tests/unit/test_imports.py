@@ -23,6 +23,7 @@ LAYERS = (
         "images",
         "metrics",
         "model_families",
+        "ray_clusters",
         "predictions",
         "recipes",
         "conf",

@@ -64,7 +64,7 @@ def grpo(parquet: Path, model: Path, tmp_path: Path) -> dict[str, Any]:
             }
         },
         "actor_rollout_ref": {"model": {"path": str(model), "use_remove_padding": False, "override_config": {}}},
-        "ray_kwargs": {"ray_init": {"address": "127.0.0.1:6379"}},  # so another run of this machine does not matter
+        "ray_kwargs": {"ray_init": {"address": "ray://127.0.0.1:1"}},  # so another run of this machine does not matter
         "trainer": {
             "default_local_dir": str(tmp_path / "checkpoints"),
             "v1": {
@@ -186,7 +186,7 @@ def test_another_run_is_named_with_what_to_do(grpo: dict[str, Any], monkeypatch:
             check(grpo)
         found = preflight.find_problems(OmegaConf.create(grpo))
         assert (len(found.problems), len(found.unchecked)) == (0, 1), "of a run that does not start now"
-        put(grpo, "ray_kwargs.ray_init.address", "10.0.0.1:6379")
+        put(grpo, "ray_kwargs.ray_init.address", "ray://10.0.0.1:10001")
         check(grpo)
     finally:
         alive.kill()

@@ -48,6 +48,7 @@ from ffr_verl.integrations.verl.checkpoint_folders import CONTENTS, Stage, check
 from ffr_verl.integrations.verl.live_runs import check_no_other_run, starts_a_local_ray
 from ffr_verl.integrations.verl.training_rows import TrainingRows
 from ffr_verl.model_families import ModelFamily, family_of_model, has_chat_template, looks_local
+from ffr_verl.ray_clusters import check_cluster
 from ffr_verl.recipes import nearest_recipe, recipe_names
 from ffr_verl.rewards import CoherenceScorer, RewardConfig
 from ffr_verl.rewards.components import Component, resolved
@@ -193,8 +194,11 @@ def find_problems(config: Any, *, starts: bool = False) -> Findings:
         attempt(_check_vllm)
         attempt(_check_weight_sync, config)
         attempt(_check_parallel_sizes, config)
+        address = os.environ.get("RAY_ADDRESS") or select(config, "ray_kwargs.ray_init.address")
         try:
-            check_no_other_run(select(config, "ray_kwargs.ray_init.address"))
+            check_no_other_run(address)
+            if address is not None:
+                check_cluster(address, where=f"the Ray cluster at {address}")
         except FFRError as error:
             (problems if starts else unchecked).append(str(error))
     if select(config, "data.custom_cls.path") not in _DATASETS:
