@@ -69,15 +69,15 @@ attack: install-cpu  ## the same, many of a kind: FFR_ATTACKS=2000 or more, FFR_
 audit: install-cpu  ## known vulnerabilities of the locked packages, where PyPI can be asked
 	$(CPU_BIN)/python tools/audit.py requirements/cpu.txt requirements/gpu.txt
 
-integration: install-cpu $(CPU_VENV)/adapters  ## the contract with verl, recipes through Hydra, other trainers' reward code, installs
-	FFR_ADAPTERS_PATH=$(abspath $(CPU_VENV)/adapters) $(CPU_BIN)/pytest -q tests/integration $(ARGS)
+integration: install-cpu $(CPU_VENV)/adapters $(CPU_VENV)/deploy  ## the contract with verl, recipes through Hydra, other trainers' reward code, installs
+	FFR_ADAPTERS_PATH=$(abspath $(CPU_VENV)/adapters) FFR_DEPLOY_PATH=$(abspath $(CPU_VENV)/deploy) $(CPU_BIN)/pytest -q tests/integration $(ARGS)
 
 browser: install-cpu  ## the report in headless Chromium, where one is found
 	@$(if $(CHROMIUM),,echo "$(NO_BROWSER)")
 	FFR_CHROMIUM="$(CHROMIUM)" $(CPU_BIN)/pytest -q tests/browser $(ARGS)
 
-# Other trainers, each in a folder of its own: beside verl, or each other, they would break it.
-$(CPU_VENV)/trl $(CPU_VENV)/swift $(CPU_VENV)/adapters: $(CPU_VENV)/%: requirements/%.txt | install-cpu
+# Other trainers and tools, each in a folder of its own: beside verl, or each other, they would break it.
+$(CPU_VENV)/trl $(CPU_VENV)/swift $(CPU_VENV)/adapters $(CPU_VENV)/deploy: $(CPU_VENV)/%: requirements/%.txt | install-cpu
 	rm -rf $@
 	$(CPU_BIN)/uv pip install --quiet --python $(CPU_BIN)/python --no-deps --target $@ -r $<
 

@@ -83,7 +83,15 @@ def test_kubernetes_runs_the_ray_of_the_lock_with_a_token() -> None:
     assert {f"trainer.n_gpus_per_node={one}" for one in gpus} <= set(command)
 
 
-def test_pods_are_valid_for_kubernetes() -> None:
+@pytest.fixture
+def tools(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `make integration` installs, in front of what this machine has."""
+    if folder := os.environ.get("FFR_DEPLOY_PATH"):
+        monkeypatch.syspath_prepend(folder)
+        monkeypatch.setenv("PATH", f"{folder}/bin:{os.environ['PATH']}")
+
+
+def test_pods_are_valid_for_kubernetes(tools: None) -> None:
     validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
     spec = yaml.safe_load(text_of("kuberay.yaml"))["spec"]["rayClusterSpec"]
     for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
@@ -98,7 +106,7 @@ def test_skypilot_takes_the_task() -> None:
     jsonschema.validate(yaml.safe_load(text_of("skypilot.yaml")), schemas.get_task_schema())
 
 
-def test_scripts_are_what_bash_and_shellcheck_read(tmp_path: Path) -> None:
+def test_scripts_are_what_bash_and_shellcheck_read(tools: None, tmp_path: Path) -> None:
     task = yaml.safe_load(text_of("skypilot.yaml"))
     scripts = {"train.slurm": text_of("train.slurm")}
     scripts |= {f"skypilot.{part}": f"#!/usr/bin/env bash\n{task[part]}" for part in ("setup", "run")}
@@ -110,7 +118,7 @@ def test_scripts_are_what_bash_and_shellcheck_read(tmp_path: Path) -> None:
     subprocess.run([shellcheck, "--exclude=SC1091", *(str(tmp_path / name) for name in scripts)], check=True)
 
 
-def test_hadolint_finds_nothing() -> None:
+def test_hadolint_finds_nothing(tools: None) -> None:
     if not (hadolint := shutil.which("hadolint")):
         pytest.skip("hadolint is not installed")
     subprocess.run([hadolint, *(str(DEPLOY / f"Dockerfile.{stack}") for stack in ("cpu", "gpu"))], check=True)
