@@ -51,7 +51,8 @@ def check(
     from ffr_verl.integrations.verl.preflight import compose_run, find_problems
 
     found = find_problems(compose_run(chosen, overrides, config_dir=config_dir))
-    for text in found.unchecked:
+    for text in found.notes:
         warn(text)
     found.stop()
-    say(f"no problem found for verl.trainer.{chosen} +recipe={recipe_of(overrides)}")
+    nothing = "nothing else" if found.notes else "no problem"
+    say(f"{nothing} found for verl.trainer.{chosen} +recipe={recipe_of(overrides)}")

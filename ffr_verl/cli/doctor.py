@@ -16,6 +16,9 @@ def doctor(
     data: Annotated[
         list[Path] | None, typer.Option(help="A parquet file of `ffr-verl prepare` to check; may be repeated.")
     ] = None,
+    images_root: Annotated[
+        Path | None, typer.Option(help="Folder of the images of --data, by default as recorded.")
+    ] = None,
 ) -> None:
     """Prove that this environment can train.
 
@@ -25,7 +28,7 @@ def doctor(
     from ffr_verl.integrations.verl.doctor import run_checks
 
     checks = failed = 0
-    for check in run_checks(data or []):
+    for check in run_checks(data or [], images_root):
         checks += 1
         failed += not check.ok
         mark = ("ok    ", "green") if check.ok else ("FAIL  ", "bold red")

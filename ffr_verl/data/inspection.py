@@ -110,8 +110,8 @@ def render_row(
 ) -> RenderableType:
     """A row of a parquet file, of a source (`ffr_verl.data.sources`; raw dialogues count one for each query) or of
     predictions, whose answer is marked, to be printed by rich; an `FFRError` when there is no such file or row, or the
-    row holds no dialogue. The images' folder is by default the one recorded in a parquet file, the model's family that
-    of the tokenizer, then the recorded one."""
+    row holds no dialogue. The images' folder is by default the one recorded in a parquet file, or a source's own; the
+    model's family is that of the tokenizer, then the recorded one."""
     refuse_special(file)
     if not file.exists():
         raise FFRError(f"{file}: no such file")
@@ -120,9 +120,13 @@ def render_row(
         with disk_errors(file, "give a file that can be read"), file.open("rb") as start:
             is_parquet = start.read(4) == _PARQUET
     row = _of_parquet(file, number) if is_parquet else _of_rows(file, number, source_format)
-    if root is None and is_parquet:
+    if root is not None:
+        root = root.expanduser().resolve()
+    elif is_parquet:
         root = recorded_root(file)
         root = root if root is None or is_own_root(file, root) else None
+    elif not row.is_answer:
+        root = (file if file.is_dir() else file.parent).resolve()  # as `prepare` takes it
     try:
         dialogue = parse_dialogue(row.messages, row.dialogue_id)
     except (ValueError, KeyError, TypeError) as error:

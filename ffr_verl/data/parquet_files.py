@@ -366,7 +366,8 @@ def images_root(files: Sequence[str], config: DataConfig, *, option: str = _TRAI
         if not is_own_root(file, root) and not holds_images(file):
             raise FFRError(
                 f"{file}: the images root that it records, {root}, is outside the folder of the file and the one "
-                f"around it; who wrote the file chose it, so say that it is meant: {option}, with {root}"
+                f"around it; whoever wrote the file chose it, so give it yourself if it is meant: "
+                f"{option.replace('FOLDER', str(root)) if 'FOLDER' in option else f'{option}{root}'}"
             )
     return root
 

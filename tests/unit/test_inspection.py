@@ -48,9 +48,14 @@ def test_turns_images_query_and_gold(folder: Path, name: str) -> None:
 def test_images_in_the_file_and_without_a_root(folder: Path) -> None:
     for name in ("packed.rl.parquet", "packed.sft.parquet"):
         assert "(56 x 56 PNG, 4 tokens, in the file)" in shown(folder / name, 2)
-    assert "give --images-root to look at it" in shown(folder / "rows.json", 2)
+    assert "(56 x 56 PNG, 4 tokens)" in shown(folder / "rows.json", 2), "as `prepare` finds it"
     (folder / "images").rename(folder / "gone")
     assert "no such file" in shown(folder / "t.rl.parquet", 2)
+
+
+def test_a_relative_root(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent)
+    assert "(56 x 56 PNG, 4 tokens)" in shown(folder / "rows.json", 2, root=Path(folder.name))
 
 
 def test_text_of_a_row_is_no_markup(tmp_path: Path) -> None:

@@ -185,7 +185,8 @@ def test_another_run_is_named_with_what_to_do(grpo: dict[str, Any], monkeypatch:
         ):
             check(grpo)
         found = preflight.find_problems(OmegaConf.create(grpo))
-        assert (len(found.problems), len(found.unchecked)) == (0, 1), "of a run that does not start now"
+        assert not found.problems, "of a run that does not start now"
+        assert "another GRPO run is alive" in found.notes[0]
         put(grpo, "ray_kwargs.ray_init.address", "ray://10.0.0.1:10001")
         check(grpo)
     finally:
@@ -203,7 +204,9 @@ def test_all_problems_are_said_at_once(grpo: dict[str, Any]) -> None:
         "trainer.v1.sampler.sampler_kwargs.pol_interval",
         "actor_rollout_ref.model.path",
     ]
-    assert not found.unchecked
+    assert [note.split(":")[0] for note in found.notes] == [
+        "data.ffr.curriculum.order=published needs a difficulty file, and none is given"
+    ]
 
 
 def test_what_is_not_ours_is_said_to_be_unchecked(grpo: dict[str, Any]) -> None:
@@ -213,7 +216,7 @@ def test_what_is_not_ours_is_said_to_be_unchecked(grpo: dict[str, Any]) -> None:
     put(grpo, "algorithm", {"adv_estimator": "grpo"})
     put(grpo, "trainer.v1.sampler.sampler_kwargs.advantage", None)
     found = preflight.find_problems(OmegaConf.create(grpo))
-    assert found.unchecked == (
+    assert found.notes == (
         "the reward is not ours: its keyword arguments were not checked",
         "the dataset is not ours: data files and images were not checked",
     )

@@ -172,15 +172,15 @@ def _resources() -> list[Check]:
     ]
 
 
-def _data(path: Path) -> Check:
+def _data(path: Path, root: Path | None) -> Check:
     name, files = f"data {path}", [str(path)]
     try:
         kind: Kind = "rl" if "prompt" in read_schema(files[0]).names else "sft"
         check_columns(files, kind)
         check_pair(files)
         check_pages(files)
-        config = DataConfig()
-        root = images_root(files, config)
+        config = DataConfig(images_root=None if root is None else str(root))
+        root = images_root(files, config, option="--images-root FOLDER")
         opened = check_images(files, root, sample=False, max_pixels=config.max_pixels)
     except FFRError as error:
         found, _, mend = str(error).rpartition("; ")
@@ -189,7 +189,7 @@ def _data(path: Path) -> Check:
     return Check(name, rows > 0, f"{kind}, {rows} rows, {opened} images under {root}", "no rows: prepare it again")
 
 
-def run_checks(data: Sequence[Path] = ()) -> Iterator[Check]:
+def run_checks(data: Sequence[Path] = (), root: Path | None = None) -> Iterator[Check]:
     """All checks in order, each as soon as it is known; those that need verl are left out where verl is not installed,
     whose line then fails."""
     yield from _versions()
@@ -206,4 +206,4 @@ def run_checks(data: Sequence[Path] = ()) -> Iterator[Check]:
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
         for checks in pool.map(lambda step: step(), [*steps, lambda: [_vllm(), _flash_attention()]]):
             yield from checks
-    yield from map(_data, data)
+    yield from (_data(path, root) for path in data)

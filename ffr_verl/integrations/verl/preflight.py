@@ -150,10 +150,11 @@ def resolve_doors(config: Any) -> None:
 
 
 class Findings(NamedTuple):
-    """Messages that name key or file and the remedy, and what is not ours and so was not looked at."""
+    """Messages that name key or file and the remedy; and what does not stop the run: what it goes without, and what is
+    not ours and so was not looked at."""
 
     problems: tuple[str, ...]
-    unchecked: tuple[str, ...]
+    notes: tuple[str, ...]
 
     def stop(self) -> None:
         """Raise an `FFRError` with a line for each problem, if there is any."""
@@ -167,7 +168,7 @@ def find_problems(config: Any, *, starts: bool = False) -> Findings:
     disk. Another run that is alive, beside which this one would hang, is a problem only where this one `starts` now.
     """
     problems: list[str] = []
-    unchecked: list[str] = []
+    notes: list[str] = []
 
     def attempt(check: Callable[..., _T], *arguments: Any) -> _T | None:
         try:
@@ -185,7 +186,9 @@ def find_problems(config: Any, *, starts: bool = False) -> Findings:
         before = len(problems)
         rewards = attempt(_reward_config, config)
         if rewards is None and len(problems) == before:
-            unchecked.append("the reward is not ours: its keyword arguments were not checked")
+            notes.append("the reward is not ours: its keyword arguments were not checked")
+        if rewards is not None and rewards.embeddings is None and dict(rewards.weights).get("coherence"):
+            notes.append("no embeddings are given: the coherence reward is 0 and its weight does not count")
         if select(config, "trainer.v1.sampler.custom_sampler.path") == "pkg://ffr_verl.samplers":
             kwargs = select(config, "trainer.v1.sampler.sampler_kwargs") or {}
             sampler = attempt(SamplerConfig.from_mapping, kwargs)
@@ -200,12 +203,18 @@ def find_problems(config: Any, *, starts: bool = False) -> Findings:
             if address is not None:
                 check_cluster(address, where=f"the Ray cluster at {address}")
         except FFRError as error:
-            (problems if starts else unchecked).append(str(error))
+            (problems if starts else notes).append(str(error))
     if select(config, "data.custom_cls.path") not in _DATASETS:
-        unchecked.append("the dataset is not ours: data files and images were not checked")
+        notes.append("the dataset is not ours: data files and images were not checked")
     else:
         before = len(problems)
         attempt(_check_files, config, "rl" if is_grpo else "sft", data_config)
+        curriculum = data_config.curriculum
+        if is_grpo and curriculum.difficulty is None and attempt(needs_difficulty, curriculum.order):
+            notes.append(
+                f"data.ffr.curriculum.order={curriculum.order} needs a difficulty file, and none is given: the rows "
+                "come in the order of the file"
+            )
         if is_grpo and len(problems) == before:
             attempt(_check_curriculum, config, data_config, rewards is not None and rewards.is_micro)
             before = len(problems)
@@ -218,7 +227,7 @@ def find_problems(config: Any, *, starts: bool = False) -> Findings:
     if rewards is not None:
         attempt(_check_answer_tags, config)
     attempt(_check_folder, config, "grpo" if is_grpo else "sft", starts)
-    return Findings(tuple(problems), tuple(unchecked))
+    return Findings(tuple(problems), tuple(notes))
 
 
 def compose_run(trainer: str, overrides: Sequence[str], *, config_dir: Path | None = None) -> Any:

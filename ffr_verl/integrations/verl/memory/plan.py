@@ -98,8 +98,9 @@ class MemoryPlan:
         return max(self.phases, key=lambda phase: phase.total)
 
     def verdict(self, phase: Phase) -> Literal["fits", "tight", "too large"]:
-        """`tight`: it leaves less than `MARGIN` of the GPU for what is not counted."""
-        if phase.total > self.gpu or self.kv.get("pool", 1) <= 0:
+        """`tight`: it leaves less than `MARGIN` of the GPU for what is not counted. Nothing fits where the KV cache
+        does not hold one of the longest answers."""
+        if phase.total > self.gpu or self.kv.get("answers at once", 1) <= 0:
             return "too large"
         return "fits" if phase.total <= (1 - MARGIN) * self.gpu else "tight"
 
