@@ -78,7 +78,7 @@ def test_a_root_that_a_stranger_chose_is_not_used(
     for root in ("/", str(private), str(tmp_path), f"{data.parent}/../../private"):
         metadata = {**table.schema.metadata, b"ffr_verl.images_root": root.encode()}
         pq.write_table(pa.Table.from_pylist(rows, schema=table.schema).replace_schema_metadata(metadata), data)
-        with pytest.raises(FFRError, match=r"outside the folder of the file .* if it is meant: data\.ffr\.images_root=/"):
+        with pytest.raises(FFRError, match=r"outside the folder of the file .* is meant: data\.ffr\.images_root=/"):
             images_root([str(data)], DataConfig())
         with fake_server() as server:
             options = ("--data", data, "--output", tmp_path / "p.jsonl", "--model", "m", "--endpoint", server.url)
