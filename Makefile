@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install install-cpu demo test lint unit attack attacks audit integration browser e2e docs bench-rewards bench-data bench-curriculum \
+.PHONY: help install install-cpu demo test lint unit attack attacks audit integration browser e2e e2e-all docs bench-rewards bench-data bench-curriculum \
 	bench-evaluate bench-report study lock clean
 
 STACK ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
@@ -94,6 +94,9 @@ e2e: install-cpu $(CPU_VENV)/trl $(CPU_VENV)/swift  ## real SFT and real GRPO on
 docs: .venv-docs/.docs  ## the pages with an API reference, in site/; a warning or a dead link is an error
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
 	@echo "site/index.html"
+
+e2e-all: export FFR_E2E_ALL=1
+e2e-all: e2e  ## the same, with those that take long and show what another one shows
 
 bench-rewards: install-cpu  ## what the rewards cost, as ratios of one run
 	$(CPU_BIN)/python -m benchmarks.rewards $(ARGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import time
@@ -20,15 +21,17 @@ SECONDS = 60.0
 
 FAILED = r"ffr_verl\.errors\.FFRError: step \d+: no group has an answer, each of them failed: a process .* has died"
 DIED = r"ray\.exceptions\.ActorDiedError: The actor died unexpectedly before finishing this task\.(?s:.){0,200}"
+# Each ends as the one beside it; both are run by `make e2e-all`.
+LONG = pytest.mark.skipif("FFR_E2E_ALL" not in os.environ, reason="`make e2e-all` runs it")
 
 
 @pytest.mark.parametrize(
     ("victim", "message"),
     [
-        ("RewardLoopWorker", FAILED),
+        pytest.param("RewardLoopWorker", FAILED, marks=LONG),
         ("VLLM::EngineCore", FAILED),
         ("WorkerDict", rf"{DIED}WorkerDict"),
-        ("TaskRunner", rf"{DIED}TaskRunner"),
+        pytest.param("TaskRunner", rf"{DIED}TaskRunner", marks=LONG),
     ],
 )
 def test_a_death_ends_the_run(folder: Path, online_arguments: list[str], victim: str, message: str) -> None:
