@@ -84,8 +84,7 @@ def prepare(
     Memory does not grow with the source but for some 500 bytes a row, to tell repeated rows and for the files' footer.
 
     The options are those of the command, whose help says what they do, but files that are there are replaced by
-    default (`force`); `on_position` is told after each row how many
-    bytes of the source have been read.
+    default (`force`); `on_position` is told after each row how many bytes of the source have been read.
 
     Returns:
         What was written, and what was found.

@@ -15,7 +15,6 @@ from ffr_verl.rewards.table import REWARDS
 __all__ = ["Chart", "RunCharts", "Section", "histogram", "run_charts", "run_table"]
 
 _MOST_POINTS = 400
-_OTHERS = "Everything else"
 _HELD_OUT = r"val-[^/]+/(?P<source>.+)/"
 _JOINT = _HELD_OUT + "micro_joint_f1/mean@1"
 _VALIDATION, _REWARDS, _POLICY, _ANSWERS = "Validation", "Rewards", "Policy", "Faults and sizes of answers"
