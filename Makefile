@@ -82,7 +82,7 @@ $(CPU_VENV)/trl $(CPU_VENV)/swift $(CPU_VENV)/adapters $(CPU_VENV)/deploy: $(CPU
 	$(CPU_BIN)/uv pip install --quiet --python $(CPU_BIN)/python --no-deps --target $@ -r $<
 
 e2e: install-cpu $(CPU_VENV)/trl $(CPU_VENV)/swift  ## real SFT and real GRPO on the CPU, through verl, TRL and ms-swift
-	FFR_TRL_PATH=$(abspath $(CPU_VENV)/trl) FFR_SWIFT_PATH=$(abspath $(CPU_VENV)/swift) $(CPU_BIN)/pytest -q tests/e2e $(ARGS)
+	FFR_TRL_PATH=$(abspath $(CPU_VENV)/trl) FFR_SWIFT_PATH=$(abspath $(CPU_VENV)/swift) $(CPU_BIN)/pytest -q --durations=12 tests/e2e $(ARGS)
 
 .venv-docs/.docs: requirements/docs.txt
 	@if [ -z "$(PYTHON)" ]; then echo "no Python 3.10, 3.11 or 3.12 with venv found; name it: make PYTHON=/path/to/python" >&2; exit 2; fi
@@ -96,7 +96,7 @@ docs: .venv-docs/.docs  ## the pages with an API reference, in site/; a warning 
 	@echo "site/index.html"
 
 e2e-all: export FFR_E2E_ALL=1
-e2e-all: e2e  ## the same, with those that take long and show what another one shows
+e2e-all: e2e  ## the same, with each model family and each death (`make test` runs one of each, by the commit's hash)
 
 bench-rewards: install-cpu  ## what the rewards cost, as ratios of one run
 	$(CPU_BIN)/python -m benchmarks.rewards $(ARGS)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
 import sys
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +26,27 @@ from ffr_verl.errors import FFRError
 from ffr_verl.integrations.verl.merge import merge_checkpoint
 
 HERE = Path(__file__).parent
+
+
+def _turn() -> int:
+    """The commit as a number; 0 without one."""
+    command = ["git", "-C", str(HERE), "rev-parse", "--short=8", "HEAD"]
+    return int(subprocess.run(command, capture_output=True, text=True, check=False).stdout or "0", 16)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of a test's parameters that are marked `rotating`, one is run, another one with another commit."""
+    if "FFR_E2E_ALL" in os.environ:
+        return
+    rotating = [item for item in items if item.get_closest_marker("rotating")]
+    chosen = set()
+    for _, group in groupby(rotating, key=lambda item: item.nodeid.partition("[")[0]):
+        several = list(group)
+        chosen.add(several[_turn() % len(several)])
+    left_out = [item for item in rotating if item not in chosen]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import time
@@ -14,24 +13,22 @@ from stages import latest, run_stage, stop_when
 
 from ffr_verl.demo.processes import StageFailed
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.rotating]
 
 SECONDS = 60.0
 
 
 FAILED = r"ffr_verl\.errors\.FFRError: step \d+: no group has an answer, each of them failed: a process .* has died"
 DIED = r"ray\.exceptions\.ActorDiedError: The actor died unexpectedly before finishing this task\.(?s:.){0,200}"
-# Each ends as the one beside it; both are run by `make e2e-all`.
-LONG = pytest.mark.skipif("FFR_E2E_ALL" not in os.environ, reason="`make e2e-all` runs it")
 
 
 @pytest.mark.parametrize(
     ("victim", "message"),
     [
-        pytest.param("RewardLoopWorker", FAILED, marks=LONG),
+        ("RewardLoopWorker", FAILED),
         ("VLLM::EngineCore", FAILED),
         ("WorkerDict", rf"{DIED}WorkerDict"),
-        pytest.param("TaskRunner", rf"{DIED}TaskRunner", marks=LONG),
+        ("TaskRunner", rf"{DIED}TaskRunner"),
     ],
 )
 def test_a_death_ends_the_run(folder: Path, online_arguments: list[str], victim: str, message: str) -> None:

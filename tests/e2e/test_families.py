@@ -16,7 +16,7 @@ from ffr_verl.demo.processes import run_logged
 from ffr_verl.integrations.verl.merge import merge_checkpoint
 from ffr_verl.model_families import FAMILIES
 
-pytestmark = pytest.mark.timeout(1000)
+pytestmark = [pytest.mark.timeout(1000), pytest.mark.rotating]
 
 STEPS = 2
 
