@@ -6,7 +6,6 @@ file; anything else the name of an entry point, which an installed package offer
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -21,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from ffr_verl.errors import FFRError, one_line
+from ffr_verl.errors import FFRError, did_you_mean, one_line
 
 __all__ = ["Door", "blamed", "entry_points", "load_door", "parse_door", "unknown_name"]
 
@@ -90,11 +89,9 @@ def entry_points(group: str) -> dict[str, importlib.metadata.EntryPoint]:
 def unknown_name(given: object, *, where: str, group: str, known: Iterable[str] = ()) -> FFRError:
     """The error about a name that is none of the `known` ones, no entry point of the group and no other door."""
     names = [*known, *entry_points(group)]
-    close = difflib.get_close_matches(str(given), names, n=1)
     return FFRError(
-        f"{where}: found {given!r}, expected one of {', '.join(names) or 'none'}"
-        + (f" (did you mean {close[0]!r}?)" if close else "")
-        + f"; or one of your own: pkg://module:name, path/to/file.py:name, or an entry point of group {group}"
+        f"{where}: found {given!r}; {did_you_mean(given, names)}expected one of {', '.join(names) or 'none'}; or one "
+        f"of your own: pkg://module:name, path/to/file.py:name, or an entry point of group {group}"
     )
 
 
@@ -169,8 +166,6 @@ def _attribute(module: ModuleType, name: str, said: str) -> Any:
     for part in name.split("."):
         if not hasattr(found, part):
             own = [one for one in vars(module) if not one.startswith("_")]
-            close = difflib.get_close_matches(part, own, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise FFRError(f"{said}: there is no {part} in it{hint}")
+            raise FFRError(f"{said}: there is no {part} in it; {did_you_mean(part, own)}".rstrip("; "))
         found = getattr(found, part)
     return found

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 
-__all__ = ["INSTALL_STACK", "FFRError", "error_lines", "install_extra", "one_line", "printable", "printable_lines"]
+__all__ = [
+    "INSTALL_STACK",
+    "FFRError",
+    "did_you_mean",
+    "error_lines",
+    "install_extra",
+    "one_line",
+    "printable",
+    "printable_lines",
+]
 
 # The package is on no index, so it is installed from a checkout.
 INSTALL_STACK = "in a checkout of ffr_verl: make install, or pip install '.[gpu]' where there is a GPU"
@@ -18,6 +29,17 @@ class FFRError(ValueError):
 
     Commands print the message and exit with status 2; as a `ValueError` it needs no special care in library use.
     """
+
+
+def did_you_mean(given: object, known: Iterable[str]) -> str:
+    """A question for a message, with a space behind it; empty when nothing known is near.
+
+    Example:
+        >>> did_you_mean("ffr_grop", ["ffr_grpo", "ffr_sft"]), did_you_mean("llama", ["ffr_grpo"])
+        ("did you mean 'ffr_grpo'? ", '')
+    """
+    close = difflib.get_close_matches(str(given), known, n=1)
+    return f"did you mean {close[0]!r}? " if close else ""
 
 
 def install_extra(extra: str) -> str:

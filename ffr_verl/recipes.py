@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
+import itertools
+import re
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
@@ -10,17 +11,18 @@ from typing import Any, Literal
 
 import yaml
 
-from ffr_verl.errors import FFRError
+from ffr_verl.errors import FFRError, did_you_mean
 from ffr_verl.files import refuse_special, whole_or_nothing
 
 __all__ = [
     "Trainer",
     "copy_recipe",
     "differences",
-    "nearest_recipe",
+    "leaves",
     "read_recipe",
     "recipe_names",
     "recipe_path",
+    "recipe_purpose",
     "trainer_of",
 ]
 
@@ -41,19 +43,21 @@ def trainer_of(name: str) -> Trainer:
 def recipe_path(name: str) -> Path:
     """The YAML file of a recipe; an `FFRError` that lists the recipes when there is none of that name."""
     if name not in recipe_names():
-        raise FFRError(f"no recipe is called {name!r}; {nearest_recipe(name)}there are: {', '.join(recipe_names())}")
+        hint = did_you_mean(name, recipe_names())
+        raise FFRError(f"no recipe is called {name!r}; {hint}there are: {', '.join(recipe_names())}")
     return _FOLDER / f"{name}.yaml"
 
 
-def nearest_recipe(name: str) -> str:
-    """What to say of a recipe that is not there.
+def recipe_purpose(name: str) -> str:
+    """The first sentence of a recipe's file.
 
     Example:
-        >>> nearest_recipe("ffr_grop"), nearest_recipe("llama")
-        ("did you mean 'ffr_grpo'? ", '')
+        >>> recipe_purpose("ffr_sft_cpu")
+        'Stage 1 on CPU: ffr_sft with what the CPU needs, nothing else.'
     """
-    close = difflib.get_close_matches(name, recipe_names(), n=1)
-    return f"did you mean {close[0]!r}? " if close else ""
+    lines = recipe_path(name).read_text(encoding="utf-8").splitlines()
+    about = itertools.takewhile(lambda line: line.startswith("# "), lines[1:])
+    return re.split(r"(?<=\.) (?=[A-Z])", " ".join(line[2:] for line in about))[0]
 
 
 def read_recipe(file: Path) -> dict[str, Any]:
@@ -102,16 +106,17 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tup
         >>> differences({"optim": {"lr": "1e-4"}, "n": 8}, {"optim": {"lr": 0.0001}, "top_p": 0.85})
         [('n', 8, Ellipsis), ('top_p', Ellipsis, 0.85)]
     """
-    flat = [dict(_leaves(side)) for side in (first, second)]
+    flat = [dict(leaves(side)) for side in (first, second)]
     keys = sorted({*flat[0], *flat[1]})
     pairs = [(key, flat[0].get(key, ...), flat[1].get(key, ...)) for key in keys]
     return [(key, one, other) for key, one, other in pairs if _number(one) != _number(other)]
 
 
-def _leaves(node: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(node: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their values, those of mappings inside included."""
     for name, value in node.items():
         if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{place}{name}.")
+            yield from leaves(value, f"{place}{name}.")
         else:
             yield f"{place}{name}", value
 

@@ -5,7 +5,6 @@ A misspelled key or a value out of range is an error that names the key, never a
 
 from __future__ import annotations
 
-import difflib
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from ffr_verl.doors import entry_points, parse_door, unknown_name
-from ffr_verl.errors import FFRError
+from ffr_verl.errors import FFRError, did_you_mean
 
 __all__ = [
     "DEFAULT_MAX_PIXELS",
@@ -47,9 +46,7 @@ def refuse_unknown_keys(keys: Iterable[object], *, allowed: Iterable[str], where
     known = sorted(allowed)
     for key in keys:
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise FFRError(f"{where}.{key}: unknown key; {hint}Allowed: {', '.join(known)}")
+            raise FFRError(f"{where}.{key}: unknown key; {did_you_mean(key, known)}Allowed: {', '.join(known)}")
 
 
 class Settings(msgspec.Struct, frozen=True):

@@ -20,15 +20,16 @@ app = typer.Typer(
 @app.command("list")
 def recipe_list() -> None:
     """Names of the recipes, and what each is for."""
-    from ffr_verl.recipes import recipe_names, recipe_path
+    from rich.table import Table
+    from rich.text import Text
 
+    from ffr_verl.recipes import recipe_names, recipe_purpose
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
     for name in recipe_names():
-        purpose = next(
-            line.lstrip("# ").rstrip()
-            for line in recipe_path(name).read_text(encoding="utf-8").splitlines()
-            if line.startswith("# ") and "@package" not in line
-        )
-        typer.echo(f"{name:16} {purpose}")
+        table.add_row(name, Text(recipe_purpose(name)))
+    console.print(table, width=None if console.is_terminal else 1000)  # a recipe a line, for grep
 
 
 @app.command("show")
@@ -61,7 +62,7 @@ def recipe_diff(
 
         first, second = "verl's defaults", name
         with console.status("composing verl's configuration"):
-            found = differences(*[composed(trainer_of(name), recipe) for recipe in (None, name)])
+            found = differences(*[composed(trainer_of(name), given) for given in ([], [f"+recipe={name}"])])
     else:
         first, second = name, other
         file = recipe_path(other) if other in recipe_names() else Path(other)

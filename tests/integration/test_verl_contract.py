@@ -27,8 +27,9 @@ from verl.trainer.ppo.core_algos import get_adv_estimator_fn
 from verl.trainer.ppo.ray_trainer import compute_advantage
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
+from verl.utils.tracking import Tracking
 
-from ffr_verl.integrations.verl import SUPPORTED_VERL
+from ffr_verl.integrations.verl import SUPPORTED_VERL, preflight
 from ffr_verl.integrations.verl.advantages import compute_ffr_advantage
 from ffr_verl.integrations.verl.cpu_platform import PlatformCPU
 from ffr_verl.integrations.verl.live_runs import FIRST_JOB
@@ -421,6 +422,10 @@ def test_a_checkpoint_that_is_gone_makes_verl_begin_anew(tmp_path: Path) -> None
 def test_the_merger_writes_bf16() -> None:
     """The reason why logits before and after are compared with a tolerance."""
     assert ".bfloat16()" in (VERL / "model_merger" / "fsdp_model_merger.py").read_text()
+
+
+def test_loggers_that_the_check_before_a_run_knows() -> None:
+    assert set(preflight._LOGGER_PACKAGES) < set(Tracking.supported_backend)
 
 
 def test_weights_travel_through_a_socket_named_by_the_job_id_and_the_first_job_is_always_the_same() -> None:

@@ -120,7 +120,7 @@ def test_what_is_wrong_with_an_order_names_it(tmp_path: Path, row: str, more: st
         ({"order": "elsewhere.py:Mine"}, r"elsewhere\.py:Mine: no such file on .*same path on every machine"),
         ({"order": "pkg://no_such_package:Mine"}, r"cannot be imported: ModuleNotFoundError"),
         ({"order": "pkg://no_such_package"}, r"order: found 'pkg://no_such_package', expected pkg://module:name"),
-        ({"order": "ascendin"}, r"order: found 'ascendin', .*\(did you mean 'ascending'\?\); or one of your own: pkg"),
+        ({"order": "ascendin"}, r"order: found 'ascendin'; did you mean 'ascending'\? .*; or one of your own: pkg"),
         ({"order": "file", "settings": {"a": 1}}, r"curriculum\.settings: is of orders of one's own, file reads none"),
     ],
 )

@@ -248,6 +248,8 @@ def test_a_good_config_passes(grpo: dict[str, Any]) -> None:
         ("trainer.v1.sampler.sampler_kwargs.poll_intervall", 1, r"sampler_kwargs\.poll_intervall: unknown key"),
         ("trainer.v1.sampler.sampler_kwargs.poll_interval", 0, r"sampler_kwargs\.poll_interval: found 0"),
         ("trainer.v1.sampler.sampler_kwargs.filter_groups", True, r"sampler_kwargs\.train_batch_size is missing"),
+        ("trainer.logger", ["console", "wanbd"], r"trainer\.logger: found 'wanbd'; did you mean 'wandb'\?"),
+        ("trainer.logger", "clearml", r"trainer\.logger: clearml is not installed; pip install clearml"),
         ("actor_rollout_ref.model.path", None, r"actor_rollout_ref\.model\.path is not given"),
         ("actor_rollout_ref.model.path", "./models/sft", r"model\.path: \./models/sft: no such folder"),
     ],

@@ -507,7 +507,7 @@ BROKEN: list[tuple[str, Callable[[Path], Path], str, str]] = [
         "a wrong name",
         lambda folder: folder,
         "telegramm",
-        r"--format: found 'telegramm', expected one of auto, mldr, dialogue, .*did you mean 'telegram'",
+        r"--format: found 'telegramm'; did you mean 'telegram'\? expected one of auto, mldr, dialogue, ",
     ),
     ("no rows", lambda folder: written(folder, {"a.json": []}), "photochat", "no rows in it"),
     (

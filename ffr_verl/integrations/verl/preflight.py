@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import socket
 import sys
@@ -41,7 +42,7 @@ from ffr_verl.data.parquet_files import (
 )
 from ffr_verl.doors import parse_door
 from ffr_verl.embeddings.store import EmbeddingStore
-from ffr_verl.errors import INSTALL_STACK, FFRError, error_lines
+from ffr_verl.errors import INSTALL_STACK, FFRError, did_you_mean, error_lines
 from ffr_verl.fragments import TAGS, Fragment, parse_gold
 from ffr_verl.integrations.verl import SUPPORTED_VERL
 from ffr_verl.integrations.verl.checkpoint_folders import CONTENTS, Stage, check_resume
@@ -49,7 +50,7 @@ from ffr_verl.integrations.verl.live_runs import check_no_other_run, starts_a_lo
 from ffr_verl.integrations.verl.training_rows import TrainingRows
 from ffr_verl.model_families import ModelFamily, family_of_model, has_chat_template, looks_local
 from ffr_verl.ray_clusters import check_cluster
-from ffr_verl.recipes import nearest_recipe, recipe_names
+from ffr_verl.recipes import leaves, recipe_names, recipe_path
 from ffr_verl.rewards import CoherenceScorer, RewardConfig
 from ffr_verl.rewards.components import Component, resolved
 from ffr_verl.rewards.ffr import score_keys
@@ -75,6 +76,7 @@ REWARD_NODES = ("reward.custom_reward_function.reward_kwargs", "reward.reward_kw
 ORDER_NODE = "data.ffr.curriculum.order"
 _DATASETS = ("pkg://ffr_verl.integrations.verl.datasets", "pkg://ffr_verl.data.datasets")  # the second: older copies
 _T = TypeVar("_T")
+_LOGGER_PACKAGES = ("wandb", "mlflow", "swanlab", "tensorboard", "clearml", "trackio")  # each called as its logger
 _TRL_CLASS = "AutoModelForCausalLMWithValueHead"
 
 
@@ -180,6 +182,7 @@ def find_problems(config: Any, *, starts: bool = False) -> Findings:
     is_grpo = "actor_rollout_ref" in config
     attempt(_check_verl)
     attempt(_check_trl)
+    attempt(_check_loggers, config)
     data_config = attempt(DataConfig.from_mapping, select(config, "data.ffr") or {}) or DataConfig()
     rewards = sampler = None
     if is_grpo:
@@ -244,16 +247,37 @@ def compose_run(trainer: str, overrides: Sequence[str], *, config_dir: Path | No
             return compose(name, overrides=[*overrides, *folders], return_hydra_config=True)
     except HydraException as error:
         asked = [one.split("=", 1)[1] for one in overrides if one.lstrip("+").startswith("recipe=")]
-        hints = [nearest_recipe(name) for name in asked if name not in recipe_names()] if config_dir is None else []
-        raise FFRError("".join(hints) + " ".join(str(error).split())) from None
+        if config_dir is None and asked and asked[0] not in recipe_names():
+            recipe_path(asked[0])  # its error lists ours only
+        unknown = re.match(r"Could not override '([^']+)'", str(error))
+        if unknown:
+            key = unknown[1]
+            others = [one for one in overrides if one.partition("=")[0] != key]
+            known = [name for name, _ in leaves(composed(trainer, others, config_dir=config_dir))]
+            raise FFRError(
+                f"{key}: unknown key; {did_you_mean(key, known)}a key that is to be new is given as +{key}=..."
+            ) from None
+        raise FFRError(" ".join(str(error).split())) from None
 
 
-def composed(trainer: str, recipe: str | None) -> dict[str, Any]:
-    """What a trainer's config says with a recipe, or without any; interpolations as they stand."""
-    config = compose_run(trainer, [] if recipe is None else [f"+recipe={recipe}"])
-    found = OmegaConf.to_container(config, resolve=False)
+def composed(trainer: str, overrides: Sequence[str], *, config_dir: Path | None = None) -> dict[str, Any]:
+    """What `compose_run` gives, without Hydra's own node; interpolations as they stand."""
+    found = OmegaConf.to_container(compose_run(trainer, overrides, config_dir=config_dir), resolve=False)
     assert isinstance(found, dict)
     return {str(name): value for name, value in found.items() if name != "hydra"}
+
+
+def _check_loggers(config: Any) -> None:
+    """verl asks for them only when Ray and the models are up; that a package is missing would end the run then."""
+    from verl.utils.tracking import Tracking
+
+    given = select(config, "trainer.logger") or []
+    for name in as_list(given):
+        if name not in Tracking.supported_backend:
+            hint = did_you_mean(name, Tracking.supported_backend)
+            raise FFRError(f"trainer.logger: found {name!r}; {hint}verl has {', '.join(Tracking.supported_backend)}")
+        if name in _LOGGER_PACKAGES and importlib.util.find_spec(name) is None:
+            raise FFRError(f"trainer.logger: {name} is not installed; pip install {name}, or leave it out")
 
 
 def _check_weight_sync(config: Any) -> None:
