@@ -20,16 +20,11 @@ app = typer.Typer(
 @app.command("list")
 def recipe_list() -> None:
     """Names of the recipes, and what each is for."""
-    from rich.table import Table
-    from rich.text import Text
-
     from ffr_verl.recipes import recipe_names, recipe_purpose
 
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True)
+    width = max(map(len, recipe_names()))
     for name in recipe_names():
-        table.add_row(name, Text(recipe_purpose(name)))
-    console.print(table, width=None if console.is_terminal else 1000)  # a recipe a line, for grep
+        typer.echo(f"{name:{width}}  {recipe_purpose(name)}")
 
 
 @app.command("show")

@@ -128,8 +128,9 @@ def _run_page(output: Path, options: dict[str, Any], *, force: bool) -> None:
 
     settings = settings_of(RunPageSettings, options)
     summary = write_run_page(output, settings, force=force, say=warn)
+    runs = "1 run" if summary.runs == 1 else f"{summary.runs:,} runs"
     say(
-        f"wrote {output}: {summary.runs:,} runs, {summary.charts:,} charts, {summary.groups:,} groups of answers, "
+        f"wrote {output}: {runs}, {summary.charts:,} charts, {summary.groups:,} groups of answers, "
         f"{summary.size / 1e6:.1f} MB, {summary.seconds:.1f} s"
     )
     if not settings.follow:

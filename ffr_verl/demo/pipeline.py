@@ -176,7 +176,8 @@ def run_demo(root: Path, settings: DemoSettings, *, restart: bool, console: Cons
     if restart or record.is_of_other_settings:
         for name in ("data", "parquet", "models", "runs", "logs", "heldout"):
             shutil.rmtree(root / name, ignore_errors=True)
-        (root / "report.html").unlink(missing_ok=True)
+        for page in ("report.html", "run.html"):
+            (root / page).unlink(missing_ok=True)
         path.unlink(missing_ok=True)
         record = _Record(path, settings)
     record.write()
@@ -265,6 +266,7 @@ def _print_results(root: Path, record: _Record, console: Console) -> None:
     console.print(times)
     for label, path in (
         ("report, to look at in a browser", root / "report.html"),
+        ("the run: its curves, its answers in groups", root / "run.html"),
         ("SFT model", root / "models" / "sft"),
         ("GRPO model", root / "models" / "grpo"),
         ("rollouts with rewards", root / "runs" / "grpo" / "rollouts"),

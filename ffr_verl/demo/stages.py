@@ -87,7 +87,7 @@ def stages_of(root: Path, settings: DemoSettings, *, flash_attention: bool) -> l
     suffix = "_cpu" if is_cpu else ""
     data, parquet, runs = root / "data", root / "parquet", root / "runs"
     base, sft_model, grpo_model = (root / "models" / name for name in ("base", "sft", "grpo"))
-    logs, measured, page = root / "logs", root / "heldout", root / "report.html"
+    logs, measured, page, run_page = root / "logs", root / "heldout", root / "report.html", root / "run.html"
     train, heldout, difficulty = (parquet / f"{name}.parquet" for name in ("train.rl", "heldout.rl", "difficulty"))
     engine = {"max_model_len": 1024, "max_new_tokens": 64, "force": True}
 
@@ -147,6 +147,7 @@ def stages_of(root: Path, settings: DemoSettings, *, flash_attention: bool) -> l
         f"trainer.test_freq={settings.grpo_steps}",
         "trainer.logger=[console,file]",
         f"trainer.rollout_data_dir={runs / 'grpo' / 'rollouts'}",
+        f"trainer.v1.sampler.sampler_kwargs.dump_dir={runs / 'grpo' / 'answers'}",
         f"trainer.default_local_dir={runs / 'grpo'}",
         *(() if is_cpu else _SMALL),
         *padded("actor_rollout_ref.model"),
@@ -179,4 +180,10 @@ def stages_of(root: Path, settings: DemoSettings, *, flash_attention: bool) -> l
         evaluate("sft"),
         evaluate("grpo", compare=answers),
         Stage("report", _command("report", measured / "grpo.jsonl", **report), page, 120),
+        Stage(
+            "run page",
+            _command("report", output=run_page, training=logs, rollouts=runs / "grpo", images_root=data, force=True),
+            run_page,
+            120,
+        ),
     ]

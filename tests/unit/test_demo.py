@@ -93,7 +93,7 @@ def test_stages_are_the_users_commands(settings: DemoSettings) -> None:
         "merge",
         *["infer"] * 2,
         *["evaluate"] * 2,
-        "report",
+        *["report"] * 2,
     ]
     assert "+recipe=ffr_sft_cpu" in commands[2]
     assert "+recipe=ffr_grpo_cpu" in commands[5]
