@@ -107,10 +107,13 @@ def evaluate(
         rows += comparison.to_rows()
     # Before the tables: a pager or `head` that closes early takes nothing away.
     if json_file is not None:
-        with whole_or_nothing([json_file]) as (temporary,):
+        with whole_or_nothing([json_file], mend="give another --json") as (temporary,):
             temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     if csv_file is not None:
-        with whole_or_nothing([csv_file]) as (temporary,), temporary.open("w", encoding="utf-8", newline="") as file:
+        with (
+            whole_or_nothing([csv_file], mend="give another --csv") as (temporary,),
+            temporary.open("w", encoding="utf-8", newline="") as file,
+        ):
             writer = csv.DictWriter(file, fieldnames=list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)

@@ -60,7 +60,9 @@ class Rollouts:
         rows: bool = False,
         confusions: Sequence[Any] = ([[1, 0, 1, 3], [0, 0, 0, 1]],),
         error: str | None = None,
+        statuses: Sequence[str] = ("finished",),
     ) -> None:
+        self._statuses = itertools.cycle(statuses)
         self._error = error  # of the reward, instead of what it returns
         self._rows = rows  # number the rows, as FFRDataset does
         self._confusions = itertools.cycle(confusions)
@@ -100,7 +102,7 @@ class Rollouts:
             tq.kv_put(
                 key=uid,
                 partition_id=self._partition,
-                tag={"is_prompt": True, "status": "finished", "global_steps": 1},
+                tag={"is_prompt": True, "status": next(self._statuses), "global_steps": 1},
             )
         return count
 
@@ -354,6 +356,38 @@ def test_the_curriculum_learns_from_every_finished_group(
         assert set(sampler.deviations[1]).isdisjoint(expected), "a step's groups count once"
     finally:
         activate(None)
+
+
+def test_the_curriculum_learns_from_groups_that_the_filter_does_not_judge(clear: None) -> None:
+    """An answer of theirs failed: verl trains on the others."""
+    sampler = Observed("reward")
+    activate(sampler)
+    try:
+        rollouts = Rollouts([VARIED], rows=True, statuses=["finished", "finished", "finished", "failure"])
+        buffer = buffer_for(rollouts, filter_groups=True)
+        rollouts(4)
+        batch, _ = buffer.sample(global_steps=1, partition_id="train", batch_size=4)
+        assert len(batch.keys) == 12
+        assert sorted(sampler.deviations[0]) == [0, 1, 2, 3]
+    finally:
+        activate(None)
+
+
+def test_counting_groups_does_not_use_up_the_filter(clear: None) -> None:
+    rollouts = Rollouts([FLAT, FLAT, FLAT, VARIED, VARIED, VARIED, VARIED])
+    buffer = FFRReplayBufferAsync(
+        trainer_mode="separate_async",
+        trainer_config=OmegaConf.create({}),
+        max_off_policy_threshold=None,
+        max_off_policy_strategy="drop",
+        sampler_kwargs={"poll_interval": 0.01, "train_batch_size": 4, "filter_groups": True, "max_filtered_batches": 1},
+        refill_fn=rollouts,
+    )
+    rollouts(4)
+    assert [buffer.get_sampleable_count(1, "train") for _ in range(3)] == [1, 1, 1]
+    batch, metrics = buffer.sample(global_steps=1, partition_id="train", batch_size=4)
+    assert sorted(scores_of(batch)) == sorted(VARIED * 4)
+    assert metrics["ffr/groups/without_spread"] == pytest.approx(3 / 7)
 
 
 def test_the_async_trainers_buffer_filters_and_learns_too(clear: None) -> None:

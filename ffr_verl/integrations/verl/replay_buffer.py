@@ -61,8 +61,9 @@ class _FFRSampling:
             **kwargs,
         )
         self.ffr_config = config
-        self._filtered_in_step = 0
+        self._filtered: set[str] = set()  # groups, in this step
         self._filter_is_off = False
+        self._observed: set[str] = set()  # groups that are still here
         self._deviations: dict[int, list[float]] = {}
         self._confusions: list[Any] = []
         self._validation = ValidationTotals()
@@ -71,7 +72,7 @@ class _FFRSampling:
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[Any, dict[str, Any]]:
         """verl's `sample`; for training batches with the metrics of the sampled answers and of the curriculum, which
         learns how the policy did, and with their advantages; for validation with the micro metrics in each row."""
-        self._filtered_in_step, self._filter_is_off = 0, False
+        self._filtered, self._filter_is_off = set(), False
         self._stalls.waits_for((global_steps, partition_id))
         try:
             batch, metrics = super().sample(  # type: ignore[misc]
@@ -138,14 +139,13 @@ class _FFRSampling:
         write_rollouts(folder / "validation" if answers.partition == "val" else folder, step, told)
 
     def _reward_metrics(self, answers: _Answers) -> dict[str, float]:
-        if self.filter_groups_metric is None:
-            self._observe(answers)
+        self._observe(answers)
         groups = answers.values(FILTER_GROUPS_REWARD_METRIC)
         flat, flat_f1 = (
             {uid for uid, values in found.items() if not has_spread(values, min_std=self.ffr_config.min_std)}
             for found in (groups, answers.values("f1"))
         )
-        evicted = self._filtered_in_step
+        evicted = len(self._filtered)
         metrics = {
             "ffr/groups/without_spread": (len(flat) + evicted) / (len(groups) + evicted),
             "ffr/groups/flat_in_f1_only": len(flat_f1 - flat) / len(groups),
@@ -159,14 +159,16 @@ class _FFRSampling:
         return metrics
 
     def _observe(self, answers: _Answers) -> None:
-        """Remember how well the policy did on the rows of finished groups, those evicted afterwards included."""
+        """Remember, once, how well the policy did on the rows of groups that are trained on or evicted."""
         sampler = active_sampler()
         if sampler is None:
             return
-        self._confusions += [json.loads(one["confusion"]) for one in answers.infos.values() if "confusion" in one]
+        infos = {one: info for one, info in answers.infos.items() if one.split("_")[0] not in self._observed}
+        self._confusions += [json.loads(one["confusion"]) for one in infos.values() if "confusion" in one]
         for uid, values in answers.values(sampler.config.online.metric).items():
-            if uid in answers.rows:
+            if uid in answers.rows and uid not in self._observed:
                 self._deviations.setdefault(answers.rows[uid], []).append(float(np.std(values)))
+        self._observed |= {one.split("_")[0] for one in infos}
 
     def _end_step(self) -> dict[str, float]:
         sampler = active_sampler()
@@ -178,12 +180,13 @@ class _FFRSampling:
         if sampler.micro is not None:
             sampler.micro.observe(confusions)
             metrics |= {f"ffr/micro/{kind}_f1": value for kind, value in sampler.micro.f1().items()}
+        self._observed &= {key.split("_")[0] for keys in self.partitions.values() for key in keys}
         return metrics
 
     def _dapo_filtered_keys(self, partition_id: str) -> tuple[set[str], Counter[float]]:
         """verl's group filter, with `min_std` for its exact 0 and an end to it: the finished groups to evict, and how
         many of them lie at each (rounded mean) metric value."""
-        if partition_id == "val" or self.filter_groups_metric is None or self._filter_is_off:
+        if partition_id == "val" or self.filter_groups_metric is None:
             return set(), Counter()
         cache, metric = self._dapo_classification_cache[partition_id], self.filter_groups_metric
         finished = self.finished_keys[partition_id]
@@ -201,9 +204,11 @@ class _FFRSampling:
         for uid, values in groups.items():
             flat = not has_spread(values, min_std=self.ffr_config.min_std)
             cache[uid] = round(float(np.mean(values)), 3) if flat else None
+        if self._filter_is_off:
+            return set(), Counter()
         filtered = {uid: value for uid, value in cache.items() if value is not None}
         limit = self.ffr_config.max_filtered_batches * (self.train_batch_size or 0)
-        if filtered and limit and self._filtered_in_step + len(filtered) > limit:
+        if filtered and limit and len(self._filtered | filtered.keys()) > limit:
             self._filter_is_off = True
             logger.warning(
                 "more than %d groups of this step had no spread in %r above %g: the filter rests until the next step. "
@@ -213,7 +218,7 @@ class _FFRSampling:
                 self.ffr_config.min_std,
             )
             return set(), Counter()
-        self._filtered_in_step += len(filtered)
+        self._filtered |= filtered.keys()
         return set(filtered), Counter(filtered.values())
 
 
