@@ -30,6 +30,7 @@ __all__ = [
     "folder_revision",
     "has_chat_template",
     "looks_local",
+    "read_json",
 ]
 
 logger = logging.getLogger(__name__)
@@ -152,13 +153,13 @@ def family_of_model(model: str | Path | None, *, name: str | None = None) -> Mod
     if model is None:
         return named or QWEN2_VL
     folder = _configuration_of(model)
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     found = str(config.get("model_type", UNKNOWN))
     if named is None and found not in FAMILIES:
         is_told = "model_type" in config
         told = f"its model_type ({found}) is none of" if is_told else "no config.json there says that it is one of"
         _warn_of_unknown(str(model), told)
-    images = _read_json(folder / "preprocessor_config.json") or _read_json(folder / "processor_config.json").get(
+    images = read_json(folder / "preprocessor_config.json") or read_json(folder / "processor_config.json").get(
         "image_processor", {}
     )
     family = named or FAMILIES.get(found) or replace(QWEN2_VL, name=found)
@@ -220,8 +221,8 @@ def _warn_of_unknown(model: str, found: str) -> None:
     )
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    """The object in a file; empty where there is none: transformers tells what is wrong with it."""
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a file of a model's folder; empty where there is none: transformers tells what is wrong."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -245,7 +246,7 @@ def has_chat_template(folder: Path) -> bool:
     if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
         return True
     if any(
-        _read_json(folder / name).get("chat_template") for name in ("tokenizer_config.json", "processor_config.json")
+        read_json(folder / name).get("chat_template") for name in ("tokenizer_config.json", "processor_config.json")
     ):
         return True
     return any((folder / "additional_chat_templates").glob("*.jinja"))

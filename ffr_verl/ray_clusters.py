@@ -20,12 +20,12 @@ def check_cluster(address: str, *, where: str) -> None:
     """An `FFRError` when nothing answers at `HOST:PORT`, or the token is not the cluster's; other addresses (`auto`,
     `local`, `ray://...`) are not looked at. `where` is the option or variable that gave the address."""
     host, _colon, port = address.rpartition(":")
-    if "://" in address or not port.isdigit():
+    if "://" in address or not port.isdecimal():
         return
     try:
-        with socket.create_connection((host, int(port)), timeout=10):
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=10):
             pass
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         raise FFRError(f"{where}: nothing answers there ({error}); `ray start --head` prints its address") from None
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
     try:
@@ -37,3 +37,5 @@ def check_cluster(address: str, *, where: str) -> None:
             f"{where}: the Ray cluster does not take this process's token; give RAY_AUTH_MODE=token and, as "
             "RAY_AUTH_TOKEN_PATH, the file with which `ray start --head` was called (or its text as RAY_AUTH_TOKEN)"
         )
+    if found.returncode != 0:
+        raise FFRError(f"{where}: what answers there is no Ray cluster; `ray start --head` prints its address")

@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 
 from ffr_verl.errors import FFRError
-from ffr_verl.integrations.verl.live_runs import live_runs, starts_a_local_ray
+from ffr_verl.integrations.verl.live_runs import joined_cluster, live_runs
 
 __all__ = ["StageFailed", "alone_on_the_machine", "run_logged"]
 
@@ -98,7 +98,7 @@ def _in_the_way(place: int, lock: Path) -> str | None:
         fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return f"another demo or end-to-end test on this machine, which holds {lock}"
-    runs = live_runs() if starts_a_local_ray(None) else []
+    runs = live_runs() if joined_cluster(None) is None else []
     return f"another GRPO run on this machine ({runs[0]})" if runs else None
 
 

@@ -7,6 +7,7 @@ each answered row with a checksum behind it, in the order in which the answers c
 from __future__ import annotations
 
 import array
+import contextlib
 import json
 import os
 import shutil
@@ -73,20 +74,25 @@ class AnswerJournal(Answers):
         super().__init__(rows)
         self.folder = folder
         self._offsets = array.array("q", [_NONE]) * rows
-        try:
-            self._lock = lock_folder(folder)
+        with self._told(), contextlib.ExitStack() as opened:
+            opened.enter_context(lock_folder(folder))
             if restart:
                 (folder / "answers.jsonl").unlink(missing_ok=True)
                 (folder / "work.json").unlink(missing_ok=True)
             self._check_work(json.loads(json.dumps(dict(work))))
             # Unbuffered: what could not be written must not be tried again when the file is closed.
-            self._sink = (folder / "answers.jsonl").open("ab", buffering=0)
-            self._source = (folder / "answers.jsonl").open("rb")
+            self._sink = opened.enter_context((folder / "answers.jsonl").open("ab", buffering=0))
+            self._source = opened.enter_context((folder / "answers.jsonl").open("rb"))
             self._read()
+            self._opened = opened.pop_all()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
-            raise FFRError(
-                f"{error.filename or folder}: {error.strerror or error}; give --output in a folder that can be written"
-            ) from None
+            place, said = error.filename or self.folder, error.strerror or error
+            raise FFRError(f"{place}: {said}; give --output in a folder that can be written") from None
 
     def __enter__(self) -> AnswerJournal:
         return self
@@ -94,10 +100,9 @@ class AnswerJournal(Answers):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for file in (self._sink, self._source, self._lock):
-            file.close()
-        if error is not None and not self.answered:  # there is nothing to resume
-            self.remove()
+        with self._opened:
+            if error is not None and not self.answered:  # there is nothing to resume
+                self.remove()
 
     def __contains__(self, row: int) -> bool:
         return self._offsets[row] != _NONE
@@ -112,6 +117,8 @@ class AnswerJournal(Answers):
                 waiting = waiting[self._sink.write(waiting) :]
             os.fsync(self._sink.fileno())
         except OSError as error:
+            with contextlib.suppress(OSError):
+                self._sink.truncate(end)  # a part of a line, which the next one would be written behind
             raise FFRError(
                 f"{self.folder}: {error.strerror or error}; run the same command again when that is mended"
             ) from None

@@ -11,7 +11,7 @@ from ffr_verl.data.parquet_files import as_list, check_columns, check_images, ho
 from ffr_verl.data.parquet_files import images_root as root_of_images
 from ffr_verl.dialogues import with_image_parts
 from ffr_verl.errors import FFRError
-from ffr_verl.files import whole_or_nothing
+from ffr_verl.files import check_output, whole_or_nothing
 from ffr_verl.images import resolve_image
 from ffr_verl.settings import DataConfig
 
@@ -49,8 +49,8 @@ def write_labelled_rows(
 
     Args:
         files: `NAME.rl.parquet` of `ffr-verl prepare`.
-        output: columns `prompt` (all contents as one text), `messages` (contents cut at every image), `images`
-            (absolute paths) and `label`.
+        output: the file, replaced where there is one; columns `prompt` (all contents as one text), `messages`
+            (contents cut at every image), `images` (absolute paths) and `label`.
         images_root: where the images lie, by default as recorded in the files.
 
     Returns:
@@ -60,6 +60,7 @@ def write_labelled_rows(
         FFRError: for files that are missing, of another kind, or hold their images, and images that cannot be read.
     """
     paths, count = as_list(files), 0
+    check_output(Path(output), force=True, example="rows.jsonl", inputs=map(Path, paths), option="output=")
     check_columns(paths, "rl")
     for path in paths:
         if holds_images(path):

@@ -46,8 +46,8 @@ def trl_dataset(files: str | Path | Sequence[str | Path], *, images_root: str | 
     check_columns(paths, "rl")
     check_pages(paths)
     config = DataConfig(images_root=None if images_root is None else str(images_root))
-    root = root_of_images(paths, config)
-    check_images(paths, root, sample=True, max_pixels=config.max_pixels)
+    root = root_of_images(paths, config, option="images_root=")
+    check_images(paths, root, sample=True, max_pixels=config.max_pixels, option="images_root=")
     try:
         from datasets import Image, load_dataset
     except ImportError:

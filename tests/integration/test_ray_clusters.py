@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
+import socketserver
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,3 +69,11 @@ def test_nothing_answers() -> None:
     with pytest.raises(FFRError, match=r"--ray 127\.0\.0\.1:9: nothing answers there .*`ray start --head` prints its"):
         check_cluster("127.0.0.1:9", where="--ray 127.0.0.1:9")
     check_cluster("auto", where="--ray")
+
+
+def test_something_else_answers() -> None:
+    with socketserver.TCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(FFRError, match="what answers there is no Ray cluster"):
+            check_cluster(f"127.0.0.1:{server.server_address[1]}", where="--ray")
+        server.shutdown()

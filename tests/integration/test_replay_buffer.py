@@ -107,9 +107,9 @@ class Rollouts:
         return count
 
 
-def buffer_for(rollouts: Rollouts, **settings: Any) -> FFRReplayBuffer:
-    return FFRReplayBuffer(
-        trainer_mode="sync",
+def buffer_for(rollouts: Rollouts, kind: type[Any] = FFRReplayBuffer, **settings: Any) -> Any:
+    return kind(
+        trainer_mode="sync" if kind is FFRReplayBuffer else "separate_async",
         trainer_config=OmegaConf.create({}),
         max_off_policy_threshold=None,
         max_off_policy_strategy="drop",
@@ -375,14 +375,7 @@ def test_the_curriculum_learns_from_groups_that_the_filter_does_not_judge(clear:
 
 def test_counting_groups_does_not_use_up_the_filter(clear: None) -> None:
     rollouts = Rollouts([FLAT, FLAT, FLAT, VARIED, VARIED, VARIED, VARIED])
-    buffer = FFRReplayBufferAsync(
-        trainer_mode="separate_async",
-        trainer_config=OmegaConf.create({}),
-        max_off_policy_threshold=None,
-        max_off_policy_strategy="drop",
-        sampler_kwargs={"poll_interval": 0.01, "train_batch_size": 4, "filter_groups": True, "max_filtered_batches": 1},
-        refill_fn=rollouts,
-    )
+    buffer = buffer_for(rollouts, FFRReplayBufferAsync, filter_groups=True, max_filtered_batches=1)
     rollouts(4)
     assert [buffer.get_sampleable_count(1, "train") for _ in range(3)] == [1, 1, 1]
     batch, metrics = buffer.sample(global_steps=1, partition_id="train", batch_size=4)
@@ -396,15 +389,7 @@ def test_the_async_trainers_buffer_filters_and_learns_too(clear: None) -> None:
     activate(sampler)
     try:
         rollouts = Rollouts([VARIED, FLAT, NEARLY_FLAT, VARIED, VARIED, VARIED], rows=True)
-        settings = {"poll_interval": 0.01, "train_batch_size": 4, "filter_groups": True, "min_std": 0.001}
-        buffer = FFRReplayBufferAsync(
-            trainer_mode="separate_async",
-            trainer_config=OmegaConf.create({}),
-            max_off_policy_threshold=None,
-            max_off_policy_strategy="drop",
-            sampler_kwargs=settings,
-            refill_fn=rollouts,
-        )
+        buffer = buffer_for(rollouts, FFRReplayBufferAsync, filter_groups=True, min_std=0.001)
         rollouts(4)
         batch, metrics = buffer.sample(global_steps=1, partition_id="train", batch_size=4)
         assert sorted(scores_of(batch)) == sorted(VARIED * 4)

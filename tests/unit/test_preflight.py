@@ -23,7 +23,7 @@ from ffr_verl.data.prepare import prepare
 from ffr_verl.embeddings import image_key, query_key, utterance_key, write_store
 from ffr_verl.errors import FFRError
 from ffr_verl.integrations.verl import preflight
-from ffr_verl.integrations.verl.live_runs import FIRST_JOB, live_runs
+from ffr_verl.integrations.verl.live_runs import FIRST_JOB, joined_cluster, live_runs
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +173,35 @@ def test_another_run_beside_which_this_one_would_hang(
         alive.kill()
         alive.wait()
     assert alive.pid not in [run.pid for run in live_runs()]
+
+
+@pytest.mark.parametrize(
+    ("given", "environment", "cluster"),
+    [
+        (None, {}, None),
+        (None, {"RAY_ADDRESS": "h:1"}, "h:1"),
+        (None, {"TMPDIR": "HERE"}, "auto"),
+        (None, {"TMPDIR": "HERE", "RAY_TMPDIR": "/nowhere"}, None),
+        ("auto", {}, "auto"),
+        ("local", {"RAY_ADDRESS": "h:1"}, None),
+        ("h:1", {"RAY_ADDRESS": "local"}, "h:1"),
+        ("auto", {"RAY_ADDRESS": "local"}, None),
+    ],
+)
+def test_the_cluster_that_ray_joins(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: str | None,
+    environment: dict[str, str],
+    cluster: str | None,
+) -> None:
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").touch()
+    for name in ("RAY_ADDRESS", "RAY_TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"TMPDIR": "/nowhere", **environment}.items():
+        monkeypatch.setenv(name, value.replace("HERE", str(tmp_path)))
+    assert joined_cluster(given) == cluster
 
 
 def test_another_run_is_named_with_what_to_do(grpo: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -272,7 +272,7 @@ def test_a_run_page_by_the_command(run: Path) -> None:
     arguments = ["report", "--training", str(run), "--output", str(run / "r.html")]
     found = CliRunner().invoke(app, arguments)
     assert found.exit_code == 0, found.output
-    assert "1 runs, 1 charts, 3 groups of answers" in found.output
+    assert "1 run, 1 charts, 3 groups of answers" in found.output
     assert "data-follow" not in (run / "r.html").read_text().partition("<body>")[0].partition("<style>")[0]
     for refused, why in (
         (["report", "--output", "x.html"], "--training RUN"),

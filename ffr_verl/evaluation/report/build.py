@@ -30,7 +30,7 @@ from ffr_verl.evaluation.report.summary import (
     metric_table,
     overview_charts,
 )
-from ffr_verl.evaluation.report.training import read_runs
+from ffr_verl.evaluation.report.training import files_of, read_runs
 from ffr_verl.evaluation.result import count_records, result_of
 from ffr_verl.evaluation.reward_settings import read_reward_kwargs
 from ffr_verl.evaluation.tables import repeated_rows
@@ -110,7 +110,8 @@ def write_report(
     started = time.monotonic()
     settings = settings or ReportSettings()
     others_files = (settings.data, settings.compare, settings.reward_kwargs)
-    inputs = [predictions, *[file for file in others_files if file is not None]]
+    runs = read_runs(settings.training, say=say) if settings.training else []
+    inputs = [predictions, *[file for file in others_files if file is not None], *files_of(runs)]
     check_output(output, force=force, example="report.html", inputs=inputs)
     if not output.parent.is_dir():
         raise FFRError(f"--output {output}: no folder {output.parent}; make it first")
@@ -127,7 +128,6 @@ def write_report(
             open_scorer(store)
         except FFRError as error:
             raise FFRError(f"--embeddings {error}") from None
-    runs = read_runs(settings.training, say=say) if settings.training else []
     skipped: list[str] = []
     f1: list[float] = []
     rows = ReportRows(rewards)
@@ -216,7 +216,7 @@ def write_report(
             "breakdown_charts": breakdown_charts(result),
         },
         runs=([], [], [run.name for run in runs]),
-        files=[path.name for run in runs for path in run.files],
+        files=[path.name for path in files_of(runs)],
         traits=traits,
         notices=[*_notices(len(f1), rows, pictures, skipped), *notices],
     )

@@ -119,7 +119,7 @@ def run_charts(runs: Sequence[Run]) -> RunCharts:
     found: dict[tuple[str, str, str], list[_Series]] = {}
     constants: dict[str, list[str]] = {}
     names = dict.fromkeys(name for run in runs for name in run.metrics if not _BAND.fullmatch(name))
-    if "ffr/reward/score/mean" in names:
+    if all("ffr/reward/score/mean" in run.metrics for run in runs if "critic/score/mean" in run.metrics):
         names.pop("critic/score/mean", None)  # the same numbers
     sources = {source for name in names if (source := _place(name)[-1])}
     owners: dict[tuple[str, str], set[int]] = {}
@@ -216,7 +216,10 @@ def run_table(runs: Sequence[Run]) -> tuple[list[str], list[tuple[str, list[str]
     }
 
     def cell(metrics: Mapping[str, Curve], pattern: str, show: Any) -> str:
-        return next((show(curve) for name, curve in metrics.items() if re.fullmatch(pattern, name)), "")
+        found = {name: show(curve) for name, curve in metrics.items() if re.fullmatch(pattern, name)}
+        if len({_place(name)[-1] for name in found}) > 1:
+            return "; ".join(f"{text} ({_place(name)[-1]})" for name, text in found.items())
+        return next(iter(found.values()), "")
 
     rows = []
     for run in runs:

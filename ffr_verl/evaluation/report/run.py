@@ -14,7 +14,7 @@ from ffr_verl.evaluation.report.page import page_data, render_page
 from ffr_verl.evaluation.report.pictures import make_pictures
 from ffr_verl.evaluation.report.rollouts import read_rollouts
 from ffr_verl.evaluation.report.rows import UNANSWERED, ReportRows, reward_settings
-from ffr_verl.evaluation.report.training import read_runs
+from ffr_verl.evaluation.report.training import files_of, read_runs
 from ffr_verl.files import check_output, whole_or_nothing
 from ffr_verl.fragments import AnswerStyle
 
@@ -67,9 +67,8 @@ def write_run_page(
         FFRError: for a folder without metrics, or an output that exists and shall not be replaced (`force`).
     """
     started = time.monotonic()
-    inputs = [place for place in settings.training if place.is_file()]
-    check_output(output, force=force, example="run.html", inputs=inputs)
     runs = read_runs(settings.training, say=say)
+    check_output(output, force=force, example="run.html", inputs=files_of(runs))
     charts = run_charts(runs)
     rows = ReportRows(reward_settings(answer_style=settings.answer_style))
     places = settings.rollouts or settings.training
@@ -90,7 +89,7 @@ def write_run_page(
         source=", ".join(names),
         made=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S"),
         runs=(*run_table(runs), names),
-        files=[path.name for run in runs for path in run.files],
+        files=[path.name for path in files_of(runs)],
         traits=_TRAITS,
         steps=found.steps,
         notices=found.notices,

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ffr_verl.errors import FFRError
 from ffr_verl.files import refuse_special
 
-__all__ = ["Run", "read_runs", "short_names"]
+__all__ = ["Run", "files_of", "json_objects", "read_runs", "short_names"]
 
 _EVENTS = "events.out.tfevents.*"
 _HOW_TO_LOG = "train with trainer.logger=[console,file] (VERL_FILE_LOGGER_PATH says where) or with tensorboard"
@@ -25,6 +25,11 @@ class Run(NamedTuple):
     name: str
     metrics: dict[str, Curve]
     files: tuple[Path, ...]
+
+
+def files_of(runs: Sequence[Run]) -> list[Path]:
+    """What was read of the runs."""
+    return [path for run in runs for path in run.files]
 
 
 class _Log(NamedTuple):
@@ -121,21 +126,28 @@ def _by_step(points: Iterator[tuple[str, int, float]]) -> dict[str, dict[int, fl
     return metrics
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, int, float]]:
-    """Metrics of verl's file logger; nothing from another JSONL file. A cut last line, of a running job, is left."""
+def json_objects(path: Path) -> Iterator[dict[str, Any]]:
+    """Those of a JSONL file that may still be written; lines that hold none, such as a cut last one, are left out."""
     with path.open("rb") as lines:
         for line in lines:
             try:
-                entry: Any = json.loads(line)
+                found = json.loads(line)
             except (ValueError, RecursionError):
                 continue
-            if not isinstance(entry, dict) or set(entry) != {"step", "data"} or not isinstance(entry["data"], dict):
-                return
-            if type(entry["step"]) is int:
-                for name, value in entry["data"].items():
-                    # NaN was written as null; a number beyond a float is no metric.
-                    if type(value) is float or (type(value) is int and abs(value) < 2**63):
-                        yield name, entry["step"], float(value)
+            if isinstance(found, dict):
+                yield found
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, int, float]]:
+    """Metrics of verl's file logger; nothing from another JSONL file."""
+    for entry in json_objects(path):
+        if set(entry) != {"step", "data"} or not isinstance(entry["data"], dict):
+            return
+        if type(entry["step"]) is int:
+            for name, value in entry["data"].items():
+                # NaN was written as null; a number beyond a float is no metric.
+                if type(value) is float or (type(value) is int and abs(value) < 2**63):
+                    yield name, entry["step"], float(value)
 
 
 def _event_file(path: Path) -> Iterator[tuple[str, int, float]]:

@@ -20,7 +20,7 @@ import psutil
 
 from ffr_verl.errors import FFRError, one_line
 
-__all__ = ["FIRST_JOB", "Run", "check_no_other_run", "live_runs", "starts_a_local_ray"]
+__all__ = ["FIRST_JOB", "Run", "check_no_other_run", "joined_cluster", "live_runs"]
 
 FIRST_JOB = "01000000"  # Ray's id of the first job of a cluster
 _DRIVER = ("-m", "verl.trainer.main_ppo")
@@ -63,17 +63,20 @@ def live_runs() -> list[Run]:
     return sorted(found, key=lambda run: run.since)
 
 
-def starts_a_local_ray(address: str | None) -> bool:
-    """Whether `ray.init(address=address)` would start a cluster of its own here; otherwise it joins a running one."""
-    address = os.environ.get("RAY_ADDRESS") or address
-    if address in (None, "auto"):  # Ray looks for a cluster of `ray start`
-        return not Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster").exists()
-    return address == "local"
+def joined_cluster(address: str | None) -> str | None:
+    """The cluster that `ray.init(address=address)` joins, as Ray 2.60 decides it: `auto` where it looks for one of
+    `ray start` on this machine, `None` where it starts one of its own."""
+    if address in (None, "auto"):
+        address = os.environ.get("RAY_ADDRESS") or address
+    if address is None:
+        folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+        return "auto" if Path(folder, "ray", "ray_current_cluster").exists() else None
+    return None if address == "local" else address
 
 
 def check_no_other_run(address: str | None) -> None:
     """An `FFRError` that names the run beside which one with this address of Ray would hang."""
-    if not starts_a_local_ray(address):
+    if joined_cluster(address) is not None:
         return
     deadline = time.monotonic() + _SECONDS_TO_END
     while runs := live_runs():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import json
 import logging
 import math
 import os
@@ -46,11 +45,11 @@ from ffr_verl.errors import INSTALL_STACK, FFRError, did_you_mean, error_lines
 from ffr_verl.fragments import TAGS, Fragment, parse_gold
 from ffr_verl.integrations.verl import SUPPORTED_VERL
 from ffr_verl.integrations.verl.checkpoint_folders import CONTENTS, Stage, check_resume
-from ffr_verl.integrations.verl.live_runs import check_no_other_run, starts_a_local_ray
+from ffr_verl.integrations.verl.live_runs import check_no_other_run, joined_cluster
 from ffr_verl.integrations.verl.training_rows import TrainingRows
-from ffr_verl.model_families import ModelFamily, family_of_model, has_chat_template, looks_local
+from ffr_verl.model_families import ModelFamily, family_of_model, has_chat_template, looks_local, read_json
 from ffr_verl.ray_clusters import check_cluster
-from ffr_verl.recipes import leaves, recipe_names, recipe_path
+from ffr_verl.recipes import leaves, recipe_path
 from ffr_verl.rewards import CoherenceScorer, RewardConfig
 from ffr_verl.rewards.components import Component, resolved
 from ffr_verl.rewards.ffr import score_keys
@@ -100,12 +99,17 @@ class RecipeCallback(Callback):
         with _problems_end_the_process():
             resolve_doors(config)
             ray_init = select(config, "ray_kwargs.ray_init")
-            if ray_init is not None and not starts_a_local_ray(ray_init.get("address")):
+            if ray_init is not None and joined_cluster(ray_init.get("address")) is not None:
                 ray_init.update({name: None for name in ("num_cpus", "num_gpus") if name in ray_init})
 
     def on_job_start(self, config: Any, **_kwargs: Any) -> None:
         with _problems_end_the_process():
-            find_problems(config, starts=True).stop()
+            try:
+                find_problems(config, starts=True).stop()
+            except FFRError:
+                raise
+            except Exception:  # Hydra would leave out what comes after it, too
+                logger.exception("the check before the run has an error of its own; the run goes on without it")
             if "actor_rollout_ref" not in config:
                 _single_process_group_defaults()
         if self.platform == "cpu":
@@ -200,11 +204,12 @@ def find_problems(config: Any, *, starts: bool = False) -> Findings:
         attempt(_check_vllm)
         attempt(_check_weight_sync, config)
         attempt(_check_parallel_sizes, config)
-        address = os.environ.get("RAY_ADDRESS") or select(config, "ray_kwargs.ray_init.address")
+        address = select(config, "ray_kwargs.ray_init.address")
         try:
             check_no_other_run(address)
-            if address is not None:
-                check_cluster(address, where=f"the Ray cluster at {address}")
+            cluster = joined_cluster(address)
+            if cluster is not None:
+                check_cluster(cluster, where=f"the Ray cluster at {cluster}")
         except FFRError as error:
             (problems if starts else notes).append(str(error))
     if select(config, "data.custom_cls.path") not in _DATASETS:
@@ -240,15 +245,16 @@ def compose_run(trainer: str, overrides: Sequence[str], *, config_dir: Path | No
     """
     import verl  # noqa: F401  # loads the plugin, as `python -m verl.trainer...` does
 
-    folders = [] if config_dir is None else [f"hydra.searchpath=[file://{config_dir.absolute()}]"]
+    quoted = str(config_dir and config_dir.absolute()).replace('"', '\\"')
+    folders = [] if config_dir is None else [f'hydra.searchpath=["file://{quoted}"]']
     try:
         with initialize_config_module("verl.trainer.config", version_base=None):
             name = {"main_ppo": "ppo_trainer", "sft_trainer": "sft_trainer_engine"}[trainer]
             return compose(name, overrides=[*overrides, *folders], return_hydra_config=True)
     except HydraException as error:
-        asked = [one.split("=", 1)[1] for one in overrides if one.lstrip("+").startswith("recipe=")]
-        if config_dir is None and asked and asked[0] not in recipe_names():
-            recipe_path(asked[0])  # its error lists ours only
+        absent = re.search("Could not (?:find|load) 'recipe/([^']+)'", str(error))
+        if absent and config_dir is None:
+            recipe_path(absent[1])  # its error lists ours only
         unknown = re.match(r"Could not override '([^']+)'", str(error))
         if unknown:
             key = unknown[1]
@@ -314,23 +320,24 @@ def _check_parallel_sizes(config: Any) -> None:
     per_node, nodes = select(config, "trainer.n_gpus_per_node"), select(config, "trainer.nnodes") or 1
     names = ("tensor_model_parallel_size", "data_parallel_size", "pipeline_model_parallel_size")
     sizes = [select(config, f"{node}.{name}") or 1 for name in names]
-    engine, given = (
-        math.prod(sizes),
-        " ".join(f"{node}.{name}={size}" for name, size in zip(names, sizes, strict=True)),
-    )
+    engine = math.prod(sizes)
+    given = " ".join(f"{node}.{name}={size}" for name, size in zip(names, sizes, strict=True))
     if per_node and ((per_node * nodes) % engine or (engine < per_node and per_node % engine)):
         raise FFRError(
             f"{given}: an engine takes {engine} devices, which do not go into {nodes} x {per_node} "
             "(trainer.nnodes x trainer.n_gpus_per_node) without a rest"
         )
-    config_file = Path(str(select(config, "actor_rollout_ref.model.path"))).expanduser() / "config.json"
-    if sizes[0] > 1 and config_file.is_file():
-        model = json.loads(config_file.read_text(encoding="utf-8"))
-        heads = model.get("text_config", model).get("num_attention_heads")
+    if sizes[0] > 1:
+        model = read_json(_model_folder(config) / "config.json")
+        heads = (model.get("text_config") or model).get("num_attention_heads")
         if heads and heads % sizes[0]:
             raise FFRError(
                 f"{node}.{names[0]}={sizes[0]}: the model has {heads} attention heads, which vLLM deals out evenly"
             )
+
+
+def _model_folder(config: Any) -> Path:
+    return Path(str(select(config, "actor_rollout_ref.model.path"))).expanduser()
 
 
 def _check_vllm() -> None:
@@ -516,10 +523,10 @@ def _reward_config(config: Any) -> RewardConfig | None:
 def _check_answer_tags(config: Any) -> None:
     """verl's own reward managers drop special tokens, and with them the tags of the answer."""
     manager = select(config, "reward.reward_manager.name")
-    folder = Path(str(select(config, "actor_rollout_ref.model.path"))).expanduser()
-    if manager == "ffr" or not (folder / "tokenizer.json").is_file():
+    folder = _model_folder(config)
+    if manager == "ffr":
         return
-    added = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")).get("added_tokens") or ()
+    added = read_json(folder / "tokenizer.json").get("added_tokens") or ()
     special = [token["content"] for token in added if token.get("special") and token.get("content") in TAGS]
     if special:
         raise FFRError(
