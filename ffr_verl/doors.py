@@ -129,7 +129,8 @@ def blamed(error: BaseException) -> str:
     frames = [one for one in traceback.extract_tb(error.__traceback__) if not one.filename.startswith("<frozen")]
     frames = [one for one in frames if one.filename != __file__]
     place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    return f"{one_line(f'{type(error).__name__}: {error}')}{place}"
+    said = str(traceback.TracebackException.from_exception(error))  # a class of others may fail to say it
+    return f"{one_line(f'{type(error).__name__}: {said}')}{place}"
 
 
 def _imported(module: str, said: str) -> ModuleType:

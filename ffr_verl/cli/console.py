@@ -69,10 +69,7 @@ def show_formats(value: str) -> str:
 
     from ffr_verl.data.sources import all_sources
 
-    try:
-        sources = all_sources()
-    except FFRError as error:
-        raise typer.BadParameter(str(error)) from None
+    sources = all_sources(on_broken=warn)
     table = Table("format", "what it is, what of it no row holds", "an example row", show_lines=True)
     for name, source in sources.items():
         gold = "" if source.has_gold else " For --unlabelled."

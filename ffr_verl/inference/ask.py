@@ -32,6 +32,7 @@ class Found:
     outside: Fragment  # what is not
     malformed: tuple[str, ...]  # answers, a window each, that are not in the format, as written
     error: str | None  # why there is no answer, or none to some windows
+    is_answered: bool  # at least for a window
 
     @property
     def is_empty(self) -> bool:
@@ -45,7 +46,7 @@ class Found:
 
     @property
     def outside_ids(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Ids of utterances and of images that the dialogue does not have."""
+        """Ids of utterances and of images that the model was not shown."""
         return self.outside.utterance_ids, self.outside.image_ids
 
     def turns(self) -> Iterator[tuple[Utterance, list[int]]]:
@@ -61,7 +62,7 @@ class Found:
         told += [f"the answer is not in the format; as written: {text or '(nothing)'}" for text in self.malformed]
         named = zip(("utterances", "images"), self.outside_ids, strict=True)
         outside = [f"{name} {', '.join(map(str, ids))}" for name, ids in named if ids]
-        return told + ([f"ids that the dialogue does not have: {'; '.join(outside)}"] if outside else [])
+        return told + ([f"ids that the model was not shown: {'; '.join(outside)}"] if outside else [])
 
     def lines(self) -> Iterator[str]:
         """The fragment as a chat: ids, speakers, texts, names of pictures."""
@@ -168,7 +169,7 @@ def ask(
         tell()
     else:
         generate_answers(given, answers, settings, first=len(parts[0]), on_rows=progress)
-    if all(one.error for one in found):
+    if not any(one.is_answered for one in found):
         raise FFRError(f"there is no answer: {found[0].error}")
     return found
 
@@ -186,10 +187,10 @@ def _found(row: Mapping[str, Any], made: Sequence[Mapping[str, Any]], style: Ans
         wrong[1].extend([one for one in parse_leniently(part["response"], style=style).image_ids if one not in shown])
         if "error" not in part and parse_fragment(part["response"], style=style) is None:
             malformed.append(part["response"])
-    outside = Fragment(*[tuple(sorted(set(ids))) for ids in wrong])
     images = [one for one in named.image_ids if one in dialogue.image_ids]
     fragment = Fragment(
         *[tuple(sorted(set(ids))) for ids in ([one for one in named.utterance_ids if one in turns], images)]
     )
-    paths = tuple(row["extra_info"]["images"])
-    return Found(dialogue, paths, fragment, outside, tuple(malformed), merged.get("error"))
+    outside = Fragment(tuple(sorted(set(wrong[0]))), tuple(sorted({*wrong[1]} - {*fragment.image_ids})))
+    paths, is_answered = tuple(row["extra_info"]["images"]), any("error" not in part for part in made)
+    return Found(dialogue, paths, fragment, outside, tuple(malformed), merged.get("error"), is_answered)

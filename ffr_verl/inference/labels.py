@@ -97,11 +97,12 @@ def read_labels(text: str, dialogue: Dialogue, *, negatives: int = 0) -> list[La
         ...
         ValueError: queries[0]: utterances [3] are not in the conversation
     """
-    start, end = text.find("{"), text.rfind("}")
     try:
-        found = json.loads(text[start : end + 1])
+        found, _ = json.JSONDecoder().raw_decode(text[max(0, text.find("{")) :])
     except (ValueError, RecursionError):
         raise ValueError("it is not JSON") from None
+    if not isinstance(found, dict):
+        raise ValueError("it is not a JSON object")
     asked, nothing = found.get("queries"), found.get("negatives", [])
     if not isinstance(asked, list) or not isinstance(nothing, list) or not asked:
         raise ValueError("expected a list queries with at least one query, and a list negatives")
@@ -120,9 +121,9 @@ def read_labels(text: str, dialogue: Dialogue, *, negatives: int = 0) -> list[La
         lone = [image for image in images if not any(image in images_of[one] for one in utterances)]
         if lone:
             raise ValueError(f"{where}: images {lone} are in none of its utterances")
-        topic = item.get("topic")
+        topic = one_line(item["topic"]) if isinstance(item.get("topic"), str) else None
         fragment = Fragment(tuple(sorted(utterances)), tuple(sorted(images)))
-        labels.append(Labelled(_query(item.get("query"), where), fragment, topic if isinstance(topic, str) else None))
+        labels.append(Labelled(_query(item.get("query"), where), fragment, topic))
     labels += [Labelled(_query(text, f"negatives[{at}]"), Fragment((), ())) for at, text in enumerate(nothing)]
     for query, count in Counter(one.query.casefold() for one in labels).items():
         if count > 1:

@@ -21,10 +21,10 @@ from ffr_verl.dialogues import extra_info, parse_dialogue
 from ffr_verl.doors import parse_door
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import AnswerStyle
-from ffr_verl.rewards.components import Component, components_of, resolved
+from ffr_verl.rewards.components import Component, components_of, name_of, resolved
 from ffr_verl.rewards.config import RewardConfig
 from ffr_verl.rewards.ffr import compute_score
-from ffr_verl.rewards.reading import Completion, row_ids
+from ffr_verl.rewards.reading import Completion, read_gold, row_ids
 from ffr_verl.rewards.settings import SETTINGS, check_settings
 from ffr_verl.rewards.table import REWARDS
 from ffr_verl.settings import refuse_unknown_keys
@@ -145,6 +145,7 @@ class _Own(BatchReward):
         return self._component.needs_dialogue
 
     def _score(self, completion: Completion, gold: Any, info: Any) -> float:
+        read_gold(gold)
         return self._component.value(completion, gold, info, style=self._style, embeddings=self._embeddings)
 
 
@@ -208,11 +209,12 @@ def component(
         [0.5]
     """
     if name is None:
-        name = parse_door(function, where="component").name if isinstance(function, str) else function.__name__
+        name = parse_door(function, where="component").name if isinstance(function, str) else name_of(function)
     given = {name: {"function": function, **settings}}
     if embeddings is not None:
         SETTINGS["store"](f"{name}.embeddings", embeddings)
     found = components_of(resolved(given), (), embeddings=embeddings, where="component")
+    SETTINGS["style"](f"{name}.answer_style", answer_style)
     return _Own(found[0], embeddings, answer_style)
 
 

@@ -39,6 +39,7 @@ _TAKEN = frozenset(
         *("confusion", "cut_off", "id_credits", "reward_error"),
     }
 ).union(REWARDS, *[reward.keys for reward in REWARDS.values()])
+_NUMBERS = (int, float, np.integer, np.floating, np.bool_)
 _PROMISE = "a component returns one finite number for any completion, see docs/rewards.md"
 
 
@@ -74,7 +75,7 @@ class Component:
 
     def attempt(self, solution: str, extra_info: Any, *, style: AnswerStyle, embeddings: str | None) -> None:
         """Try it on the gold answer of a row and on an empty one; raises as `value`."""
-        given = self._given(extra_info, style, embeddings)
+        given, before = self._given(extra_info, style, embeddings), repr(extra_info)
         for text in (solution, ""):
             found = [self._call(text, solution, extra_info, given) for _ in range(2)]
             if found[0] != found[1]:
@@ -83,6 +84,8 @@ class Component:
                     f"returned {found[0]!r}, then {found[1]!r} for the same answer; it must be pure: seed what it "
                     "draws, keep what it asks for",
                 )
+        if repr(extra_info) != before:
+            raise self._error(extra_info, "changed extra_info, which other rewards read; it must be pure")
 
     def _given(self, extra_info: Any, style: AnswerStyle, embeddings: str | None) -> dict[str, Any]:
         given: dict[str, Any] = {**self.settings}
@@ -97,15 +100,14 @@ class Component:
     def _call(self, completion: str, solution: str, extra_info: Any, given: Mapping[str, Any]) -> float:
         try:
             found = self.function(completion, solution, **given)
+            value = found if type(found) is float else float(found) if isinstance(found, _NUMBERS) else math.nan
         except FFRError as error:
             raise self._error(extra_info, str(error)) from error
-        except Exception as error:  # a function of others may raise anything
+        except (Exception, SystemExit) as error:  # a function of others may raise anything
             raise self._error(extra_info, f"raised {blamed(error)}; {_PROMISE}") from error
-        if type(found) is float and math.isfinite(found):
-            return found
-        if isinstance(found, (int, float, np.number, np.bool_)) and math.isfinite(found):
-            return float(found)
-        shown = f"{found!r:.60}" if isinstance(found, (int, float, np.number)) else f"a {type(found).__name__}"
+        if math.isfinite(value):
+            return value
+        shown = f"{found!r:.60}" if isinstance(found, _NUMBERS) else f"a {type(found).__name__}"
         if isinstance(found, Mapping):
             shown += f" with the keys {', '.join(map(str, found))}"
         raise self._error(extra_info, f"returned {shown}; {_PROMISE}")
@@ -183,9 +185,11 @@ def component(name: str, given: Any, *, has_store: bool, where: str) -> Componen
     """
     settings = dict(plain(given, where)) if isinstance(given, Mapping) else {"function": given}
     chosen = settings.pop("function", None)
+    if chosen is None and settings:
+        refuse_unknown_keys(settings, allowed=["function"], where=where)
     chosen = name if chosen is None else chosen
     if callable(chosen):
-        function, door = chosen, getattr(chosen, "__name__", type(chosen).__name__)
+        function, door = chosen, name_of(chosen)
     elif isinstance(chosen, str):
         function, door = _loaded(parse_door(chosen, where=where), where), chosen
     else:
@@ -193,6 +197,11 @@ def component(name: str, given: Any, *, has_store: bool, where: str) -> Componen
             f"{where}: found {chosen!r}, expected pkg://module:name, path/to/file.py:name or an entry point"
         )
     return Component(name, door, function, settings, _checked(function, settings, has_store, where, door))
+
+
+def name_of(function: Any) -> str:
+    """What a function, or another callable, is called."""
+    return str(getattr(function, "__name__", type(function).__name__))
 
 
 def _loaded(door: Door, where: str) -> Callable[..., Any]:

@@ -127,10 +127,23 @@ def test_what_is_no_answer_is_said_with_the_raw_text(server: FakeServer, chat: P
     code, out, _ = run("--endpoint", server.url, chat, QUERY)
     assert code == 0
     assert "the answer is not in the format; as written: it is \\x1b[5m in turn 3" in out
-    assert "ids that the dialogue does not have: utterances 9; images 0" in out
+    assert "ids that the model was not shown: utterances 9; images 0" in out
     assert "    1 Ann: the garden?" in out
     server.reply = lambda body, _: (400, {"error": {"message": "too long"}}, {})
     assert run("--endpoint", server.url, chat, QUERY)[0::2] == (1, "there is no answer: 400: too long")
+
+
+def test_one_window_without_an_answer(server: FakeServer, chat: Path) -> None:
+    """The others' fragment counts; an image that one window names unseen is not outside the dialogue."""
+
+    def reply(body: dict[str, Any], number: int) -> Any:
+        return (400, {"error": {"message": "no"}}, {}) if 5 in turns_of(body) else answer([1], [0])
+
+    server.reply = reply
+    code, out, _ = run("--endpoint", server.url, "--window", 4, "--stride", 2, chat, QUERY)
+    assert code == 0
+    assert "1 Ann: the garden?" in out
+    assert "no answer: 1 of 2 windows have no answer: 400: no" in out
 
 
 def test_the_page(server: FakeServer, chat: Path) -> None:

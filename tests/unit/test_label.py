@@ -138,8 +138,14 @@ def test_what_is_refused(change: Callable[[Any], Any], reason: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "no idea", "{", "[1]", '{"queries": [{]}', "}{", "{" * 100_000])
 def test_what_is_no_json(text: str) -> None:
-    with pytest.raises(ValueError, match="it is not JSON"):
+    with pytest.raises(ValueError, match=r"it is not (a )?JSON"):
         read_labels(text, DIALOGUE)
+
+
+def test_a_topic_that_fits_into_no_file_and_words_with_braces() -> None:
+    text = '{"queries": [{"topic": "a \\ud83d", "query": "q", "utterances": [1]}], "negatives": []} Hope {that} helps'
+    (found,) = read_labels(text, DIALOGUE)
+    assert found.topic == "a"
 
 
 def test_ids_come_sorted() -> None:

@@ -162,6 +162,14 @@ def a_list(completion, solution): return [1.0]
 def keys(completion, solution): return {"score": 1.0, "length": 2}
 def none(completion, solution): return None
 def chance(completion, solution): return random.random()
+def huge(completion, solution): return 10**400
+def leaves(completion, solution): raise SystemExit(3)
+class Mute(Exception):
+    def __str__(self): raise ValueError
+def mute(completion, solution): raise Mute
+def changes(completion, solution, *, extra_info):
+    extra_info["seen"] = extra_info.get("seen", 0) + 1
+    return 1.0
 def numpy(completion, solution):
     import numpy
     return numpy.float32(0.5)
@@ -185,6 +193,10 @@ number = 1
         ("a_list", r"returned a list; a component"),
         ("keys", r"returned a dict with the keys score, length; a component"),
         ("none", r"returned a NoneType"),
+        ("huge", r"raised OverflowError: int too large"),
+        ("leaves", r"raised SystemExit: 3 \(mine\.py"),
+        ("mute", r"raised Mute: <"),
+        ("changes", r"changed extra_info, which other rewards read; it must be pure"),
         ("chance", r"returned 0\.\d+, then 0\.\d+ for the same answer; it must be pure"),
     ],
 )
@@ -215,6 +227,7 @@ def test_what_goes_wrong_names_reward_and_row(tmp_path: Path, name: str, message
         ({"mine": "nowhere.py:mine"}, r"nowhere\.py:mine: no such file on .*same path on every machine"),
         ({"mine": "MINE"}, r"expected path/to/file\.py:name"),
         ({"mine": "pkg://no_such_module:f"}, r"cannot be imported: ModuleNotFoundError: No module named 'no_such_m"),
+        ({"mine": {"functio": "MINE:asks"}}, r"mine\.functio: unknown key; did you mean 'function'\?"),
         ({"mine": "no_such_name"}, r"found 'no_such_name'; expected one of .*entry point of group ffr_verl\.rewards"),
         ({"f1": "MINE:nan"}, r"\.f1: there is a metric of this name already"),
         ({"f1_images": "MINE:nan"}, "there is a metric of this name already"),

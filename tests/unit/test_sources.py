@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import importlib.metadata
 import json
 import random
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,9 +112,10 @@ CHATLOG: Files = {
 }
 WECHAT_TEXT: Files = {
     "Ann.txt": "2024-05-01 10:30:00 Ann\nlook at: this\n\nand this\n\n"
-    'Ben 2024/5/1 10:31:00\n[语音]\n2024-05-01 10:32:00 系统消息\n"Ben" 撤回了一条消息\n'
+    '2024/5/1 10:31:00 Ben\n[语音]\nflight 2024-05-03 10:00\n2024-05-01 10:32:00 系统消息\n"Ben" 撤回了一条消息\n'
     "2024-05-01 10:33:00 Ann\n[引用 Ben：ok] yes\n"
 }
+NAME_FIRST: Files = {"Ann.txt": "Ann 2024-05-01 10:30:00\nlook\n\nBen 2024/5/1 10:31:00\nyes\n"}
 INLINE: Files = {"Ann.txt": "[2024-05-01 10:30:00] Ann: look\nhere\n[2024-05-01 10:31:00] Ben: [图片]\n"}
 
 PHOTOCHAT: Files = {
@@ -315,13 +319,14 @@ CASES: dict[str, tuple[str, Files, list[list[tuple[str, str, tuple[int, ...]]]],
         [
             [
                 ("Ann", "look at: this\n\nand this", ()),
-                ("Ben", "[语音]", ()),
+                ("Ben", "[语音]\nflight 2024-05-03 10:00", ()),
                 ("系统消息", '["Ben" 撤回了一条消息]', ()),
                 ("Ann", "[引用 Ben：ok] yes", ()),
             ]
         ],
         {"voice messages, a mark stands for each": 1},
     ),
+    "wechat, the name first": ("wechat", NAME_FIRST, [[("Ann", "look", ()), ("Ben", "yes", ())]], {}),
     "wechat, a line each": (
         "wechat",
         INLINE,
@@ -488,6 +493,7 @@ BROKEN: list[tuple[str, Callable[[Path], Path], str, str]] = [
         r"line 5: fewer fields than columns; .*cut",
     ),
     ("an open quote", lambda folder: cut(written(folder, MEMOTRACE), 470), "auto", r"line \d+: .*seems cut off"),
+    ("a cut header", lambda folder: written(folder, {"a.csv": '"类型,时间,内容,发送'}), "wechat", "line 1: .*cut off"),
     (
         "other columns",
         lambda folder: written(folder, {"a.csv": "a,b\n1,2\n"}),
@@ -586,6 +592,10 @@ def lines(path):
     """Texts of my own."""
     turns = [{"speaker": "me", "utterance": line} for line in path.read_text().splitlines()]
     yield {"dialogue_id": path.stem, "dialogue": turns, "query_text": "q", "gt_turns": [0], "left_out": {"smileys": 2}}
+def fails(path):
+    yield next(lines(path))
+    raise ValueError("no more")
+def nothing(path): return None
 ready = SOURCES["dialogue"]
 number = 3
 '''
@@ -606,6 +616,18 @@ def test_formats_of_third_parties(folder: Path, monkeypatch: pytest.MonkeyPatch)
     assert find_source("pkg://third_party_of_tests:ready", source)[1] is SOURCES["dialogue"]
     for name, message in (
         (
+            "fails",
+            r"mine\.txt: row 1: --format pkg://.*:fails raised ValueError: no more \(third_party_of_te",
+        ),
+        ("nothing", r"mine\.txt: row 0: --format .* raised TypeError: 'NoneType' object is not iterable"),
+    ):
+        with pytest.raises(FFRError, match=message):
+            run(folder, source, source_format=f"pkg://third_party_of_tests:{name}")
+    told: list[str] = []
+    assert [name for name in sources.all_sources(told.append) if name not in SOURCES] == ["mine"]
+    assert [message.partition(" (")[0] for message in told] == ["--format: broken"]
+    for name, message in (
+        (
             "broken",
             r"--format: broken \(entry point no_such_module_here:x of .*\): cannot be imported: ModuleNotFoundError",
         ),
@@ -615,6 +637,29 @@ def test_formats_of_third_parties(folder: Path, monkeypatch: pytest.MonkeyPatch)
     ):
         with pytest.raises(FFRError, match=message):
             find_source(name, source)
+
+
+def test_a_format_of_a_third_party_tells_its_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    its = dataclasses.replace(SOURCES["dialogue"], fits=lambda probe: probe.text.startswith("mine"))
+    monkeypatch.setitem(sys.modules, "third_party_of_tests", types.SimpleNamespace(its=its))
+    point = importlib.metadata.EntryPoint("its", "third_party_of_tests:its", sources.ENTRY_POINTS)
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [point])
+    assert sources.source_of_file(written(folder, {"a.txt": "mine"})) == ("its", its)
+
+
+def test_a_whole_telegram_export_starts_with_contacts(folder: Path) -> None:
+    contacts = [{"user_id": number, "first_name": "x" * 100} for number in range(4000)]
+    whole = {"about": "", "personal_information": {}, "contacts": {"list": contacts}, "chats": {"list": []}}
+    assert sources.source_of_file(written(folder, {"a.json": whole}))[0] == "telegram"
+
+
+def test_words_of_slack_that_stand_in_blocks_alone(folder: Path) -> None:
+    section = {"type": "section", "text": {"type": "mrkdwn", "text": "Release <https://a.b|1.2>"}}
+    rich = {"type": "rich_text", "elements": [{"type": "rich_text_section", "elements": [
+        {"type": "text", "text": "is out"}, {"type": "user", "user_id": "U1"}]}]}  # fmt: skip
+    message = {"type": "message", "username": "bot", "ts": "1714559400.1", "text": "", "blocks": [section, rich]}
+    (row,) = chat_rows(written(folder, {"general/2024-05-01.json": [message]}).parent.parent, ["q"], source_format="slack")
+    assert turns(row) == [("bot", "Release 1.2 (https://a.b) is out", ())]
 
 
 def test_the_example_of_the_docs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -174,7 +174,7 @@ def test_three_commands_from_an_export_to_an_answer(
             {"source_format": "photochat"},
             "--format photochat: has no queries; give --query TEXT, or --query-file",
         ),
-        (RAW, {"source_format": "mldr", "queries": ["x"]}, "--query: MLDR rows bring their prompts"),
+        (RAW, {"source_format": "mldr", "queries": ["x"]}, "--query: read as rows of the format mldr, which bring"),
         (
             RAW,
             {"source_format": "mmdd", "unlabelled": False},

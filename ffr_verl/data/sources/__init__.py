@@ -6,7 +6,7 @@ function from a path to raw dialogues, or is given as `pkg://module:name` or `pa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ffr_verl.data.sources.dialogcc import DIALOGCC
@@ -81,14 +81,16 @@ def find_source(name: str, path: Path) -> tuple[str, Source]:
     return name, _opened(parse_door(name, where="--format"))
 
 
-def all_sources() -> dict[str, Source]:
-    """Every format by its name, those of third parties among them.
-
-    Raises:
-        FFRError: when one of these cannot be loaded.
-    """
-    others = [name for name in entry_points(ENTRY_POINTS) if name not in SOURCES]
-    return {**SOURCES, **{name: _opened(Door(None, None, name)) for name in others}}
+def all_sources(on_broken: Callable[[str], None] = lambda message: None) -> dict[str, Source]:
+    """Every format by its name, those of third parties among them; `on_broken` is told of those that cannot be
+    loaded, which are left out."""
+    found = dict(SOURCES)
+    for name in entry_points(ENTRY_POINTS):
+        try:
+            found.setdefault(name, _opened(Door(None, None, name)))
+        except FFRError as error:
+            on_broken(str(error))
+    return found
 
 
 def source_of_file(path: Path) -> tuple[str, Source]:
@@ -98,7 +100,7 @@ def source_of_file(path: Path) -> tuple[str, Source]:
         FFRError: when it fits none or several.
     """
     probe = Probe.of(path)
-    fitting = [(name, source) for name, source in SOURCES.items() if source.fits(probe)]
+    fitting = [(name, source) for name, source in all_sources().items() if source.fits(probe)]
     if len(fitting) > 1:
         names = [name for name, _ in fitting]
         raise FFRError(f"{path}: may be of the format {' or '.join(names)}; say which with --format {names[0]}")
@@ -116,6 +118,6 @@ def _opened(door: Door) -> Source:
     if isinstance(found, Source):
         return found
     if callable(found):
-        return Source.of_function(found)
+        return Source.of_function(found, name=str(door))
     kind = type(found).__name__
     raise FFRError(f"--format: {door} is of type {kind}, expected a Source or a function from a path to raw dialogues")

@@ -44,7 +44,10 @@ class RowSettings:
         if self.queries and not self.unlabelled:
             raise FFRError("--query: asks for what has no gold answer; it goes with --unlabelled")
         if self.queries and source.has_prompts:
-            raise FFRError("--query: MLDR rows bring their prompts, each with its query; leave it out")
+            raise FFRError(
+                f"--query: read as rows of the format {name}, which bring their prompts, each with its query; leave "
+                "it out, or say with --format what the file is"
+            )
         if not source.has_gold and not self.unlabelled:
             raise FFRError(
                 f"--format {name}: has no queries and gold answers; give --unlabelled with --query TEXT, for rows "

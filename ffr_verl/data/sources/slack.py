@@ -78,6 +78,20 @@ def _text(text: str, users: Mapping[str, str]) -> str:
     return html.unescape(_LINK.sub(plain, text))
 
 
+def _of_blocks(value: Any) -> Iterator[str]:
+    """The words of a message of an app, which may stand in its blocks alone."""
+    if isinstance(value, list):
+        for one in value:
+            yield from _of_blocks(one)
+    elif isinstance(value, Mapping):
+        words = [value.get(name) for name in ("text", "url", "alt_text")]
+        text = next((one for one in words if isinstance(one, str) and one.strip()), None)
+        if text is not None:
+            yield text.strip()
+        else:
+            yield from _of_blocks([one for one in value.values() if isinstance(one, (list, Mapping))])
+
+
 def _files(message: Mapping[str, Any], settings: ReadSettings, notes: Notes) -> Iterator[Any]:
     for file in _objects(message.get("files")):
         named = file.get("title") or file.get("name") or ""
@@ -113,6 +127,7 @@ def _messages(folder: Path, users: Mapping[str, str], settings: ReadSettings) ->
         known = (users.get(str(user)), message.get("username"), profile.get("display_name"), profile.get("real_name"))
         speaker = next((str(name) for name in known if name), str(user or message.get("bot_id") or "unknown"))
         words = _text(str(message.get("text") or ""), users)
+        words = words or _text(" ".join(_of_blocks(message.get("blocks"))), users)
         content: list[Any] = []
         thread, own = str(message.get("thread_ts")), str(message["ts"])
         if thread in first and thread != own:

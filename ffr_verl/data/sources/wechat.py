@@ -15,7 +15,7 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -166,7 +166,10 @@ def _time(text: str) -> tuple[float, str] | None:
 def _of_csv(path: Path, text: str, settings: ReadSettings) -> Iterator[tuple[str, Message]]:
     """Chat and message of each line."""
     lines = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    names = [name.strip() for name in lines.fieldnames or ()]
+    try:
+        names = [name.strip() for name in lines.fieldnames or ()]
+    except csv.Error as error:
+        raise FFRError(f"{path}: line 1: {error}; the file seems cut off, copy it again") from None
     if not any(header <= set(names) for header in _HEADERS):
         raise FFRError(f"{path}: the columns {', '.join(names)[:200]} are of no known tool; give {_EXPECTED}")
     lines.fieldnames = names
@@ -204,28 +207,29 @@ def _of_csv(path: Path, text: str, settings: ReadSettings) -> Iterator[tuple[str
         last.left_out.update(notes.left_out)
 
 
-def _head(line: str) -> tuple[str, str, bool] | None:
-    """Time and name of a line above a message, and whether the message itself stands behind the name."""
-    for number, pattern in enumerate(_HEADS):
+def _head(line: str, patterns: Sequence[re.Pattern[str]] = _HEADS) -> tuple[str, str, re.Pattern[str]] | None:
+    """Time and name of a line above a message, and the pattern that it fits."""
+    for pattern in patterns:
         found = pattern.fullmatch(line.strip())
         if found is not None:
-            return found[1] if number < 2 else found[2], found["name"].strip(), number == 0
+            time = next(text for text in found.groups() if text and re.fullmatch(_TIME, text))
+            return time, found["name"].strip(), pattern
     return None
 
 
 def _of_text(path: Path, text: str, settings: ReadSettings) -> Iterator[tuple[str, Message]]:
     blocks: list[tuple[str, str, list[str]]] = []
-    has_inline = 0
+    patterns: Sequence[re.Pattern[str]] = _HEADS
     for line in text.splitlines():
-        head = _head(line)
+        head = _head(line, patterns)
         if head is not None:
             blocks.append((head[0], head[1], []))
-            has_inline += head[2]
+            patterns = (head[2],)  # a file has lines of one kind; others that look like one are in a message
         elif blocks:
             blocks[-1][2].append(line.rstrip())
     if not blocks:
         raise FFRError(f"{path}: no line with the time and name of a message in it; give {_EXPECTED}")
-    is_inline = has_inline == len(blocks) or not any("".join(lines) for _, _, lines in blocks)
+    is_inline = patterns[0] is _HEADS[0] or not any("".join(lines) for _, _, lines in blocks)
     last: Message | None = None
     notes = Notes()
     for time, name, lines in blocks:
