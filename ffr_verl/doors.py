@@ -90,7 +90,7 @@ def unknown_name(given: object, *, where: str, group: str, known: Iterable[str] 
     """The error about a name that is none of the `known` ones, no entry point of the group and no other door."""
     names = [*known, *entry_points(group)]
     return FFRError(
-        f"{where}: found {given!r}; {did_you_mean(given, names)}expected one of {', '.join(names) or 'none'}; or one "
+        f"{where}: found {given!r}, expected one of {', '.join(names) or 'none'}; {did_you_mean(given, names)}or one "
         f"of your own: pkg://module:name, path/to/file.py:name, or an entry point of group {group}"
     )
 

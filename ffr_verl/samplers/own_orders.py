@@ -43,14 +43,15 @@ class OwnOrder(Order):
         self._name = config.order
         self._order: Any = self._ask("its constructor", own_order_class(config.order), rows, config)
         settings = repr(sorted(config.settings.items()))
-        self.fingerprint = f"{len(rows)} {settings}".encode() + bytes(getattr(self._order, "fingerprint", b""))
+        own = self._ask("its fingerprint", lambda: bytes(getattr(self._order, "fingerprint", b"")))
+        self.fingerprint = f"{len(rows)} {settings}".encode() + own
 
     def _ask(self, what: str, function: Callable[..., _T], *arguments: Any) -> _T:
         try:
             return function(*arguments)
         except FFRError as error:
             raise self._error(str(error)) from error
-        except Exception as error:  # a class of others may raise anything
+        except (Exception, SystemExit) as error:  # a class of others may raise anything
             raise self._error(f"{what} raised {blamed(error)}") from error
 
     def _error(self, text: str) -> FFRError:

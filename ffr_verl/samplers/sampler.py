@@ -173,6 +173,8 @@ def rehearse(rows: RowDifficulty, config: CurriculumConfig, *, step: int) -> int
     if not length:
         raise FFRError(f"{where}: has no rows")
     first = list(itertools.islice(sampler, step))
+    if len(sampler) != length:
+        raise FFRError(f"{where}: __len__ gave {length}, then {len(sampler)}; an epoch has always as many rows")
     sampler.update({row: 0.1 * (place % 5) for place, row in enumerate(first)})
     try:
         state = pickle.loads(pickle.dumps(sampler.state_dict()))

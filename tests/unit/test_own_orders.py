@@ -96,6 +96,9 @@ number = 1
         ("1 / 0", "", r"Mine: row_at raised ZeroDivisionError: division by zero \(mine\.py, line 7\)"),
         ("position", "def observe(self, rows, deviations): return [1]", r"Mine: observe gave \[1\]; expected metrics"),
         ("position", "def __len__(self): return 0", r"Mine: has no rows"),
+        ("position", "def __len__(self): return 12 - self.drawn", r"Mine: __len__ gave 12, then 8; an epoch has"),
+        ("position", "fingerprint = 'abc'", r"Mine: its fingerprint raised TypeError"),
+        ("exit(3)", "", r"Mine: row_at raised SystemExit: 3"),
         ("position", "def state_dict(self): return lambda: 0", r"Mine: its state_dict cannot be saved"),
         (
             "self.drawn % 12",
@@ -120,7 +123,7 @@ def test_what_is_wrong_with_an_order_names_it(tmp_path: Path, row: str, more: st
         ({"order": "elsewhere.py:Mine"}, r"elsewhere\.py:Mine: no such file on .*same path on every machine"),
         ({"order": "pkg://no_such_package:Mine"}, r"cannot be imported: ModuleNotFoundError"),
         ({"order": "pkg://no_such_package"}, r"order: found 'pkg://no_such_package', expected pkg://module:name"),
-        ({"order": "ascendin"}, r"order: found 'ascendin'; did you mean 'ascending'\? .*; or one of your own: pkg"),
+        ({"order": "ascendin"}, r"order: found 'ascendin', .*; did you mean 'ascending'\? or one of your own: pkg"),
         ({"order": "file", "settings": {"a": 1}}, r"curriculum\.settings: is of orders of one's own, file reads none"),
     ],
 )

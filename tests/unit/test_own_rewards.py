@@ -228,7 +228,7 @@ def test_what_goes_wrong_names_reward_and_row(tmp_path: Path, name: str, message
         ({"mine": "MINE"}, r"expected path/to/file\.py:name"),
         ({"mine": "pkg://no_such_module:f"}, r"cannot be imported: ModuleNotFoundError: No module named 'no_such_m"),
         ({"mine": {"functio": "MINE:asks"}}, r"mine\.functio: unknown key; did you mean 'function'\?"),
-        ({"mine": "no_such_name"}, r"found 'no_such_name'; expected one of .*entry point of group ffr_verl\.rewards"),
+        ({"mine": "no_such_name"}, r"found 'no_such_name', expected one of .*entry point of group ffr_verl\.rewards"),
         ({"f1": "MINE:nan"}, r"\.f1: there is a metric of this name already"),
         ({"f1_images": "MINE:nan"}, "there is a metric of this name already"),
         ({"micro_x": "MINE:nan"}, "there is a metric of this name already"),
