@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 
 __all__ = [
+    "INSTALL_FLASH_ATTENTION",
     "INSTALL_STACK",
     "FFRError",
     "did_you_mean",
@@ -19,6 +20,8 @@ __all__ = [
 
 # The package is on no index, so it is installed from a checkout.
 INSTALL_STACK = "in a checkout of ffr_verl: make install, or pip install '.[gpu]' where there is a GPU"
+
+INSTALL_FLASH_ATTENTION = "pip install flash-attn==2.8.3 --no-build-isolation"
 
 # Control characters, halves of surrogate pairs, and what turns the direction of a line.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -60,13 +60,16 @@ def recipe_purpose(name: str) -> str:
     return re.split(r"(?<=\.) (?=[A-Z])", " ".join(line[2:] for line in about))[0]
 
 
-def read_recipe(file: Path) -> dict[str, Any]:
-    """What a recipe sets, with what it inherits: recipes of the same folder, else packaged ones.
+def read_recipe(file: Path, by: Sequence[Path] = ()) -> dict[str, Any]:
+    """What a recipe sets, with what it inherits: recipes of the same folder, else packaged ones; `by` are the files
+    that inherit it.
 
     Raises:
         FFRError: for a file that cannot be read, holds no mapping, or inherits what is not there.
     """
     refuse_special(file)
+    if file in by:
+        raise FFRError(f"{file}: inherits itself: {', '.join(path.name for path in by)}")
     try:
         found = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
@@ -74,19 +77,21 @@ def read_recipe(file: Path) -> dict[str, Any]:
         raise FFRError(f"{file}: {said}; give the YAML file of a recipe") from None
     if not isinstance(found, dict):
         raise FFRError(f"{file}: found no mapping; give the YAML file of a recipe")
+    names = found.pop("defaults", None) or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise FFRError(f"{file}: defaults: found {names!r}, expected a list of recipes and _self_")
     merged: dict[str, Any] = {}
-    own = False
-    for name in [*(found.pop("defaults", None) or ()), "_self_"]:
-        if name == "_self_":
-            merged = merged if own else _merged(merged, found)
-            own = True
-            continue
-        beside = file.parent / f"{name}.yaml"
-        inherited = beside if beside.is_file() else _FOLDER / f"{name}.yaml"
-        if not inherited.is_file():
-            raise FFRError(f"{file}: inherits {name}, which is neither beside it nor packaged; bring it there")
-        merged = _merged(merged, read_recipe(inherited))
+    for name in names if "_self_" in names else [*names, "_self_"]:
+        merged = _merged(merged, found if name == "_self_" else read_recipe(_inherited(file, name), [*by, file]))
     return merged
+
+
+def _inherited(file: Path, name: str) -> Path:
+    beside = file.parent / f"{name}.yaml"
+    found = beside if beside.is_file() else _FOLDER / f"{name}.yaml"
+    if not found.is_file():
+        raise FFRError(f"{file}: inherits {name}, which is neither beside it nor packaged; bring it there")
+    return found
 
 
 def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,7 +143,7 @@ def copy_recipe(name: str, folder: Path, *, new_name: str | None = None, force: 
     """
     source = recipe_path(name)
     new_name = new_name or f"my_{name}"
-    if new_name in recipe_names():
+    if (_FOLDER / f"{new_name}.yaml").is_file():
         raise FFRError(f"--name: {new_name!r} is a packaged recipe, which Hydra would take instead; give another name")
     if Path(new_name).name != new_name:
         raise FFRError(f"--name: found {new_name!r}; give a plain name such as my_{name}")

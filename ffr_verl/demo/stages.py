@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from ffr_verl.errors import FFRError
+from ffr_verl.errors import INSTALL_FLASH_ATTENTION, FFRError
 
 __all__ = ["NO_FLASH_ATTENTION", "DemoSettings", "Stage", "has_flash_attention", "installed_stack", "stages_of"]
 
@@ -27,7 +27,7 @@ _SMALL = (
 
 NO_FLASH_ATTENTION = (
     "flash-attn is not installed: rows are trained padded, with PyTorch's attention, which is slow for large models; "
-    "to train as the recipes do: pip install flash-attn==2.8.3 --no-build-isolation"
+    f"to train as the recipes do: {INSTALL_FLASH_ATTENTION}"
 )
 
 

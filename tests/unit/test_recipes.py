@@ -193,3 +193,13 @@ def test_the_cpu_stack_is_what_the_input_file_asks_for() -> None:
         if line and not line.startswith("#"):
             requirement = Requirement(line)
             assert all(requirement.specifier.contains(version) for version in lock[requirement.name.lower()]), line
+
+
+def test_a_recipe_that_inherits_itself_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("defaults: [b, _self_]")
+    (tmp_path / "b.yaml").write_text("defaults: [a]")
+    with pytest.raises(FFRError, match=r"a\.yaml: inherits itself: a\.yaml, b\.yaml"):
+        read_recipe(tmp_path / "a.yaml")
+    (tmp_path / "c.yaml").write_text("defaults: ffr_grpo")
+    with pytest.raises(FFRError, match=r"c\.yaml: defaults: found 'ffr_grpo', expected a list"):
+        read_recipe(tmp_path / "c.yaml")

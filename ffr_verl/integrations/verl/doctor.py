@@ -28,8 +28,8 @@ from ffr_verl.data.parquet_files import (
     images_root,
     read_schema,
 )
-from ffr_verl.errors import INSTALL_STACK, FFRError
-from ffr_verl.integrations.verl import SUPPORTED_VERL
+from ffr_verl.errors import INSTALL_FLASH_ATTENTION, INSTALL_STACK, FFRError
+from ffr_verl.integrations.verl import INSTALL_VERL, SUPPORTED_VERL
 from ffr_verl.recipes import Trainer, recipe_names, trainer_of
 from ffr_verl.settings import DataConfig
 
@@ -46,7 +46,7 @@ class Check(NamedTuple):
 
 
 SUPPORTED = (
-    ("verl", SUPPORTED_VERL, f"pip install 'verl[verl-core]=={SUPPORTED_VERL}'"),
+    ("verl", SUPPORTED_VERL, INSTALL_VERL),
     ("torch", "2.11.0", "pip install torch==2.11.0"),
     ("transformers", "5.9.0", "pip install transformers==5.9.0"),
     ("hydra-core", "1.3", "pip install 'hydra-core>=1.3.2,<1.4' (1.4 rejects verl's config)"),
@@ -153,7 +153,7 @@ def _flash_attention() -> Check:
     if _installed("vllm") is None:
         return Check("flash-attn", True, "not needed by the *_cpu recipes")
     found = importlib.util.find_spec("flash_attn") is not None
-    mend = "pip install flash-attn==2.8.3 --no-build-isolation (the GPU recipes train on unpadded sequences)"
+    mend = f"{INSTALL_FLASH_ATTENTION} (the GPU recipes train on unpadded sequences)"
     return Check("flash-attn", found, "installed" if found else "not installed", mend)
 
 

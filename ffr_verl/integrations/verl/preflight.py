@@ -41,9 +41,9 @@ from ffr_verl.data.parquet_files import (
 )
 from ffr_verl.doors import parse_door
 from ffr_verl.embeddings.store import EmbeddingStore
-from ffr_verl.errors import INSTALL_STACK, FFRError, did_you_mean, error_lines
+from ffr_verl.errors import INSTALL_FLASH_ATTENTION, INSTALL_STACK, FFRError, did_you_mean, error_lines
 from ffr_verl.fragments import TAGS, Fragment, parse_gold
-from ffr_verl.integrations.verl import SUPPORTED_VERL
+from ffr_verl.integrations.verl import INSTALL_VERL, SUPPORTED_VERL
 from ffr_verl.integrations.verl.checkpoint_folders import CONTENTS, Stage, check_resume
 from ffr_verl.integrations.verl.live_runs import check_no_other_run, joined_cluster
 from ffr_verl.integrations.verl.training_rows import TrainingRows
@@ -349,8 +349,7 @@ def _check_verl() -> None:
     found = importlib.metadata.version("verl")
     if found != SUPPORTED_VERL:
         raise FFRError(
-            f"verl {found} is installed, the recipes are written for and tested with {SUPPORTED_VERL}: "
-            f"pip install 'verl=={SUPPORTED_VERL}'"
+            f"verl {found} is installed, the recipes are written for and tested with {SUPPORTED_VERL}: {INSTALL_VERL}"
         )
 
 
@@ -471,12 +470,6 @@ def _check_curriculum(config: Any, data_config: DataConfig, is_micro: bool) -> N
     batch, is_own = select(config, "data.train_batch_size"), curriculum.order not in ORDER_NAMES
     if is_own and curriculum.difficulty is None:
         is_own = not needs_difficulty(curriculum.order)
-        if not is_own:
-            logger.warning(
-                "data.ffr.curriculum.order=%s needs a difficulty file, so the rows come in the order of the file, and "
-                "it was not tried; give data.ffr.curriculum.difficulty",
-                curriculum.order,
-            )
     if not files or not (is_own or curriculum.difficulty is not None):
         return
     if curriculum.difficulty is not None:
@@ -585,8 +578,8 @@ def _check_model(config: Any, node: str) -> None:
         and importlib.util.find_spec("torch_npu") is None
     ):
         raise FFRError(
-            f"{node}.use_remove_padding is on and flash_attn is not installed: pip install flash-attn==2.8.3 "
-            f"--no-build-isolation, or train slower with {node}.use_remove_padding=false "
+            f"{node}.use_remove_padding is on and flash_attn is not installed: {INSTALL_FLASH_ATTENTION}, "
+            f"or train slower with {node}.use_remove_padding=false "
             f"+{node}.override_config.attn_implementation=sdpa; without a GPU use the *_cpu recipes"
         )
     key = f"{node}.path"
