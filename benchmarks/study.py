@@ -346,11 +346,13 @@ def _at(values: Any, path: Sequence[str]) -> Any:
     return values
 
 
-def write_results(root: Path, seeds: Sequence[int], arms: Sequence[str], settings: StudySettings) -> str:
-    """What is finished as `study.jsonl`, `study.md` and `study.png`; returns the table."""
+def write_results(root: Path, arms: Sequence[str], settings: StudySettings) -> str:
+    """What is finished, of every seed, as `study.jsonl`, `study.md` and `study.png`; returns the table."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    numbers = [folder.name.removeprefix("seed_") for folder in root.glob("seed_*")]
+    seeds = sorted([int(number) for number in numbers if number.isdecimal()])
     lines = [line for arm in arms for seed in seeds for line in results_of(root / f"seed_{seed}", arm, seed, settings)]
     last = [line for line in lines if line["steps"] == steps_of(line["arm"], settings)]
     rows = [f"| {' | '.join(['arm', 'seed', *_COLUMNS, 'ids outside', 'answers', 'seconds'])} |"]
@@ -408,7 +410,7 @@ def main() -> None:
             folder.mkdir(parents=True, exist_ok=True)
             prepare_seed(folder, seed, settings)
             run_grpo(folder, arm, seed, settings)
-            say(write_results(root, seeds, list(ARMS), settings))
+            say(write_results(root, list(ARMS), settings))
 
 
 if __name__ == "__main__":
