@@ -149,8 +149,9 @@ def test_a_disk_that_takes_no_more(tmp_path: Path) -> None:
                 journal.append([(1, {"response": "one" * 100})])
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        journal.append([(2, {"response": "two"})])  # of another request that was under way
     with AnswerJournal(tmp_path / "a", WORK, rows=3) as journal:
-        assert responses(journal) == ["zero", None, None]
+        assert responses(journal) == ["zero", None, "two"]
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -266,6 +267,30 @@ def test_the_first_and_the_last_step_stay_when_there_are_too_many(run: Path) -> 
     steps = list(dict.fromkeys(row["step"] for row in data["rows"]))
     assert (steps[0], steps[-1], len(steps)) == ("rollouts 39", "rollouts 1", 4)
     assert "Steps whose answers are not shown (--most-rows): 34." in page
+
+
+def test_steps_have_the_same_share(run: Path) -> None:
+    for step in (3, 2, 1):
+        dump(run / "rollouts" / f"{step}.jsonl", [answer(f"s{one}_0_0", GOLD, 0.5, step=step) for one in range(60)])
+    page, data = page_of(run, most_rows=50)
+    assert Counter(row["step"] for row in data["rows"]) == {"rollouts 3": 25, "rollouts 1": 25}
+    assert "Answers in the page: 50; steps have more than --most-rows allows." in page
+
+
+def test_an_output_inside_what_is_read_is_refused(run: Path) -> None:
+    with pytest.raises(FFRError, match=r"log\.jsonl: is read by this command"):
+        write_run_page(run / "log.jsonl", RunPageSettings((run,)), force=True)
+
+
+def test_a_reward_that_only_verl_logged_stays() -> None:
+    curve = [(1, 0.0), (2, 1.0)]
+    ours = Run("ours", {"critic/score/mean": curve, "ffr/reward/score/mean": curve}, ())
+    plain = Run("plain", {"critic/score/mean": curve, "val-aux/a/micro_joint_f1/mean@1": curve,
+                          "val-aux/b/micro_joint_f1/mean@1": [(2, 0.5)]}, ())  # fmt: skip
+    shown = [name for section in charts_of(ours, plain).values() for names in section.values() for name in names]
+    assert "plain" in " ".join(shown)
+    heads, [(_, cells)] = run_table([plain])
+    assert dict(zip(heads, cells, strict=True))["joint micro F1, last"] == "1.000 (a); 0.500 (b)"
 
 
 def test_a_run_page_by_the_command(run: Path) -> None:
