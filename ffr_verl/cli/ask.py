@@ -25,7 +25,10 @@ def ask(
     model: shared.Model = None,
     endpoint: shared.Endpoint = None,
     source_format: shared.SourceFormat = "auto",
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with the fragments lit.")] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a page with the fragments lit; in a terminal it is opened."),
+    ] = None,
     json_lines: Annotated[bool, typer.Option("--json", help="Print JSON instead, a line an answer.")] = False,
     images_root: shared.ChatImagesRoot = None,
     image_map: shared.ImageMap = None,
@@ -127,3 +130,5 @@ def ask(
             temporary.write_text(page, encoding="utf-8")
         if not json_lines:
             wrote(html)
+            if console.is_terminal:
+                typer.launch(str(html))

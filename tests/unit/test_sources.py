@@ -10,6 +10,7 @@ import json
 import random
 import sys
 import types
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -651,6 +652,16 @@ def test_a_whole_telegram_export_starts_with_contacts(folder: Path) -> None:
     contacts = [{"user_id": number, "first_name": "x" * 100} for number in range(4000)]
     whole = {"about": "", "personal_information": {}, "contacts": {"list": contacts}, "chats": {"list": []}}
     assert sources.source_of_file(written(folder, {"a.json": whole}))[0] == "telegram"
+
+
+def test_a_csv_cut_in_its_last_column_is_told(folder: Path) -> None:
+    file = written(folder, MEMOTRACE)
+    whole = run(folder, file, source_format="wechat", unlabelled=True, queries=["q"]).left_out
+    file.write_text(file.read_text(encoding="utf-8").rstrip(), encoding="utf-8")
+    cut_off = run(folder, file, source_format="wechat", unlabelled=True, queries=["q"]).left_out
+    assert dict(Counter(cut_off) - Counter(whole)) == {
+        "what came after, if the file was cut off: its last line has no end": 1
+    }
 
 
 def test_words_of_slack_that_stand_in_blocks_alone(folder: Path) -> None:

@@ -203,6 +203,8 @@ def _of_csv(path: Path, text: str, settings: ReadSettings) -> Iterator[tuple[str
                 yield chat, made
     except csv.Error as error:
         raise FFRError(f"{path}: line {lines.line_num}: {error}; the file seems cut off, copy it again") from None
+    if not text.endswith("\n"):  # which the tools write behind the last line, too
+        notes.leave("what came after, if the file was cut off: its last line has no end")
     if last is not None:
         last.left_out.update(notes.left_out)
 
