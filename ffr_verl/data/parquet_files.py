@@ -327,9 +327,12 @@ def family_record(family: ModelFamily) -> bytes:
 
 def recorded_family(file: str | Path) -> ModelFamily | None:
     """The family that a file's images and prompts were checked for; `None` when it records none that is known."""
-    record = json.loads((read_schema(file).metadata or {}).get(MODEL_FAMILY_KEY) or b"{}")
-    known = FAMILIES.get(record.get("name"))
-    return None if known is None else replace(known, **{name: record[name] for name in _OF_FAMILY})
+    written = (read_schema(file).metadata or {}).get(MODEL_FAMILY_KEY) or b"{}"
+    try:
+        record = json.loads(written)
+        return replace(FAMILIES[record["name"]], **{name: record[name] for name in _OF_FAMILY})
+    except (ValueError, KeyError, TypeError):  # of another tool
+        return None
 
 
 def check_model_family(files: Sequence[str], family: ModelFamily) -> None:
