@@ -376,7 +376,7 @@ def write_results(root: Path, arms: Sequence[str], settings: StudySettings) -> s
                 [0, *[np.mean([line["generated_answers"] for line in of_step]) for of_step in by_step]],
                 [0, *[np.mean([line["difference"] for line in of_step]) for of_step in by_step]],
                 marker="o",
-                label=f"{arm} ({len({line['seed'] for line in joint})} seeds)",
+                label=f"{arm} (seed {', '.join(map(str, sorted({line['seed'] for line in joint})))})",
             )
     axes.axhline(0, color="0.7", linewidth=1)
     axes.set_xlabel("generated answers")
