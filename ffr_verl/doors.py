@@ -127,7 +127,7 @@ def load_door(door: Door, *, where: str, group: str, known: Iterable[str] = ()) 
 def blamed(error: BaseException) -> str:
     """What an error of a part of one's own says, and where it was raised, as a line."""
     frames = [one for one in traceback.extract_tb(error.__traceback__) if not one.filename.startswith("<frozen")]
-    frames = [one for one in frames if one.filename != __file__]
+    frames = [one for one in frames if not Path(one.filename).is_relative_to(Path(__file__).parent)]
     place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
     said = str(traceback.TracebackException.from_exception(error))  # a class of others may fail to say it
     return f"{one_line(f'{type(error).__name__}: {said}')}{place}"

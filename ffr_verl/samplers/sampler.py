@@ -172,6 +172,7 @@ def rehearse(rows: RowDifficulty, config: CurriculumConfig, *, step: int) -> int
     length = len(sampler)
     if not length:
         raise FFRError(f"{where}: has no rows")
+    step -= step > 1 and step % length == 0  # inside an epoch, where an order stands at no natural beginning
     first = list(itertools.islice(sampler, step))
     if len(sampler) != length:
         raise FFRError(f"{where}: __len__ gave {length}, then {len(sampler)}; an epoch has always as many rows")

@@ -597,6 +597,12 @@ def fails(path):
     yield next(lines(path))
     raise ValueError("no more")
 def nothing(path): return None
+def counts(path): yield {"left_out": {"a": "many"}}
+def absent(path): open("no_such_file")
+from ffr_verl.data.sources import Source
+broken_rows = Source("x", "x", lambda path, settings, on_position: iter([{"a": 1}]), has_gold=True)
+broken_dialogue = Source("x", "x", lambda path, settings, on_position: iter([(0, {"a": 1})]),
+                         lambda number, row, settings, notes: row["b"], has_gold=True)
 ready = SOURCES["dialogue"]
 number = 3
 '''
@@ -618,9 +624,13 @@ def test_formats_of_third_parties(folder: Path, monkeypatch: pytest.MonkeyPatch)
     for name, message in (
         (
             "fails",
-            r"mine\.txt: row 1: --format pkg://.*:fails raised ValueError: no more \(third_party_of_te",
+            r"mine\.txt: behind row 0: --format pkg://.*:fails raised ValueError: no more \(third_party_of_te",
         ),
-        ("nothing", r"mine\.txt: row 0: --format .* raised TypeError: 'NoneType' object is not iterable"),
+        ("nothing", r"mine\.txt: --format .* raised TypeError: 'NoneType' object is not iterable; see docs/data\.md"),
+        ("broken_rows", r"mine\.txt: --format .* raised ValueError: not enough values to unpack"),
+        ("broken_dialogue", r"row 0: --format .*:broken_dialogue raised KeyError: 'b'"),
+        ("absent", r"mine\.txt: --format .*:absent raised FileNotFoundError: .*no_such_file"),
+        ("counts", r"mine\.txt: row 0: left_out: found \{'a': 'many'\}, expected \{what: number\}"),
     ):
         with pytest.raises(FFRError, match=message):
             run(folder, source, source_format=f"pkg://third_party_of_tests:{name}")
@@ -645,7 +655,7 @@ def test_a_format_of_a_third_party_tells_its_files(folder: Path, monkeypatch: py
     monkeypatch.setitem(sys.modules, "third_party_of_tests", types.SimpleNamespace(its=its))
     point = importlib.metadata.EntryPoint("its", "third_party_of_tests:its", sources.ENTRY_POINTS)
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [point])
-    assert sources.source_of_file(written(folder, {"a.txt": "mine"})) == ("its", its)
+    assert sources.source_of_file(written(folder, {"a.txt": "mine"}))[0] == "its"
 
 
 def test_a_whole_telegram_export_starts_with_contacts(folder: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ffr_verl.data.sources.dialogcc import DIALOGCC
+from ffr_verl.data.sources.guard import guarded
 from ffr_verl.data.sources.json_document import records_of_rows
 from ffr_verl.data.sources.locomo import LOCOMO
 from ffr_verl.data.sources.mmdd import MMDD
@@ -116,8 +117,8 @@ def source_of_file(path: Path) -> tuple[str, Source]:
 def _opened(door: Door) -> Source:
     found = load_door(door, where="--format", group=ENTRY_POINTS, known=[AUTO, *SOURCES])
     if isinstance(found, Source):
-        return found
-    if callable(found):
-        return Source.of_function(found, name=str(door))
+        return found if found in SOURCES.values() else guarded(found, str(door))
+    if callable(found) and not isinstance(found, type):
+        return guarded(Source.of_function(found), str(door))
     kind = type(found).__name__
     raise FFRError(f"--format: {door} is of type {kind}, expected a Source or a function from a path to raw dialogues")

@@ -9,11 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import NoneType
 from typing import Any, NamedTuple
 
 from ffr_verl.data.checks.unread_fields import unread_fields
-from ffr_verl.doors import blamed
 from ffr_verl.errors import FFRError
 from ffr_verl.files import disk_errors
 
@@ -148,31 +146,24 @@ class Source:
     has_prompts: bool = False
 
     @classmethod
-    def of_function(cls, function: Callable[[Path], Iterable[Mapping[str, Any]]], *, name: str) -> Source:
+    def of_function(cls, function: Callable[[Path], Iterable[Mapping[str, Any]]]) -> Source:
         """A format whose reader is one function: from a path to raw dialogues, each with what it leaves out as
-        `left_out`, a mapping to numbers, if there is anything. `name` is what errors call it."""
+        `left_out`, a mapping to numbers, if there is anything."""
 
         def records(
             path: Path, settings: ReadSettings, on_position: Callable[[int], None]
         ) -> Iterator[tuple[int, dict[str, Any]]]:
-            number, rows = 0, None
-            while True:
-                try:
-                    rows = iter(function(path)) if rows is None else rows
-                    row = next(rows)
-                except StopIteration:
-                    return
-                except FFRError:
-                    raise
-                except (Exception, SystemExit) as error:  # a function of others may raise anything
-                    raise FFRError(f"{path}: row {number}: --format {name} raised {blamed(error)}") from error
-                if not isinstance(row, Mapping) or not isinstance(row.get("left_out", {}), (Mapping, NoneType)):
+            for number, row in enumerate(function(path)):
+                if not isinstance(row, Mapping):
                     raise FFRError(
-                        f"{path}: row {number}: found {type(row).__name__}, expected a raw dialogue, its left_out a "
-                        "mapping to numbers (docs/data.md)"
+                        f"{path}: row {number}: found {type(row).__name__}, expected a raw dialogue (docs/data.md)"
+                    )
+                left_out = row.get("left_out") or {}
+                if not isinstance(left_out, Mapping) or not all(type(one) is int for one in left_out.values()):
+                    raise FFRError(
+                        f"{path}: row {number}: left_out: found {left_out!r:.60}, expected {{what: number}}"
                     )
                 yield number, dict(row)
-                number += 1
 
         about = (function.__doc__ or "").strip().split("\n")[0] or "raw dialogues"
         return cls(about, "", records, take_left_out, has_gold=True)
