@@ -177,7 +177,9 @@ def served_model(settings: EndpointSettings) -> str:
         names = []
     if len(names) != 1:
         some = ", ".join([one_line(settings.redact(name), longest=80) for name in names[:_SHOWN_MODELS]])
-        found = f"{len(names)} models, such as {some}" if names else "the server does not say which model it has (most addresses end in /v1)"
+        found = f"{len(names)} models, such as {some}"
+        if not names:
+            found = "the server does not say which model it has (most addresses end in /v1)"
         raise FFRError(f"--endpoint {settings.url}: {found}; give --model NAME")
     return names[0]
 
