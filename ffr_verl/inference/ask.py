@@ -192,5 +192,6 @@ def _found(row: Mapping[str, Any], made: Sequence[Mapping[str, Any]], style: Ans
         *[tuple(sorted(set(ids))) for ids in ([one for one in named.utterance_ids if one in turns], images)]
     )
     outside = Fragment(tuple(sorted(set(wrong[0]))), tuple(sorted({*wrong[1]} - {*fragment.image_ids})))
-    paths, is_answered = tuple(row["extra_info"]["images"]), any("error" not in part for part in made)
+    paths = tuple(row["extra_info"]["images"])
+    is_answered = any("error" not in part for part in made)
     return Found(dialogue, paths, fragment, outside, tuple(malformed), merged.get("error"), is_answered)

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from ffr_verl.errors import FFRError
-from ffr_verl.files import lock_folder, whole_or_nothing
+from ffr_verl.files import disk_errors, lock_folder, whole_or_nothing
 
 __all__ = ["AnswerJournal", "Answers", "journal_folder"]
 
@@ -74,7 +74,7 @@ class AnswerJournal(Answers):
         super().__init__(rows)
         self.folder = folder
         self._offsets = array.array("q", [_NONE]) * rows
-        with self._told(), contextlib.ExitStack() as opened:
+        with disk_errors(folder, "give --output in a folder that can be written"), contextlib.ExitStack() as opened:
             opened.enter_context(lock_folder(folder))
             if restart:
                 (folder / "answers.jsonl").unlink(missing_ok=True)
@@ -85,14 +85,6 @@ class AnswerJournal(Answers):
             self._source = opened.enter_context((folder / "answers.jsonl").open("rb"))
             self._read()
             self._opened = opened.pop_all()
-
-    @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            place, said = error.filename or self.folder, error.strerror or error
-            raise FFRError(f"{place}: {said}; give --output in a folder that can be written") from None
 
     def __enter__(self) -> AnswerJournal:
         return self

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ffr_verl.data.sources.raw_dialogues import RawDialogueError
-from ffr_verl.data.sources.source import Notes, ReadSettings, Source
+from ffr_verl.data.sources.source import Notes, Probe, ReadSettings, Source
 from ffr_verl.doors import blamed
 from ffr_verl.errors import FFRError
 
@@ -37,7 +37,11 @@ def guarded(source: Source, name: str) -> Source:
         with _named(f"row {number}", name):
             return source.dialogue(number, row, settings, notes)
 
-    return replace(source, records=records, dialogue=dialogue)
+    def fits(probe: Probe) -> bool:
+        with _named(str(probe.path), name):
+            return source.fits(probe)
+
+    return replace(source, records=records, dialogue=dialogue, fits=fits)
 
 
 @contextlib.contextmanager
