@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -102,7 +103,8 @@ def main() -> None:
     try:
         app()
     except FFRError as error:
-        sys.stderr.write(error_lines(with_names_on_a_line(str(error))))
+        with contextlib.suppress(OSError):  # what is wrong may be wrong with stderr's file, too
+            sys.stderr.write(error_lines(with_names_on_a_line(str(error))))
         raise SystemExit(2) from None
     except OSError as error:  # of the output: files have their names in the message
         if error.filename is not None or error.errno not in (errno.EBADF, errno.EIO, errno.ENOSPC):

@@ -185,7 +185,7 @@ def component(name: str, given: Any, *, has_store: bool, where: str) -> Componen
     """
     settings = dict(plain(given, where)) if isinstance(given, Mapping) else {"function": given}
     chosen = settings.pop("function", None)
-    if chosen is None and settings:
+    if chosen is None and settings and name not in entry_points(ENTRY_POINTS):
         refuse_unknown_keys(settings, allowed=["function"], where=where)
     chosen = name if chosen is None else chosen
     if callable(chosen):
