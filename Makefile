@@ -63,8 +63,9 @@ unit: install-cpu  ## unit tests and doctests (a minute on two cores)
 attacks: install-cpu  ## attacks and faults, few of a kind (a minute or two)
 	$(CPU_BIN)/pytest -q -n logical tests/attack $(ARGS)
 
-attack: install-cpu  ## the same, many of a kind: FFR_ATTACKS=2000 or more, FFR_ATTACK_SEED=N for others; about an hour
+attack: install-cpu  ## the same, many of a kind: FFR_ATTACKS=2000 or more, FFR_ATTACK_SEED=N for others; and GRPO killed 20 times
 	FFR_ATTACKS=$${FFR_ATTACKS:-2000} $(CPU_BIN)/pytest -q -n logical tests/attack $(ARGS)
+	FFR_ATTACKS=$${FFR_ATTACKS:-2000} $(CPU_BIN)/pytest -q tests/e2e/test_resume.py -k killed $(ARGS)
 
 audit: install-cpu  ## known vulnerabilities of the locked packages, where PyPI can be asked
 	$(CPU_BIN)/python tools/audit.py requirements/cpu.txt requirements/gpu.txt

@@ -44,15 +44,17 @@ def refuse_special(path: str | os.PathLike[str]) -> None:
         raise FFRError(f"{os.fspath(path)}: a pipe or a device, which is not read; save it as a file first")
 
 
-def _temporary(path: Path) -> Path:
-    """A hidden name beside `path` that nobody can guess, so that no link can lie there; and what a command that was
-    killed on this machine has left of such names is removed."""
+def _temporary_folder(path: Path) -> Path:
+    """Make a hidden folder beside `path` under a name that nobody can guess; an `OSError` where something lies there
+    all the same. What a command that was killed on this machine has left of such folders is removed."""
     node = platform.node()
     for left in path.parent.glob(f".{glob.escape(path.name)}.{node}.*.partial"):
         pid = left.name.split(".")[-3]
         if pid.isdigit() and not psutil.pid_exists(int(pid)):
             _remove(left)
-    return path.with_name(f".{path.name}.{node}.{os.getpid()}.{secrets.token_hex(8)}.partial")
+    made = path.with_name(f".{path.name}.{node}.{os.getpid()}.{secrets.token_hex(8)}.partial")
+    made.mkdir(mode=0o700)  # follows no link
+    return made
 
 
 def _remove(path: Path) -> None:
@@ -74,12 +76,14 @@ def whole_or_nothing(
     """
     with disk_errors(place or paths[0], mend), contextlib.ExitStack() as stack:
         paths[0].parent.mkdir(parents=True, exist_ok=True)
-        partial = {path: _temporary(path) for path in paths}
-        for temporary in partial.values():
-            stack.callback(temporary.unlink, missing_ok=True)
-        yield list(partial.values())
+        partial = []
+        for path in paths:
+            folder = _temporary_folder(path)
+            stack.callback(_remove, folder)
+            partial.append(folder / path.name)
+        yield partial
         with _alone_in(paths[0].parent):
-            for path, temporary in partial.items():
+            for path, temporary in zip(paths, partial, strict=True):
                 if temporary.exists():
                     temporary.replace(path)
 
@@ -90,9 +94,10 @@ def whole_folder(path: Path, *, mend: str = "give another --output") -> Iterator
     there may be replaced is the caller's to say."""
     with disk_errors(path, mend):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary, old = _temporary(path), _temporary(path)
-        temporary.mkdir()
+        folder = _temporary_folder(path)
+        temporary = folder / "new"
         try:
+            temporary.mkdir()
             yield temporary
             for file in temporary.rglob("*"):
                 if file.is_file():
@@ -100,11 +105,10 @@ def whole_folder(path: Path, *, mend: str = "give another --output") -> Iterator
                         os.fsync(handle.fileno())
             with _alone_in(path.parent):
                 if path.exists():
-                    path.rename(old)
+                    path.rename(folder / "old")
                 temporary.rename(path)
-            _remove(old)
         finally:
-            _remove(temporary)
+            _remove(folder)
 
 
 def lock_folder(folder: Path) -> IO[bytes]:

@@ -9,13 +9,13 @@ them.
 from __future__ import annotations
 
 import json
-import shutil
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from ffr_verl.data.demo import demo_vocabulary
 from ffr_verl.errors import FFRError, one_line
+from ffr_verl.files import whole_folder
 from ffr_verl.fragments import TAGS
 from ffr_verl.model_families import QWEN2_VL, ModelFamily
 from ffr_verl.settings import DEFAULT_MAX_PIXELS
@@ -199,11 +199,7 @@ def write_base_model(output: Path, *, family: ModelFamily = QWEN2_VL, seed: int 
         video_processor=getattr(transformers, str(VIDEO_PROCESSOR_MAPPING_NAMES[family.name]))(**bounds, **sizes),
         chat_template=_chat_template(family),
     )
-    partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    processor.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    shutil.rmtree(output, ignore_errors=True)
-    partial.rename(output)
+    with whole_folder(output) as temporary:
+        for part in (model, processor, tokenizer):
+            part.save_pretrained(temporary)
     return output

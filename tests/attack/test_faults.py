@@ -123,7 +123,7 @@ class Bench:
 
     def judge(self, kind: str) -> None:
         """What is there is whole; the same command again gives all of it and takes what was left away."""
-        left = {name: data for name, data in content(self.folder).items() if not Path(name).name.startswith(".")}
+        left = {name: data for name, data in content(self.folder).items() if not name.startswith(".")}
         self.check_whole(left)
         HELD[f"{kind} {self.name}: {'files there' if left else 'nothing there'}"] += 1
         again = self.undisturbed()
@@ -212,7 +212,7 @@ def test_a_disk_that_gets_full(bench: Bench, source: random.Random) -> None:
         # The log is a file, too: the limit may cut the message itself.
         assert status == 0 or "too large" in said.lower() or len(said.encode()) == most, said
         left = content(bench.folder)
-        assert not [name for name in left if Path(name).name.startswith(".")], left.keys()
+        assert not [name for name in os.listdir(bench.folder) if name.startswith(".")], left.keys()
         bench.check_whole({name: data for name, data in left.items() if name != "report.json"})
         HELD[f"full disk, {bench.name}: {'told' if status else 'fitted'}"] += 1
         bench.clear()
@@ -230,8 +230,11 @@ def test_places_that_cannot_be_written(bench: Bench, place: str) -> None:
     HELD[f"no place to write, {bench.name}: told"] += 1
 
 
-def test_a_link_of_a_temporary_name_is_not_followed(bench: Bench, tmp_path: Path) -> None:
-    """Of names of before, and of names like those of now with the number of a process that has ended."""
+def test_a_link_of_a_temporary_name_is_not_followed(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of names of before, of names like those of now with the number of a process that has ended, and of the very
+    name, were it guessed."""
     victim = tmp_path / "victim"
     victim.write_text("precious")
     for name in bench.good[0]:
@@ -241,6 +244,18 @@ def test_a_link_of_a_temporary_name_is_not_followed(bench: Bench, tmp_path: Path
             path.with_name(planted).symlink_to(victim)
     bench.undisturbed()
     assert victim.read_text() == "precious"
+    bench.clear()
+    monkeypatch.setattr("secrets.token_hex", lambda _size: "guessed")
+
+    def plant() -> None:
+        for name in bench.good[0]:
+            path = bench.folder / name
+            path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.guessed.partial").symlink_to(tmp_path)
+
+    status = end_of(bench.start(plant))
+    assert status == 2, bench.log.read_text()
+    assert "File exists" in bench.log.read_text()
+    assert sorted(tmp_path.iterdir()) == [victim]
 
 
 @pytest.mark.skipif(ATTACKS < 1000, reason="the long part: FFR_ATTACKS=1000 or more (make attack)")

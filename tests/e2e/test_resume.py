@@ -6,7 +6,12 @@ The uninterrupted run is played by the sampler alone, which is told the rewards 
 
 from __future__ import annotations
 
+import os
+import random
 import signal
+import sys
+import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +28,8 @@ from ffr_verl.integrations.verl.training_rows import TrainingRows
 from ffr_verl.samplers import CurriculumConfig, CurriculumSampler
 
 pytestmark = pytest.mark.timeout(1000)
+
+KILLS = 20 if int(os.environ.get("FFR_ATTACKS", "0")) >= 1000 else 0
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(
@@ -54,13 +61,53 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(
     trained = check_steps(stage, uninterrupted, rollouts, small_train, logged_from=2)
     assert {has_images[row] for row in trained} == {True, False}, "rows without images were trained on too"
 
-    saved: dict[str, Any] = torch.load(checkpoints / f"global_step_{ONLINE_STEPS}" / "data.pt", weights_only=False)
+    assert check_saved(checkpoints / f"global_step_{ONLINE_STEPS}", uninterrupted)["micro"]["weight"] > 0
+
+
+def check_saved(checkpoint: Path, uninterrupted: CurriculumSampler) -> dict[str, Any]:
+    """The curriculum's state in a checkpoint is that of a run that nobody stopped; returns it."""
+    saved: dict[str, Any] = torch.load(checkpoint / "data.pt", weights_only=False)
     state, expected = saved["dataset_state"], uninterrupted.state_dict()
     assert state["draws"].tolist() == expected["draws"].tolist()
     for found, wanted in zip(state["online"]["parts"], expected["online"]["parts"], strict=True):
         assert found["spreads"].tolist() == pytest.approx(wanted["spreads"].tolist(), abs=1e-5)
         assert found["random"] == wanted["random"]
-    assert state["micro"]["weight"] > 0, "where the policy stands is saved, too"
+    return dict(state)
+
+
+@pytest.mark.skipif(not KILLS, reason="the long part: FFR_ATTACKS=1000 or more (make attack), about half an hour")
+@pytest.mark.timeout(150 * KILLS + 1000)
+def test_killed_in_checkpoint_after_checkpoint(
+    folder: Path, online_arguments: list[str], small_train: Path, difficulty: Path
+) -> None:
+    """kill -9 of every process at a random moment from the first file of a checkpoint on: the newest one that is
+    named is whole each time, the run resumes from it, and in the end no row is lost or met twice."""
+    checkpoints, rollouts, steps = folder / "killed", folder / "killed_rollouts", KILLS + 2
+    arguments = [*online_arguments, f"trainer.rollout_data_dir={rollouts}", f"trainer.total_training_steps={steps}"]
+    source, left = random.Random(0), Counter[str]()
+    for number in range(KILLS):
+        before, started, delay = int(latest(checkpoints) or 0), time.time(), source.uniform(0.0, 3.0)
+        place = checkpoints / f"global_step_{before + 1}"
+
+        def in_a_checkpoint(place: Path = place, started: float = started, delay: float = delay) -> bool:
+            writes = any(file.stat().st_mtime > started for file in place.rglob("*"))
+            time.sleep(delay if writes else 0)
+            return writes
+
+        killed = stop_when(in_a_checkpoint, signal.SIGKILL)
+        with pytest.raises(StageFailed):
+            run_stage("killed", folder, arguments, seconds=400)
+        assert killed.is_set(), f"kill {number}"
+        now = int(latest(checkpoints) or 0)
+        assert now in (before, before + 1)
+        assert not now or not missing_in_step(checkpoints / f"global_step_{now}", "grpo")
+        left["after a checkpoint" if now > before else "in a checkpoint"] += 1
+    stage = run_stage("killed", folder, arguments, seconds=400 + 20 * KILLS)
+    resumed_at = min(entry["step"] for entry in stage.metrics if "actor/loss" in entry["data"])
+    uninterrupted = online_sampler(small_train, difficulty)
+    check_steps(stage, uninterrupted, rollouts, small_train, steps=steps, logged_from=resumed_at)
+    check_saved(checkpoints / f"global_step_{steps}", uninterrupted)
+    sys.stdout.write(f"kill -9 of GRPO: {dict(left)}; the last run resumed at step {resumed_at}\n")
 
 
 def test_an_order_of_ones_own_is_resumed(
