@@ -240,7 +240,8 @@ def _checked(
             )
         if one.default is one.empty and one.name not in settings and one.name not in takes:
             raise FFRError(
-                f"{where}: {door} needs {one.name}, which is not given: {{function: {door}, {one.name}: ...}}"
+                f"{where}: {door} needs {one.name}, which is not one of {', '.join(_OFFERED)} nor a setting; give it: "
+                f"{{function: {door}, {one.name}: ...}}"
             )
     try:
         signature.bind("", "", **dict.fromkeys([*settings, *takes]))

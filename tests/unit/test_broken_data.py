@@ -349,7 +349,10 @@ def test_a_broken_row(
         (b"\x1f\x8bnonsense", r"broken gzip file"),
         (gzip.compress(b'[{"a": 1}]') + b"more", r"broken gzip file"),
         (gzip.compress(gzip.compress(b"[]")), r"not UTF-8"),
-        (b"PAR1" + bytes(60), r"rows\.json: a parquet file; give the rows as a JSON list or JSONL"),
+        (
+            b"PAR1" + bytes(60),
+            r"rows\.json: a parquet file, which training, infer and score read; give the rows as a JSON list or JSONL",
+        ),
         (b"PK\x03\x04" + bytes(60), r"rows\.json: a zip file; unpack it first"),
         (bz2.compress(b"[]"), r"rows\.json: a bzip2 file; unpack it first"),
         (lzma.compress(b"[]"), r"rows\.json: an xz file; unpack it first"),

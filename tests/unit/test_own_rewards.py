@@ -220,7 +220,10 @@ def test_what_goes_wrong_names_reward_and_row(tmp_path: Path, name: str, message
         ({"mine": "MINE:Whole"}, "is a class, expected f"),
         ({"mine": "MINE:narrow"}, r"takes \(completion\), expected f"),
         ({"mine": "MINE:number"}, "is of type int, expected a function"),
-        ({"mine": "MINE:asks"}, r"needs model, which is not given: \{function: .*, model: \.\.\.\}"),
+        (
+            {"mine": "MINE:asks"},
+            r"needs model, which is not one of .*, store nor a setting; give it: \{function: .*, model: \.\.\.\}",
+        ),
         ({"mine": {"function": "MINE:asks", "modl": 1}}, r"mine\.modl: unknown key; did you mean 'model'\?"),
         ({"mine": {"function": "MINE:nan", "weight": 1}}, r"mine\.weight: unknown key"),
         ({"mine": "MINE:nam"}, r"there is no nam in it; did you mean 'nan'\?"),

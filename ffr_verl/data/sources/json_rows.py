@@ -24,7 +24,7 @@ _OTHER_FILES = {
     b"BZh": "a bzip2 file; unpack it first (only gzip is read as it is)",
     b"\xfd7zXZ\x00": "an xz file; unpack it first (only gzip is read as it is)",
     b"\x28\xb5\x2f\xfd": "a zstd file; unpack it first (only gzip is read as it is)",
-    b"PAR1": "a parquet file; give the rows as a JSON list or JSONL",
+    b"PAR1": "a parquet file, which training, infer and score read; give the rows as a JSON list or JSONL",
 }
 _NAMES = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
 _START = 4096  # bytes that tell what kind of file it is

@@ -260,9 +260,12 @@ def compose_run(trainer: str, overrides: Sequence[str], *, config_dir: Path | No
             key = unknown[1]
             others = [one for one in overrides if one.partition("=")[0] != key]
             known = [name for name, _ in leaves(composed(trainer, others, config_dir=config_dir))]
-            raise FFRError(
-                f"{key}: unknown key; {did_you_mean(key, known)}a key that is to be new is given as +{key}=..."
-            ) from None
+            node, _, last = key.rpartition(".")
+            beside = [name.removeprefix(f"{node}.") for name in known if name.startswith(f"{node}.")]
+            inside = [name for name in known if name.endswith(f".{key}")]
+            same = [name for name in known if name.rpartition(".")[2] == last]
+            hint = did_you_mean(last, beside) or did_you_mean(key, inside or same)
+            raise FFRError(f"{key}: unknown key; {hint}a key that is to be new is given as +{key}=...") from None
         raise FFRError(" ".join(str(error).split())) from None
 
 
