@@ -1,17 +1,24 @@
-"""A Ray cluster that was started before: does it answer, and does it take this process's token?
+"""A Ray cluster that was started before: does it answer, does it take this process's token, and do its nodes have what
+a run needs?
 
 Ray itself tries for long before it gives up, and does not say that it was the token.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import logging
+import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 from ffr_verl.errors import FFRError
 
-__all__ = ["check_cluster"]
+__all__ = ["check_cluster", "check_nodes"]
 
 _SECONDS = 60
 
@@ -39,3 +46,50 @@ def check_cluster(address: str, *, where: str) -> None:
         )
     if found.returncode != 0:
         raise FFRError(f"{where}: what answers there is no Ray cluster; `ray start --head` prints its address")
+
+
+def check_nodes(address: str, paths: Sequence[str], *, where: str) -> None:
+    """An `FFRError` with a line for each node of the cluster whose workers do not see the `paths`, or this package;
+    clusters behind a Ray client (`ray://...`) are not looked at."""
+    if "://" in address:
+        return
+    command = [sys.executable, "-m", __name__, address, *paths]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    if found.returncode != 0:
+        said = (found.stderr.strip().splitlines() or [f"status {found.returncode}"])[-1]
+        raise FFRError(f"{where}: its nodes could not be asked for what the run needs: {said}")
+    problems = []
+    for node, (folder, absent) in json.loads(found.stdout.splitlines()[-1]).items():
+        if absent:
+            problems.append(
+                f"{where}: node {node} does not have {', '.join(absent)} (seen from {folder}, where `ray start` was "
+                "called): every node needs data, models, embedding store and package at the same paths"
+            )
+    if problems:
+        raise FFRError("\n".join(problems))
+
+
+def _seen(paths: Sequence[str]) -> tuple[str, list[str]]:
+    """The folder of this worker, and what of the paths it does not see."""
+    absent = [path for path in paths if not os.path.exists(path)]
+    return os.getcwd(), absent if importlib.util.find_spec("ffr_verl") else [*absent, "the package ffr_verl"]
+
+
+def _ask_nodes(address: str, paths: Sequence[str]) -> dict[str, Any]:
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    ray.init(address, logging_level=logging.ERROR, log_to_driver=False)
+    seen = ray.remote(num_cpus=0)(_seen)
+    asked = {
+        f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}:{node['NodeManagerPort']})": seen.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(paths)
+        for node in ray.nodes()
+        if node["Alive"]
+    }
+    return dict(zip(asked, ray.get(list(asked.values()), timeout=_SECONDS), strict=True))
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(_ask_nodes(sys.argv[1], sys.argv[2:])) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import socketserver
 import subprocess
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from ffr_verl.errors import FFRError
-from ffr_verl.ray_clusters import check_cluster
+from ffr_verl.ray_clusters import check_cluster, check_nodes
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,48 @@ def test_the_token_of_a_cluster(
         return
     with pytest.raises(FFRError, match=r"RAY_ADDRESS: the Ray cluster does not take this process's token; give RAY_A"):
         check_cluster(address, where="RAY_ADDRESS")
+
+
+@pytest.fixture
+def hidden(cluster: tuple[str, Path], tmp_path: Path) -> Iterator[Path]:
+    """A folder that a second node of the cluster does not see."""
+    address, token = cluster
+    folder = tmp_path / "data"
+    folder.mkdir()
+    join = f"{sys.executable} -m ray.scripts.scripts start --address={address} --num-cpus=1 --block"
+    join += " --object-store-memory=80000000 --disable-usage-stats"
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no mount namespace of one's own here (util-linux's unshare, and the right to use it)")
+    process = subprocess.Popen(
+        ["unshare", "--mount", "sh", "-c", f"mount -t tmpfs none {folder} && exec {join}"],
+        env=os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    yield folder
+    process.terminate()
+    process.wait(60)
+
+
+def test_a_node_without_the_shared_folder(
+    cluster: tuple[str, Path], hidden: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, token = cluster
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    check_nodes(address, ["/"], where="RAY_ADDRESS")
+    (hidden / "train.parquet").touch()
+    deadline = time.monotonic() + 60
+    while True:  # until the second node is there
+        try:
+            check_nodes(address, [str(hidden / "train.parquet")], where="RAY_ADDRESS")
+        except FFRError as error:
+            message = str(error)
+            break
+        assert time.monotonic() < deadline
+    assert re.fullmatch(
+        rf"RAY_ADDRESS: node \S+ \(\S+\) does not have {hidden}/train\.parquet \(seen from .*", message
+    )
 
 
 def test_nothing_answers() -> None:

@@ -34,6 +34,7 @@ from ffr_verl.data.parquet_files import (
     check_pages,
     check_pair,
     dialogues_of_rows,
+    holds_images,
     images_root,
     open_parquet,
     read_schema,
@@ -48,7 +49,7 @@ from ffr_verl.integrations.verl.checkpoint_folders import CONTENTS, Stage, check
 from ffr_verl.integrations.verl.live_runs import check_no_other_run, joined_cluster
 from ffr_verl.integrations.verl.training_rows import TrainingRows
 from ffr_verl.model_families import ModelFamily, family_of_model, has_chat_template, looks_local, read_json
-from ffr_verl.ray_clusters import check_cluster
+from ffr_verl.ray_clusters import check_cluster, check_nodes
 from ffr_verl.recipes import leaves, recipe_path
 from ffr_verl.rewards import CoherenceScorer, RewardConfig
 from ffr_verl.rewards.components import Component, resolved
@@ -171,7 +172,8 @@ class Findings(NamedTuple):
 def find_problems(config: Any, *, starts: bool = False) -> Findings:
     """Everything that would stop the run of a composed config, looked for before anything is started: our own keys,
     versions, data files with every image in them, model, embedding store, difficulty file, checkpoint to resume from,
-    disk. Another run that is alive, beside which this one would hang, is a problem only where this one `starts` now.
+    disk, and that all nodes of a cluster have these. Another run that is alive, beside which this one would hang, is a
+    problem only where this one `starts` now.
     """
     problems: list[str] = []
     notes: list[str] = []
@@ -188,7 +190,7 @@ def find_problems(config: Any, *, starts: bool = False) -> Findings:
     attempt(_check_trl)
     attempt(_check_loggers, config)
     data_config = attempt(DataConfig.from_mapping, select(config, "data.ffr") or {}) or DataConfig()
-    rewards = sampler = None
+    rewards = sampler = cluster = None
     if is_grpo:
         before = len(problems)
         rewards = attempt(_reward_config, config)
@@ -211,6 +213,7 @@ def find_problems(config: Any, *, starts: bool = False) -> Findings:
             if cluster is not None:
                 check_cluster(cluster, where=f"the Ray cluster at {cluster}")
         except FFRError as error:
+            cluster = None
             (problems if starts else notes).append(str(error))
     if select(config, "data.custom_cls.path") not in _DATASETS:
         notes.append("the dataset is not ours: data files and images were not checked")
@@ -235,6 +238,8 @@ def find_problems(config: Any, *, starts: bool = False) -> Findings:
     if rewards is not None:
         attempt(_check_answer_tags, config)
     attempt(_check_folder, config, "grpo" if is_grpo else "sft", starts)
+    if cluster is not None and not problems:
+        attempt(_check_nodes, cluster, config, data_config, rewards)
     return Findings(tuple(problems), tuple(notes))
 
 
@@ -374,6 +379,18 @@ def _local_files(config: Any, key: str) -> list[str]:
     """The data files of a key; none where verl fetches one of them first, and the dataset checks them then."""
     names = as_list(select(config, key) or ())
     return [] if any("://" in name for name in names) else [str(Path(name).expanduser()) for name in names]
+
+
+def _check_nodes(cluster: str, config: Any, data_config: DataConfig, rewards: RewardConfig | None) -> None:
+    """That what a GRPO run reads lies on every node of the cluster that it joins."""
+    paths = [rewards.embeddings] if rewards is not None and rewards.embeddings else []
+    for key in ("data.train_files", "data.val_files"):
+        files = _local_files(config, key)
+        paths += files
+        if select(config, "data.custom_cls.path") in _DATASETS and not all(map(holds_images, files)):
+            paths.append(str(images_root(files, data_config)))
+    model = Path(str(select(config, "actor_rollout_ref.model.path"))).expanduser()
+    check_nodes(cluster, [*paths, *([str(model)] if model.is_dir() else [])], where=f"the Ray cluster at {cluster}")
 
 
 def _check_files(config: Any, kind: Kind, data_config: DataConfig) -> None:
