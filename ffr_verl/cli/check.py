@@ -42,7 +42,7 @@ def check(
     """Check a run without starting it: all problems at once.
 
     Keys, data, images, model and checkpoints are checked. Says what the run would say at its start, and what was not
-    checked, such as a reward function of your own. Exits with status 2 when there are problems.
+    checked, such as a custom_reward_function other than ours. Exits with status 2 when there are problems.
 
     Example: ffr-verl check +recipe=ffr_grpo actor_rollout_ref.model.path=models/sft
     data.train_files=data/train.rl.parquet data.val_files=data/val.rl.parquet
