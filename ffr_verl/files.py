@@ -13,17 +13,26 @@ import shutil
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import psutil
 
 from ffr_verl.errors import FFRError
 
-__all__ = ["check_output", "disk_errors", "lock_folder", "refuse_special", "whole_folder", "whole_or_nothing"]
+__all__ = [
+    "check_output",
+    "disk_errors",
+    "lock_folder",
+    "read_text",
+    "read_yaml",
+    "refuse_special",
+    "whole_folder",
+    "whole_or_nothing",
+]
 
 
 @contextlib.contextmanager
-def disk_errors(place: Path, mend: str = "give another --output") -> Iterator[None]:
+def disk_errors(place: Path | str, mend: str = "give another --output") -> Iterator[None]:
     """An `OSError` of the block as an `FFRError` of one line that says where and how to mend it."""
     try:
         yield
@@ -42,6 +51,32 @@ def refuse_special(path: str | os.PathLike[str]) -> None:
         return
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise FFRError(f"{os.fspath(path)}: a pipe or a device, which is not read; save it as a file first")
+
+
+def read_text(path: Path, *, mend: str, option: str | None = None) -> str:
+    """The text of a UTF-8 file, without a mark of its encoding; an `FFRError` with `mend` where there is none.
+
+    `option` is how the path was given, for the message.
+    """
+    where = str(path) if option is None else f"{option} {path}"
+    refuse_special(path)
+    try:
+        with disk_errors(where, mend):
+            return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise FFRError(f"{where}: not UTF-8 at byte {error.start:,}; {mend}") from None
+
+
+def read_yaml(path: Path, *, mend: str, option: str | None = None) -> Any:
+    """What a YAML file holds, by the rules of `read_text`."""
+    import yaml  # not for the rewards, which import this module
+
+    text = read_text(path, mend=mend, option=option)
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a date that no calendar has
+        where = str(path) if option is None else f"{option} {path}"
+        raise FFRError(f"{where}: {' '.join(str(error).split())}; {mend}") from None
 
 
 def _temporary_folder(path: Path) -> Path:
@@ -147,9 +182,15 @@ def check_output(
     """
     if output.is_dir():
         raise FFRError(f"{option} {output}: a folder; give the name of a file, such as {output / example}")
-    if output.exists() and any(file.exists() and output.samefile(file) for file in inputs):
+    if any(_is_same(output, file) for file in inputs):
         raise FFRError(f"{option} {output}: is read by this command; give another name, such as {example}")
     if output.suffix == ".gz":
         raise FFRError(f"{option} {output}: the file is not compressed; give a name without .gz")
     if output.exists() and not force:
         raise FFRError(f"{output}: is there already; choose another {option}, or replace it with --force")
+
+
+def _is_same(first: Path, second: Path) -> bool:
+    """Whether two paths name one file, be it there or not."""
+    is_link = first.exists() and second.exists() and first.samefile(second)
+    return is_link or first.resolve() == second.resolve()

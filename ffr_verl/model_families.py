@@ -29,6 +29,7 @@ __all__ = [
     "family_of_processor",
     "folder_revision",
     "has_chat_template",
+    "is_absent",
     "looks_local",
     "read_json",
 ]
@@ -160,10 +161,10 @@ def family_of_model(model: str | Path | None, *, name: str | None = None) -> Mod
         told = f"its model_type ({found}) is none of" if is_told else "no config.json there says that it is one of"
         _warn_of_unknown(str(model), told)
     images = read_json(folder / "preprocessor_config.json") or read_json(folder / "processor_config.json").get(
-        "image_processor", {}
+        "image_processor"
     )
     family = named or FAMILIES.get(found) or replace(QWEN2_VL, name=found)
-    return _as_configured(family, images, config.get("vision_config") or {})
+    return _as_configured(family, _mapping(images), _mapping(config.get("vision_config")))
 
 
 def looks_local(model: str) -> bool:
@@ -175,6 +176,12 @@ def looks_local(model: str) -> bool:
     """
     owner, _, name = model.partition("/")
     return model.startswith((".", "/", "~")) or not name or "/" in name or Path(owner).is_dir()
+
+
+def is_absent(model: str) -> bool:
+    """Whether a model's name is that of a folder which is not there; one without a slash may be one of the hub's first
+    models."""
+    return "/" in model and looks_local(model) and not Path(model).expanduser().is_dir()
 
 
 def _configuration_of(model: str | Path) -> Path:
@@ -198,7 +205,7 @@ def family_of_processor(processor: Any) -> ModelFamily:
 
 def _as_configured(family: ModelFamily, images: Mapping[str, Any], vision: Mapping[str, Any]) -> ModelFamily:
     """The family as a model's image processor and vision tower are configured."""
-    size = images.get("size") or {}
+    size = _mapping(images.get("size"))
     told = {
         "patch_size": images.get("patch_size") or vision.get("patch_size"),
         "merge_size": images.get("merge_size") or vision.get("spatial_merge_size"),
@@ -207,6 +214,11 @@ def _as_configured(family: ModelFamily, images: Mapping[str, Any], vision: Mappi
     }
     known: dict[str, Any] = {name: value for name, value in told.items() if isinstance(value, int) and value > 0}
     return replace(family, **known)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """Empty for what other families have in its place, such as a number for a size."""
+    return value if isinstance(value, Mapping) else {}
 
 
 @functools.cache  # once for each model
@@ -225,7 +237,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """The object in a file of a model's folder; empty where there is none: transformers tells what is wrong."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

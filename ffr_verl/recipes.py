@@ -9,10 +9,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from ffr_verl.errors import FFRError, did_you_mean
-from ffr_verl.files import refuse_special, whole_or_nothing
+from ffr_verl.files import read_yaml, whole_or_nothing
 
 __all__ = [
     "Trainer",
@@ -67,14 +65,9 @@ def read_recipe(file: Path, by: Sequence[Path] = ()) -> dict[str, Any]:
     Raises:
         FFRError: for a file that cannot be read, holds no mapping, or inherits what is not there.
     """
-    refuse_special(file)
     if file in by:
         raise FFRError(f"{file}: inherits itself: {', '.join(path.name for path in by)}")
-    try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        said = "no such file" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())
-        raise FFRError(f"{file}: {said}; give the YAML file of a recipe") from None
+    found = read_yaml(file, mend="give the YAML file of a recipe")
     if not isinstance(found, dict):
         raise FFRError(f"{file}: found no mapping; give the YAML file of a recipe")
     names = found.pop("defaults", None) or []

@@ -9,12 +9,13 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from ffr_verl.cli.console import StoredDtype, console, warn, wrote
+from ffr_verl.cli.console import StoredDtype, console, refuse_options, warn, wrote
 from ffr_verl.cli.options import Force
 from ffr_verl.errors import printable
 
 
 def embed(
+    context: typer.Context,
     data: Annotated[
         list[Path],
         typer.Argument(help="NAME.rl.parquet of `ffr-verl prepare`; give training and validation together."),
@@ -62,6 +63,8 @@ def embed(
     from ffr_verl.embeddings.embed import embed as embed_files
     from ffr_verl.embeddings.encoders import EncoderSettings
 
+    if ray is None:
+        refuse_options(context, ("ray_workers", "ray_gpus"), "goes with --ray ADDRESS")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
         reading = progress.add_task("reading rows", total=None)

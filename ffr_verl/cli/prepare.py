@@ -10,11 +10,21 @@ from rich.markup import escape
 from rich.table import Table
 
 from ffr_verl.cli import options as shared
-from ffr_verl.cli.console import Language, WindowIds, clean_up_when_terminated, console, say, warn, wrote
+from ffr_verl.cli.console import (
+    Language,
+    WindowIds,
+    clean_up_when_terminated,
+    console,
+    refuse_options,
+    say,
+    warn,
+    wrote,
+)
 from ffr_verl.errors import FFRError, printable
 
 
 def prepare(
+    context: typer.Context,
     source: Annotated[
         Path, typer.Argument(help="A file of rows, or an exported chat; --format list shows the formats.")
     ],
@@ -103,9 +113,11 @@ def prepare(
 
     clean_up_when_terminated()
     windows = None
-    if window is None and (stride is not None or window_ids is not None):
-        raise FFRError("--stride and --window-ids go with --window TURNS")
-    if window is not None:
+    if tokenizer is None:
+        refuse_options(context, ("max_prompt_tokens",), "needs --tokenizer, which counts them")
+    if window is None:
+        refuse_options(context, ("stride", "window_ids"), "goes with --window TURNS")
+    else:
         if window_ids is None:
             what = "global (ids of the whole dialogue) or published (docs/data.md)"
             raise FFRError(f"--window needs --window-ids: {what}")

@@ -9,12 +9,32 @@ import typer
 from rich.table import Table
 
 from ffr_verl.cli import options as shared
-from ffr_verl.cli.console import AnswerStyle, PredictionFormat, clean_up_when_terminated, console, warn, wrote
-from ffr_verl.errors import FFRError
+from ffr_verl.cli.console import (
+    AnswerStyle,
+    PredictionFormat,
+    clean_up_when_terminated,
+    console,
+    refuse_options,
+    warn,
+    wrote,
+)
 from ffr_verl.files import check_output
+
+# What does nothing where the answers are there.
+_OF_MODEL = (
+    "samples",
+    "images_root",
+    "max_new_tokens",
+    "max_model_len",
+    "max_images",
+    "tensor_parallel_size",
+    "gpu_memory_utilization",
+    "trust_remote_code",
+)
 
 
 def score(
+    context: typer.Context,
     data: Annotated[
         list[Path],
         typer.Option(help="NAME.rl.parquet of `ffr-verl prepare`; may be repeated, in the order of training."),
@@ -66,8 +86,8 @@ def score(
     clean_up_when_terminated()
     picture = chart or output.with_suffix(".png")
     check_output(picture, force=force, example="difficulty.png", inputs=[*data, output], option="--chart")
-    if predictions is not None and samples:
-        raise FFRError("--samples draws answers of --model; it does not go with --predictions")
+    if predictions is not None:
+        refuse_options(context, _OF_MODEL, "is of answers by --model; it does not go with --predictions")
     settings = None
     if model is not None:
         settings = shared.settings_of(GeneratorSettings, options, images_root=images_root_of(data, images_root))

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import yaml
-
 from ffr_verl.dialogues import Dialogue, reserved_token
 from ffr_verl.errors import FFRError
-from ffr_verl.files import disk_errors, refuse_special
+from ffr_verl.files import read_yaml
 from ffr_verl.fragments import TAGS
 from ffr_verl.settings import refuse_unknown_keys
 
@@ -35,13 +33,7 @@ class PromptTemplate:
     def read(cls, path: Path) -> PromptTemplate:
         """Read a YAML file with the keys `user` and, if wanted, `system`; an `FFRError` when it cannot be read, has
         other keys, or the places are not there."""
-        mend = "give a YAML file with the keys system and user"
-        refuse_special(path)
-        try:
-            with disk_errors(path, mend):
-                values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-            raise FFRError(f"{path}: {' '.join(str(error).split())}; {mend}") from None
+        values = read_yaml(path, mend="give a YAML file with the keys system and user")
         if not isinstance(values, dict) or not isinstance(values.get("user"), str):
             raise FFRError(f"{path}: no text under the key user; expected user: ... {{query}} ... {{dialogue}}")
         refuse_unknown_keys(values, allowed=["user", "system"], where=str(path))

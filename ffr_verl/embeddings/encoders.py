@@ -11,7 +11,7 @@ import numpy as np
 
 from ffr_verl.errors import FFRError, install_extra
 from ffr_verl.images import open_picture
-from ffr_verl.model_families import folder_revision
+from ffr_verl.model_families import folder_revision, is_absent
 
 __all__ = ["EncoderSettings", "SentenceEncoder"]
 
@@ -39,9 +39,8 @@ class SentenceEncoder:
                 f"sentence-transformers is not installed: {install_extra('embed')}, into this environment or one "
                 "of its own (docs/embeddings.md)"
             ) from None
-        looks_local = settings.model.startswith((".", "/", "~")) or settings.model.count("/") > 1
         folder = Path(settings.model).expanduser()
-        if looks_local and not folder.is_dir():
+        if is_absent(settings.model):
             raise FFRError(f"--model {settings.model}: no such folder")
         try:
             self._model = SentenceTransformer(

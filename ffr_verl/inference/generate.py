@@ -22,7 +22,7 @@ from ffr_verl.settings import DEFAULT_MAX_PIXELS
 __all__ = ["Answer", "Generator", "GeneratorSettings", "generate_answers"]
 
 _BATCH_ROWS = 64
-_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # vLLM takes no others
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM takes no others
 # What changes no answer may differ when a run is resumed, such as after running out of memory.
 _FREE = ("images_root", "tensor_parallel_size", "gpu_memory_utilization", "trust_remote_code")
 
@@ -103,7 +103,7 @@ class Generator:
                 settings.model, trust_remote_code=settings.trust_remote_code
             )
         except (OSError, ValueError) as error:
-            raise FFRError(f"--model {settings.model}: {str(error).splitlines()[0]}") from None
+            raise FFRError(f"--model {settings.model}: {_first_line(error)}") from None
         self._family = family_of_model(settings.model)
         if not getattr(self._processor, "chat_template", None):
             raise FFRError(
@@ -238,15 +238,15 @@ def _lora_rank(adapter: Path) -> int:
     """The rank to make room for: the adapter's, or the next one that vLLM has."""
     file = adapter.expanduser() / "adapter_config.json"
     try:
-        rank = int(json.loads(file.read_text(encoding="utf-8"))["r"])
-        return next(possible for possible in _LORA_RANKS if possible >= rank)
+        rank = json.loads(file.read_text(encoding="utf-8"))["r"]
+        return next(possible for possible in LORA_RANKS if possible >= rank > 0)
     except OSError:
         raise FFRError(
             f"--lora {adapter}: no adapter_config.json in it; give the folder of a peft adapter, such as the "
             "lora_adapter that `python -m verl.model_merger merge` makes of a checkpoint"
         ) from None
-    except (ValueError, KeyError, TypeError, StopIteration):
-        raise FFRError(f"{file}: no rank r from 1 to {_LORA_RANKS[-1]}; save the adapter again with peft") from None
+    except (ValueError, KeyError, TypeError, StopIteration, RecursionError):
+        raise FFRError(f"{file}: no rank r from 1 to {LORA_RANKS[-1]}; save the adapter again with peft") from None
 
 
 def _engine_options(settings: GeneratorSettings, family: ModelFamily) -> dict[str, Any]:

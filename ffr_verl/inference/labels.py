@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 import re
 from collections import Counter
@@ -11,12 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ffr_verl.data.templates import Language, detect_language
 from ffr_verl.dialogues import IMAGE, Dialogue, with_query
 from ffr_verl.errors import FFRError, one_line
-from ffr_verl.files import disk_errors
+from ffr_verl.files import read_yaml
 from ffr_verl.fragments import Fragment
 from ffr_verl.settings import refuse_unknown_keys
 
@@ -42,12 +39,7 @@ class LabelPrompts:
         """
         mend = "give a YAML file like ffr_verl/inference/label_prompts.yaml"
         where = f"--prompts {path}"
-        try:
-            with disk_errors(path or Path(), mend):
-                given = path or importlib.resources.files(__package__).joinpath("label_prompts.yaml")
-                values = yaml.safe_load(given.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, yaml.YAMLError) as error:
-            raise FFRError(f"{where}: {one_line(str(error))}; {mend}") from None
+        values = read_yaml(path or Path(__file__).with_name("label_prompts.yaml"), mend=mend, option="--prompts")
         if not isinstance(values, dict) or not values:
             raise FFRError(f"{where}: no language in it; {mend}")
         refuse_unknown_keys(values, allowed=_LANGUAGES, where=where)

@@ -23,9 +23,9 @@ from ffr_verl.cli import app
 from ffr_verl.demo.base_model import write_base_model
 from ffr_verl.errors import FFRError
 from ffr_verl.images import image_tokens
+from ffr_verl.inference.generate import LORA_RANKS
 from ffr_verl.integrations.verl.memory import ModelShape, Run, plan_memory, read_model, read_run, read_training
 from ffr_verl.integrations.verl.memory.model_shape import Training
-from ffr_verl.integrations.verl.memory.plan import _ADAPTER_RANKS
 
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "benchmarks" / "models"
@@ -145,7 +145,7 @@ def test_a_token_in_the_kv_cache_is_that_of_vllm(composed: Composed, tiny_model:
         found = plan_memory(*grpo(composed, model, override), gpu=80 * GIB).kv
         assert found["bytes a token"] * 16 == page.page_size_bytes * text.num_hidden_layers
         assert found["tokens"] == found["pool"] // (found["bytes a token"] * 16) * 16
-    assert sorted(get_args(MaxLoRARanks)) == list(_ADAPTER_RANKS)
+    assert sorted(get_args(MaxLoRARanks)) == list(LORA_RANKS)
 
 
 class Tracker(TorchDispatchMode):

@@ -174,7 +174,7 @@ def test_the_page(server: FakeServer, chat: Path) -> None:
         (["CHAT", " "], "the query '' is empty"),
         (
             ["CHAT", "x", "--queries", "none.txt"],
-            "--queries none.txt: no such file; give a UTF-8 text with one query a line",
+            "--queries none.txt: No such file or directory; give a UTF-8 text with one query a line",
         ),
         (["CHAT", "x", "--max-images", "1"], "2 images, at most 1; raise --max-images"),
         (["CHAT", "x", "--images-root", "none"], "--images-root: none: no such folder"),

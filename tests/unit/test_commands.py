@@ -75,7 +75,7 @@ def test_recipe_names_are_completed() -> None:
 def test_options_that_texts_name_are_there() -> None:
     """In README, docs and the examples of the help: behind the name of a command, and by themselves in code."""
     of_others = (
-        "--multirun --generation-config --arms --seeds --remove_unused_columns"
+        "--multirun --generation-config --arms --seeds --rows --remove_unused_columns"
         " --no-deps --enable-lora --lora-modules --enforce-eager"
         " --template --model_type --torch_dtype --attn_impl --use_vllm --reward_funcs --reward --data"
     )

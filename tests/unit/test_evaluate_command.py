@@ -213,14 +213,31 @@ def test_what_a_recipe_inherits_is_read_too() -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "defaults: [ours]\nreward: {reward_manager: {name: ffr}, reward_kwargs: {length_penalty: 0.5}}",
+        "defaults: [ours]\nreward: {custom_reward_function: {reward_kwargs: {length_penalty: 0.5}}}",
+        "defaults: [_self_, theirs]\nreward_kwargs: {length_penalty: 0.9}",
+    ],
+)
+def test_settings_of_rewards_are_read_as_hydra_merges_them(tmp_path: Path, text: str) -> None:
+    (tmp_path / "ours.yaml").write_text("trainer: {nnodes: 2}")
+    (tmp_path / "theirs.yaml").write_text("reward_kwargs: {length_penalty: 0.5}")
+    (tmp_path / "my.yaml").write_text(text)
+    assert read_reward_kwargs(tmp_path / "my.yaml") == {"length_penalty": 0.5}
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("length_penality: 0.5", "reward_kwargs.length_penality: unknown key; did you mean 'length_penalty'"),
         ("length_penalty: two", "reward_kwargs.length_penalty: found 'two', expected a number from 0 to 1"),
         ("reward: {}", "no reward.custom_reward_function.reward_kwargs; give a recipe"),
-        ("defaults: [mine]", "inherits mine, which is not there"),
+        ("defaults: [mine]", "inherits mine, which is neither beside it nor packaged"),
         ("- 1", "found no mapping"),
-        ("a: [", "cannot be read"),
+        ("a: [", "my.yaml: while parsing a flow node expected the node content"),
+        ("defaults: 5", "defaults: found 5, expected a list of recipes"),
+        ("reward_kwargs: {weights: 5}", "reward_kwargs.weights: found 5, expected"),
     ],
 )
 def test_settings_of_rewards_that_are_refused(tmp_path: Path, command: Command, text: str, message: str) -> None:

@@ -17,7 +17,7 @@ from ffr_verl.cli.score import score
 from ffr_verl.errors import FFRError
 from ffr_verl.evaluation.report import ReportSettings, RunPageSettings
 from ffr_verl.inference.endpoint import EndpointSettings
-from ffr_verl.inference.generate import GeneratorSettings
+from ffr_verl.inference.generate import GeneratorSettings, _lora_rank
 
 SERVER = ["--model", "m", "--endpoint", "http://127.0.0.1:9/v1"]
 
@@ -94,3 +94,31 @@ def test_options_are_the_settings_of_the_same_names(command: Any, settings: Any,
         if field.name not in set_otherwise:
             assert field.name in options
             assert field.default in (options[field.name].default, dataclasses.MISSING), field.name
+
+
+@pytest.mark.parametrize("rank", ["0", "-1", "513", '"8"', "[]"])
+def test_an_adapter_of_no_rank_is_refused(tmp_path: Path, rank: str) -> None:
+    (tmp_path / "adapter_config.json").write_text(f'{{"r": {rank}}}')
+    with pytest.raises(FFRError, match="no rank r from 1 to 512; save the adapter again with peft"):
+        _lora_rank(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["score", "--predictions", "p.jsonl", "--max-model-len", "9"], "--max-model-len is of answers by --model"),
+        (
+            ["score", "--predictions", "p.jsonl", "--samples", "2"],
+            "--samples is of answers by --model; it does not go",
+        ),
+        (["embed", "--model", "m", "--ray-gpus", "1"], "--ray-gpus goes with --ray ADDRESS"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(
+    parquet: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    data = str(parquet / "heldout.rl.parquet")
+    given = [*arguments, *(["--data", data] if arguments[0] == "score" else [data]), "--output", str(tmp_path / "out")]
+    result: Any = CliRunner().invoke(app, given)
+    with pytest.raises(FFRError, match=message):
+        raise result.exception

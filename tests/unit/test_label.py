@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -241,6 +242,15 @@ def test_prompts_that_are_none(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(FFRError) as error:
         LabelPrompts.read(tmp_path / "own.yaml")
     assert message in str(error.value)
+
+
+def test_prompts_that_are_no_file_of_yaml(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FFRError, match="a pipe or a device"):
+        LabelPrompts.read(tmp_path / "pipe")
+    (tmp_path / "deep.yaml").write_text(5_000 * "[")
+    with pytest.raises(FFRError, match=r"--prompts .*deep\.yaml: maximum recursion"):
+        LabelPrompts.read(tmp_path / "deep.yaml")
 
 
 def test_bad_input_asks_nothing(server: FakeServer, chat: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from ffr_verl.integrations.verl.merge import find_shards, merge_checkpoint
 def checkpoint(folder: Path, *, ranks: tuple[int, ...] = (0, 1), world_size: int = 2, whole: bool = True) -> Path:
     folder.mkdir(parents=True)
     for rank in ranks:
-        (folder / f"model_world_size_{world_size}_rank_{rank}.pt").touch()
+        with zipfile.ZipFile(folder / f"model_world_size_{world_size}_rank_{rank}.pt", "w") as shard:
+            shard.writestr("data.pkl", bytes(100))
     if whole:
         (folder / "huggingface").mkdir()
     return folder
@@ -32,12 +34,16 @@ def test_the_newest_step_of_a_run_is_taken(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_cut_short_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FFRError, match=r"shards of ranks \[1\] missing, the checkpoint was cut short"):
+    with pytest.raises(FFRError, match=r"model_world_size_2_rank_1\.pt missing or cut short, the checkpoint is not"):
         find_shards(checkpoint(tmp_path / "a" / "global_step_1", ranks=(0,)).parent)
-    with pytest.raises(FFRError, match="the folder huggingface/ missing"):
+    with pytest.raises(FFRError, match="huggingface/ missing"):
         find_shards(checkpoint(tmp_path / "b" / "global_step_1", whole=False).parent)
     with pytest.raises(FFRError, match="no such folder"):
         find_shards(tmp_path / "absent")
+    shard = checkpoint(tmp_path / "c" / "global_step_1") / "model_world_size_2_rank_0.pt"
+    shard.write_bytes(shard.read_bytes()[:-30])
+    with pytest.raises(FFRError, match=r"model_world_size_2_rank_0\.pt missing or cut short"):
+        find_shards(shard.parent)
     (tmp_path / "empty").mkdir()
     with pytest.raises(FFRError, match="no FSDP shards"):
         find_shards(tmp_path / "empty")
@@ -48,6 +54,8 @@ def test_folders_that_are_no_models_are_never_replaced(tmp_path: Path) -> None:
     output = tmp_path / "work"
     output.mkdir()
     (output / "notes.txt").write_text("keep")
+    with pytest.raises(FFRError, match=r"notes\.txt: a file; give the name of a folder"):
+        merge_checkpoint(shards, output / "notes.txt", force=True)
     with pytest.raises(FFRError, match="there already"):
         merge_checkpoint(shards, output)
     with pytest.raises(FFRError, match="holds something else"):

@@ -33,6 +33,11 @@ def test_a_known_model_type_gives_its_entry_and_the_models_own_files_count_first
     assert family_of_model(None, name="qwen3_vl") is FAMILIES["qwen3_vl"]
 
 
+def test_settings_of_other_kinds_of_processors_are_left_alone(tmp_path: Path) -> None:
+    config = {"model_type": "qwen3_vl", "vision_config": [1]}
+    assert family_of_model(model(tmp_path, config, {"size": 224})) == FAMILIES["qwen3_vl"]
+
+
 def test_an_unknown_family_is_said_with_what_may_be_wrong(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = {"model_type": "seen_nowhere", "vision_config": {"patch_size": 32, "spatial_merge_size": 1}}
     with caplog.at_level(logging.WARNING):

@@ -250,6 +250,12 @@ def test_a_report_that_cannot_be_written_is_said_before_anything_is(folder: Path
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
+def test_an_output_that_another_output_will_be_is_refused(folder: Path) -> None:
+    with pytest.raises(FFRError, match=r"--report .*t\.rl\.parquet: is read by this command"):
+        run(folder, [RAW], report=folder / "out" / "t.rl.parquet")
+    assert not (folder / "out" / "t.rl.parquet").exists()
+
+
 def test_names_that_are_no_utf8_are_fine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     odd = Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9"))
     odd.mkdir()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import gzip
 import importlib.metadata
 import json
 import random
@@ -710,7 +711,25 @@ def test_image_maps(folder: Path) -> None:
         ("no tab", r"--image-map .*: line 1: no tab in it; give a JSON object"),
         ('{"a": 1}', "a value is no text"),
         ("{", "give a JSON object"),
+        ('{"a": ' + 10_000 * "[", "give a JSON object"),
     ):
         (folder / "map").write_text(text)
         with pytest.raises(FFRError, match=message):
             run(folder, source, unlabelled=True, queries=["q"], image_map=folder / "map")
+
+
+def test_a_damaged_gzip_file_is_said(folder: Path) -> None:
+    packed = bytearray(gzip.compress(json.dumps(PHOTOCHAT).encode()))
+    packed[10] ^= 0xFF
+    (folder / "rows.json.gz").write_bytes(packed)
+    with pytest.raises(FFRError, match="broken gzip file"):
+        run(folder, folder / "rows.json.gz")
+
+
+def test_long_messages_and_odd_times_of_wechat(folder: Path) -> None:
+    text = "long " * 40_000
+    lines = f"id,MsgSvrID,type_name,is_sender,talker,msg,src,CreateTime\r\n1,9,text,0,Ann,{text},,²²\r\n"
+    (folder / "Ann.csv").write_text(lines, encoding="utf-8", newline="")
+    run(folder, folder / "Ann.csv", unlabelled=True, queries=["q"])
+    (row,) = pq.read_table(folder / "out" / "t.rl.parquet").to_pylist()
+    assert text.strip() in row["prompt"][-1]["content"]

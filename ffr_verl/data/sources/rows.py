@@ -12,7 +12,7 @@ from ffr_verl.data.sources.raw_dialogues import RawDialogueError, rows_of_raw_di
 from ffr_verl.data.sources.source import Notes, ReadSettings
 from ffr_verl.data.templates import PromptTemplate
 from ffr_verl.errors import FFRError
-from ffr_verl.files import refuse_special
+from ffr_verl.files import read_text
 
 __all__ = ["RowSettings", "chat_rows", "read_queries", "rows_of_record"]
 
@@ -129,16 +129,7 @@ def read_queries(path: Path, *, option: str = "--query-file") -> list[str]:
     Raises:
         FFRError: for a file that cannot be read, or has none.
     """
-    refuse_special(path)
-    mend = "give a UTF-8 text with one query a line"
-    if not path.is_file():
-        raise FFRError(f"{option} {path}: {'is a folder' if path.is_dir() else 'no such file'}; {mend}")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise FFRError(f"{option} {path}: not UTF-8 at byte {error.start:,}; {mend}") from None
-    except OSError as error:
-        raise FFRError(f"{option} {path}: cannot be read ({error.strerror}); {mend}") from None
+    lines = read_text(path, mend="give a UTF-8 text with one query a line", option=option).splitlines()
     found = [line.strip() for line in lines if line.strip()]
     if not found:
         raise FFRError(f"{option} {path}: no query in it; give one a line")

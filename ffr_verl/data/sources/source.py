@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ffr_verl.data.checks.unread_fields import unread_fields
 from ffr_verl.errors import FFRError
-from ffr_verl.files import disk_errors
+from ffr_verl.files import disk_errors, read_text
 
 __all__ = ["DEFAULT_GAP_HOURS", "Notes", "Probe", "ReadSettings", "Source", "read_image_map"]
 
@@ -97,7 +98,7 @@ class Probe(NamedTuple):
                 try:
                     with gzip.open(path) as packed:
                         start = packed.read(_PROBED)
-                except (OSError, EOFError):
+                except (OSError, EOFError, zlib.error):  # the reader says what is wrong
                     start = b""
         text = start.decode("utf-8-sig", "replace")
         return cls(path, text, frozenset(_KEY.findall(text)) if _JSON.match(text) else frozenset())
@@ -184,9 +185,8 @@ def read_image_map(path: Path) -> dict[str, str]:
         FFRError: for a file that is neither.
     """
     mend = "give a JSON object {address: file}, or lines of address, tab, file"
+    text = read_text(path, mend=mend, option="--image-map")
     try:
-        with disk_errors(path, mend):
-            text = path.read_text(encoding="utf-8-sig")
         if text.lstrip().startswith("{"):
             found = json.loads(text)
         else:
@@ -195,7 +195,7 @@ def read_image_map(path: Path) -> dict[str, str]:
             wrong = next((number for number, line in enumerate(lines, start=1) if len(line) != 2), None)
             if wrong is not None:
                 raise FFRError(f"--image-map {path}: line {wrong}: no tab in it; {mend}")
-    except (UnicodeDecodeError, ValueError) as error:
+    except (ValueError, RecursionError) as error:
         if isinstance(error, FFRError):
             raise
         raise FFRError(f"--image-map {path}: {error}; {mend}") from None

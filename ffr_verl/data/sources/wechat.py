@@ -23,7 +23,7 @@ from typing import Any
 from ffr_verl.data.sources.chats import Message, cut_chat, seconds
 from ffr_verl.data.sources.source import Notes, Probe, ReadSettings, Source, take_left_out
 from ffr_verl.errors import FFRError
-from ffr_verl.files import disk_errors
+from ffr_verl.files import disk_errors, refuse_special
 
 __all__ = ["WECHAT"]
 
@@ -149,7 +149,7 @@ def _message(
 
 def _time(text: str) -> tuple[float, str] | None:
     text = text.strip()
-    if text.isdigit():
+    if text.isascii() and text.isdigit() and len(text) <= 13:
         number = int(text) / (1000 if len(text) > 11 else 1)
         if number > 1e10:
             return None
@@ -165,6 +165,7 @@ def _time(text: str) -> tuple[float, str] | None:
 
 def _of_csv(path: Path, text: str, settings: ReadSettings) -> Iterator[tuple[str, Message]]:
     """Chat and message of each line."""
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     lines = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         names = [name.strip() for name in lines.fieldnames or ()]
@@ -255,6 +256,7 @@ def _records(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     if path.is_dir():
         raise FFRError(f"{path}: is a folder; give {_EXPECTED}")
+    refuse_special(path)
     with disk_errors(path, f"give {_EXPECTED}"):
         data = path.read_bytes()
     try:

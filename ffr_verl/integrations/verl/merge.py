@@ -16,7 +16,7 @@ from typing import Any
 
 from ffr_verl.errors import FFRError, one_line
 from ffr_verl.files import whole_folder
-from ffr_verl.integrations.verl.checkpoint_folders import SHARD, steps_of
+from ffr_verl.integrations.verl.checkpoint_folders import SHARD, missing_shards, steps_of
 
 __all__ = ["check_shards", "compare_logits", "find_shards", "merge_checkpoint"]
 
@@ -37,13 +37,16 @@ def find_shards(checkpoint: Path) -> Path:
         )
     newest = [step for _, step in steps_of(checkpoint)[:1]]
     for folder in [folder for step in (*newest, checkpoint) for folder in (step / "actor", step)]:
-        found = [match for path in folder.glob("model_*.pt") if (match := SHARD.fullmatch(path.name))]
-        if not found:
+        if not any(SHARD.fullmatch(path.name) for path in folder.glob("model_*.pt")):
             continue
-        missing = sorted(set(range(int(found[0].group(2)))) - {int(match.group(3)) for match in found})
-        if missing or not (folder / "huggingface").is_dir():
-            what = f"shards of ranks {missing}" if missing else "the folder huggingface/"
-            raise FFRError(f"{folder}: {what} missing, the checkpoint was cut short; take an earlier global_step_N")
+        missing = missing_shards(folder, ["model"])
+        if not (folder / "huggingface").is_dir():
+            missing.append("huggingface/")
+        if missing:
+            raise FFRError(
+                f"{folder}: {', '.join(missing)} missing or cut short, the checkpoint is not whole; take an earlier "
+                "global_step_N"
+            )
         return folder
     raise FFRError(
         f"{checkpoint}: no FSDP shards (model_world_size_*_rank_*.pt) in it, nor in its newest global_step_*/actor"
@@ -85,6 +88,8 @@ def merge_checkpoint(checkpoint: Path, output: Path, *, force: bool = False, tru
             folder, a full disk, when verl's merger fails, or when the logits of a batch are not what they were before.
     """
     shards = find_shards(checkpoint)
+    if output.exists() and not output.is_dir():
+        raise FFRError(f"{output}: a file; give the name of a folder")
     if output.exists() and not force:
         raise FFRError(f"{output}: there already; give another folder, or --force to replace it")
     if output.exists() and any(output.iterdir()) and not (output / "config.json").is_file():

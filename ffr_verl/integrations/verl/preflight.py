@@ -48,7 +48,7 @@ from ffr_verl.integrations.verl import INSTALL_VERL, SUPPORTED_VERL
 from ffr_verl.integrations.verl.checkpoint_folders import CONTENTS, Stage, check_resume
 from ffr_verl.integrations.verl.live_runs import check_no_other_run, joined_cluster
 from ffr_verl.integrations.verl.training_rows import TrainingRows
-from ffr_verl.model_families import ModelFamily, family_of_model, has_chat_template, looks_local, read_json
+from ffr_verl.model_families import ModelFamily, family_of_model, has_chat_template, is_absent, read_json
 from ffr_verl.ray_clusters import check_cluster, check_nodes
 from ffr_verl.recipes import leaves, recipe_path
 from ffr_verl.rewards import CoherenceScorer, RewardConfig
@@ -427,12 +427,7 @@ def _family_of_run(config: Any, node: str) -> ModelFamily | None:
             "%s.path: %s is not here yet: sizes of images are checked when the datasets are made", node, path
         )
         return None
-    return None if _is_absent(path) else family_of_model(path)
-
-
-def _is_absent(path: str) -> bool:
-    """Whether it is a path that does not exist; a name without a slash may be one of the hub's first models."""
-    return "/" in path and looks_local(path) and not Path(path).expanduser().is_dir()
+    return None if is_absent(path) else family_of_model(path)
 
 
 def _check_advantages(config: Any, sampler: SamplerConfig | None, rewards: RewardConfig | None) -> None:
@@ -608,7 +603,7 @@ def _check_model(config: Any, node: str) -> None:
     path = str(select(config, key))
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        if "://" not in path and _is_absent(path):
+        if "://" not in path and is_absent(path):
             raise FFRError(f"{key}: {path}: no such folder; give a Hugging Face folder, or the name of a hub model")
         return  # verl fetches it
     save = "AutoProcessor.from_pretrained(BASE).save_pretrained(...)"

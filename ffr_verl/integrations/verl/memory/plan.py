@@ -36,6 +36,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from ffr_verl.inference.generate import LORA_RANKS
 from ffr_verl.integrations.verl.memory.model_shape import ModelShape
 from ffr_verl.integrations.verl.memory.run import Rollout, Run
 
@@ -52,7 +53,6 @@ NOT_COUNTED = (
 )
 _KV_BLOCK = 16  # tokens of vLLM's cache blocks
 _SAMPLER_BYTES = 20  # of a logit in vLLM's trial run with top-p: itself in fp32, softmax, sorted, their indices
-_ADAPTER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's; an adapter gets the next one
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +284,7 @@ def _vllm(shape: ModelShape, rollout: Rollout, gpu: int) -> dict[str, int]:
     budget = int(rollout.utilization * gpu)
     weights = math.ceil(size * shape.base / parallel)
     if rollout.adapter_rank:
-        room = next((one for one in _ADAPTER_RANKS if one >= rollout.adapter_rank), rollout.adapter_rank)
+        room = next((one for one in LORA_RANKS if one >= rollout.adapter_rank), rollout.adapter_rank)
         weights += size * shape.lora * room // rollout.adapter_rank
     batch = rollout.max_num_batched_tokens * size * 3 * (shape.intermediate // parallel + shape.hidden)
     sampler = rollout.max_num_seqs * shape.vocabulary * _SAMPLER_BYTES
