@@ -56,7 +56,8 @@ def equal_rows(table: pa.Table) -> pa.Table:
 
 def write_inputs(folder: Path) -> None:
     """Model, rows, and a difficulty file for the curriculum."""
-    from ffr_verl.samplers.difficulty_file import difficulty_table, rows_of_files, write_difficulty
+    from ffr_verl.data.parquet_files import rows_of_files
+    from ffr_verl.samplers.difficulty_file import difficulty_table, write_difficulty
 
     write_base_model(folder / "model")
     write_demo_set(folder, train_rows=4000, heldout_rows=8)

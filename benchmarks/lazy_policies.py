@@ -16,12 +16,12 @@ from typing import Any, get_args
 
 import numpy as np
 
+from ffr_verl.data.parquet_files import rows_of_files
 from ffr_verl.dialogues import Ids
 from ffr_verl.evaluation import BootstrapSettings, evaluate
 from ffr_verl.fragments import Fragment, format_fragment, parse_leniently
 from ffr_verl.rewards import compute_score
 from ffr_verl.rewards.ffr import F1Mode
-from ffr_verl.samplers.difficulty_file import rows_of_files
 
 Policy = Callable[[Fragment, Mapping[str, Any]], Fragment]
 

@@ -124,10 +124,10 @@ def whole_or_nothing(
 
 
 @contextlib.contextmanager
-def whole_folder(path: Path, *, mend: str = "give another --output") -> Iterator[Path]:
+def whole_folder(path: Path) -> Iterator[Path]:
     """A folder beside `path` that takes its place when the block ends well, and is removed otherwise. Whether what is
     there may be replaced is the caller's to say."""
-    with disk_errors(path, mend):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = _temporary_folder(path)
         temporary = folder / "new"

@@ -247,11 +247,6 @@ def _column(file: str | Path, name: str, *, sample: bool) -> Iterator[tuple[int,
                     yield first + row, values[row].as_py()
 
 
-def dialogues_of_rows(file: str) -> list[dict[str, Any]]:
-    """`extra_info` of some rows spread over an RL file."""
-    return [row["extra_info"] for row in sampled_rows(file, ("extra_info",))]
-
-
 def sampled_rows(file: str, columns: Sequence[str]) -> list[dict[str, Any]]:
     """Columns of some rows spread over a file, about 16."""
     found = [_column(file, name, sample=True) for name in columns]

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from ffr_verl.dialogues import extra_info, parse_dialogue, utterance_spans
 from ffr_verl.errors import FFRError
-from ffr_verl.fragments import Fragment, format_fragment, parse_gold
+from ffr_verl.fragments import Fragment, format_fragment, parse_fragment, parse_gold
 
 WindowIds = Literal["global", "published"]
 
@@ -70,6 +70,10 @@ class Window:
             tuple([identifier for identifier in gold.utterance_ids if identifier in utterances]),
             tuple([identifier - self.image_shift for identifier in gold.image_ids if identifier in images]),
         )
+
+    def part_of_text(self, solution: str, gold: Fragment) -> str:
+        """The part of a gold answer, in the style in which it stands; `gold` is what `parse_gold` makes of it."""
+        return format_fragment(self.part_of(gold), style="plain" if parse_fragment(solution) else "reasoning")
 
 
 def window_id(dialogue_id: str) -> tuple[str, int] | None:
@@ -134,7 +138,7 @@ def cut_row(row: Mapping[str, Any], settings: WindowSettings) -> list[dict[str, 
         images, prompt = slice(*window.images), cut_messages(row["prompt"], window)
         dialogue = parse_dialogue(prompt, window.dialogue_id)
         known = extra_info(dialogue, info["images"][images], split=info.get("split") or "")
-        part_of_gold = None if gold is None else format_fragment(window.part_of(gold))
+        part_of_gold = None if gold is None else window.part_of_text(solution, gold)
         truth = {**row["reward_model"], "ground_truth": part_of_gold}
         part = {"prompt": prompt, "reward_model": truth, "extra_info": {**info, **known, "window": window.to_dict()}}
         part |= {"images": row["images"][images]} if "images" in row else {}

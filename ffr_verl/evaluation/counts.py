@@ -23,12 +23,11 @@ from ffr_verl.fragments import (
     parse_fragment,
     parse_gold,
     parse_leniently,
-    reason_of_malformed,
 )
 from ffr_verl.metrics import confusion
 from ffr_verl.predictions import Answered, malformed_gold
+from ffr_verl.rewards.diagnosis import fault_of
 from ffr_verl.rewards.ffr import RewardConfig
-from ffr_verl.rewards.format import has_no_repeats
 
 __all__ = ["FAULTS", "RowCounts", "count_rows", "plain_masks"]
 
@@ -214,13 +213,7 @@ def _row(response: str, gold: Fragment, ids: DialogueIds, style: AnswerStyle, *,
         lenient.utterance_ids, read.utterance_ids, gold.utterance_ids, ids.utterances, is_dialogue=is_dialogue
     )
     images = _counts(lenient.image_ids, read.image_ids, gold.image_ids, ids.images, is_dialogue=is_dialogue)
-    reason: MalformedReason | None
-    if strict is None:
-        reason = reason_of_malformed(response, style=style)
-    elif not has_no_repeats(strict):
-        reason = MalformedReason.REPEATED_ID
-    else:
-        reason = MalformedReason.ID_OUTSIDE_DIALOGUE if utterances[-1] or images[-1] else None
+    reason = fault_of(response, strict, style=style, leaves_dialogue=bool(utterances[-1] or images[-1]))
     fault = _UNANSWERED if is_unanswered else 0 if reason is None else FAULTS.index(reason) + 1
     span = max(gold.utterance_ids) - min(gold.utterance_ids) + 1 if gold.utterance_ids else 0
     return _pack(*utterances, *images, fault, strict == gold and not is_unanswered, ids.turns, span)

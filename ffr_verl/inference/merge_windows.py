@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ffr_verl.data.parquet_files import rows_of_files
 from ffr_verl.data.windows import Window, WindowIds, whole_fragment, window_id
 from ffr_verl.dialogues import Dialogue, parse_dialogue
 from ffr_verl.errors import FFRError
@@ -24,7 +25,6 @@ from ffr_verl.predictions import (
     prediction_row,
     read_predictions,
 )
-from ffr_verl.samplers.difficulty_file import rows_of_files
 
 __all__ = ["WindowAnswer", "merge_windows", "merged_prediction", "read_windows", "united_prediction"]
 

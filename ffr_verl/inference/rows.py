@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ffr_verl.data.parquet_files import images_root
+from ffr_verl.data.parquet_files import images_root, rows_of_files
 from ffr_verl.data.windows import WindowSettings, cut_row
 from ffr_verl.errors import FFRError
-from ffr_verl.samplers.difficulty_file import rows_of_files
 from ffr_verl.settings import DataConfig
 
 __all__ = ["IMAGES_ROOT_OPTION", "AskedRows", "GivenRows", "images_root_of"]

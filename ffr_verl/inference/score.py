@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ffr_verl.data.parquet_files import check_columns, check_images
+from ffr_verl.data.parquet_files import check_columns, check_images, rows_of_files
 from ffr_verl.dialogues import parse_dialogue
 from ffr_verl.errors import FFRError
 from ffr_verl.evaluation.breakdowns import DISPERSION
@@ -28,7 +28,7 @@ from ffr_verl.inference.journal import AnswerJournal, journal_folder
 from ffr_verl.inference.rows import IMAGES_ROOT_OPTION, AskedRows
 from ffr_verl.predictions import PredictionFormat, UnusableLines, read_predictions, row_key, row_key_without_id
 from ffr_verl.samplers.difficulty import LEVELS, difficulty_f1
-from ffr_verl.samplers.difficulty_file import difficulty_table, row_keys, rows_of_files, write_difficulty
+from ffr_verl.samplers.difficulty_file import difficulty_table, row_keys, write_difficulty
 
 __all__ = ["ScoreSummary", "answers_of_predictions", "draw_difficulty", "score"]
 

@@ -25,10 +25,22 @@ class Diagnosis:
     gold_images: int
 
 
+def fault_of(
+    text: str, fragment: Fragment | None, *, style: AnswerStyle, leaves_dialogue: bool
+) -> MalformedReason | None:
+    """The first fault of an answer, which `parse_fragment` has made `fragment` of: not the format, then a repeated id,
+    then an id that the dialogue lacks."""
+    if fragment is None:
+        return reason_of_malformed(text, style=style)
+    if not has_no_repeats(fragment):
+        return MalformedReason.REPEATED_ID
+    return MalformedReason.ID_OUTSIDE_DIALOGUE if leaves_dialogue else None
+
+
 def diagnose(
     completion: str, solution: str, *, extra_info: Mapping[str, Any] | None = None, style: AnswerStyle = "plain"
 ) -> Diagnosis:
-    """Find the first fault of an answer: not the format, then a repeated id, then an id that the dialogue lacks.
+    """Find the first fault of an answer (`fault_of`), and sizes of answer and gold.
 
     Without `utterance_ids` and `images` in `extra_info` no id is outside the dialogue.
 
@@ -43,20 +55,14 @@ def diagnose(
     """
     completion = completion_text(completion)
     predicted, gold = parse_fragment(completion, style=style), read_gold(solution)
-    reason: MalformedReason | None
-    if predicted is None:
-        reason = reason_of_malformed(completion, style=style)
-    elif not has_no_repeats(predicted):
-        reason = MalformedReason.REPEATED_ID
-    elif (
-        extra_info is not None
+    leaves_dialogue = (
+        predicted is not None
+        and extra_info is not None
         and extra_info.get("utterance_ids") is not None
         and extra_info.get("images") is not None
         and is_outside(predicted, *row_ids(extra_info))
-    ):
-        reason = MalformedReason.ID_OUTSIDE_DIALOGUE
-    else:
-        reason = None
+    )
+    reason = fault_of(completion, predicted, style=style, leaves_dialogue=leaves_dialogue)
     empty = Fragment((), ())
     predicted, gold = predicted or empty, gold or empty
     return Diagnosis(

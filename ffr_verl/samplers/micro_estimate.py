@@ -16,7 +16,7 @@ from ffr_verl.rewards.micro import MODALITIES, MicroCounts
 __all__ = ["MicroEstimate"]
 
 _DECAY = 0.8
-_ANSWERS_AT_THE_START = 256.0
+SCORED_ANSWERS = 256.0  # what the estimate of a difficulty file weighs at the start
 
 
 class MicroEstimate:
@@ -26,7 +26,7 @@ class MicroEstimate:
     universe; it counts for `weight` answers.
     """
 
-    def __init__(self, start: np.ndarray, weight: float = _ANSWERS_AT_THE_START) -> None:
+    def __init__(self, start: np.ndarray, weight: float = SCORED_ANSWERS) -> None:
         self._means = np.array(start, dtype=np.float64)
         self._weight = weight
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from ffr_verl.data.windows import Window, WindowSettings, cut_messages, windows_of
 from ffr_verl.dialogues import Dialogue, parse_dialogue
-from ffr_verl.fragments import Fragment, format_fragment, parse_fragment
+from ffr_verl.fragments import Fragment
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class CheckedRow:
         prompt = messages = cut_messages(self.prompt, window)
         if self.gold is not None and self.solution is not None:
             gold = window.part_of(self.gold)
-            solution = format_fragment(gold, style="plain" if parse_fragment(self.solution) else "reasoning")
+            solution = window.part_of_text(self.solution, self.gold)
             messages = [*prompt, {**self.messages[-1], "content": solution}]
         return replace(
             self,

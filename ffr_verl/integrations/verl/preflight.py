@@ -33,7 +33,6 @@ from ffr_verl.data.parquet_files import (
     check_model_family,
     check_pages,
     check_pair,
-    dialogues_of_rows,
     holds_images,
     images_root,
     open_parquet,
@@ -565,7 +564,8 @@ def _check_embeddings(config: Any, rewards: RewardConfig) -> None:
         raise FFRError(f"{key}: {error}") from None
     for name in [*_local_files(config, "data.train_files"), *_local_files(config, "data.val_files")]:
         wanted, lacking = 0, list[str]()
-        for info in dialogues_of_rows(name):
+        dialogues = [row["extra_info"] for row in sampled_rows(name, ("extra_info",))]
+        for info in dialogues:
             wanted += len(set(info["utterance_ids"])) + len(set(info["images"] or ()))  # a picture may repeat
             lacking += scorer.missing_of(info)
         if wanted and len(lacking) == wanted:
@@ -575,7 +575,7 @@ def _check_embeddings(config: Any, rewards: RewardConfig) -> None:
             )
         if asks_queries:
             try:
-                check_queries(store, dialogues_of_rows(name))
+                check_queries(store, dialogues)
             except FFRError as error:
                 raise FFRError(f"{key}: {error} ({name})") from None
         if lacking:

@@ -14,11 +14,12 @@ from ffr_verl.errors import FFRError
 from ffr_verl.fragments import Fragment, parse_gold
 from ffr_verl.samplers.curriculum import GOLD_STRATA, RowDifficulty
 from ffr_verl.samplers.difficulty_file import DifficultyFile, row_key
+from ffr_verl.samplers.micro_estimate import SCORED_ANSWERS
 from ffr_verl.settings import CurriculumConfig
 
 __all__ = ["TrainingRows"]
 
-_SCORED_ANSWERS, _UNSCORED_ANSWERS = 256.0, 32.0
+_UNSCORED_ANSWERS = 32.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,4 +75,4 @@ class TrainingRows:
         difficulty = dataclasses.replace(
             difficulty, strata=strata, strata_names=names, spread=spread, turns=np.array(turns, dtype=np.int32)
         )
-        return cls(difficulty, (start, _UNSCORED_ANSWERS if scored is None else _SCORED_ANSWERS))
+        return cls(difficulty, (start, _UNSCORED_ANSWERS if scored is None else SCORED_ANSWERS))

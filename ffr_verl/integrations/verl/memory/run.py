@@ -41,7 +41,6 @@ class Rollout:
 class Run:
     """What of a composed config decides its memory; sizes of values in bytes, the other counts on one GPU."""
 
-    stage: Literal["sft", "grpo"]
     gpus: int
     nodes: int
     shards: int
@@ -194,7 +193,6 @@ def read_run(
     optimizer = get(f"{node}.optim.optimizer" if grpo else "optim.optimizer", "AdamW")
     all_offloaded = training.strategy == "fsdp2" and bool(get(f"{engine}.offload_policy", False))
     return Run(
-        stage="grpo" if grpo else "sft",
         gpus=gpus,
         nodes=nodes,
         shards=shards,
