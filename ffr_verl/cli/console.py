@@ -29,7 +29,7 @@ SOURCE_FORMATS = (
     "mmdialog, mmdd, a plugin's, pkg://module:name or FILE.py:name; list describes them and ends."
 )
 
-StoredDtype = Literal["float16", "float32"]
+VectorDtype = Literal["float16", "float32"]
 WindowIds = Literal["global", "published"]
 Language = Literal["en", "zh"]
 PredictionFormat = Literal["ffr", "verl"]

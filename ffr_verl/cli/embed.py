@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from ffr_verl.cli.console import StoredDtype, console, refuse_options, warn, wrote
+from ffr_verl.cli.console import VectorDtype, console, refuse_options, warn, wrote
 from ffr_verl.cli.options import Force
 from ffr_verl.errors import printable
 
@@ -25,7 +25,7 @@ def embed(
     revision: Annotated[str | None, typer.Option(help="Revision of a hub model.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; the best there is by default.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Items that the model gets at a time.")] = 64,
-    dtype: Annotated[StoredDtype, typer.Option(help="Of the stored vectors.")] = "float16",
+    dtype: Annotated[VectorDtype, typer.Option(help="Of the stored vectors.")] = "float16",
     normalize: Annotated[bool, typer.Option(help="Scale vectors to length 1.")] = True,
     images_root: Annotated[
         Path | None, typer.Option(help="Folder of the images; by default the one recorded in the files.")

@@ -80,13 +80,18 @@ def check_saved(checkpoint: Path, uninterrupted: CurriculumSampler) -> dict[str,
 def test_killed_in_checkpoint_after_checkpoint(
     folder: Path, online_arguments: list[str], small_train: Path, difficulty: Path
 ) -> None:
-    """kill -9 of every process at a random moment from the first file of a checkpoint on: the newest one that is
-    named is whole each time, the run resumes from it, and in the end no row is lost or met twice."""
+    """kill -9 of every process at a random moment from the first file of a checkpoint on, half of them while it is
+    written (a tenth of a second): the newest one that is named is whole each time, the run resumes from it, and in the
+    end no row is lost or met twice."""
     checkpoints, rollouts, steps = folder / "killed", folder / "killed_rollouts", KILLS + 2
     arguments = [*online_arguments, f"trainer.rollout_data_dir={rollouts}", f"trainer.total_training_steps={steps}"]
     source, left = random.Random(0), Counter[str]()
     for number in range(KILLS):
-        before, started, delay = int(latest(checkpoints) or 0), time.time(), source.uniform(0.0, 3.0)
+        before, started, delay = (
+            int(latest(checkpoints) or 0),
+            time.time(),
+            source.choice((0.1, 3.0)) * source.random(),
+        )
         place = checkpoints / f"global_step_{before + 1}"
 
         def in_a_checkpoint(place: Path = place, started: float = started, delay: float = delay) -> bool:

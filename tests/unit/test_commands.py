@@ -3,17 +3,18 @@ default."""
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import typer.main
 from typer.testing import CliRunner
 
-from ffr_verl.cli import app, build, embed, evaluate, infer, prepare, score
+from ffr_verl.cli import app, build, console, embed, evaluate, infer, prepare, score
 from ffr_verl.data.compose import ComposeSettings
 from ffr_verl.data.prepare import prepare as prepare_rows
 from ffr_verl.embeddings.encoders import EncoderSettings
@@ -107,3 +108,21 @@ def test_defaults_are_those_of_the_library(command: Callable[..., Any], library:
         for function in (command, library)
     )
     assert {name: ours[name] for name in names.split()} == {name: theirs[name] for name in names.split()}
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("VectorDtype", "embeddings.store"),
+        ("WindowIds", "data.windows"),
+        ("Language", "data.templates"),
+        ("PredictionFormat", "predictions"),
+        ("AnswerStyle", "fragments"),
+        ("Layout", "data.compose"),
+        ("CoherenceMode", "rewards.settings"),
+    ],
+)
+def test_choices_are_those_of_the_library(name: str, module: str) -> None:
+    """They stand in `cli.console` too, since `--help` does not load what holds them."""
+    theirs = getattr(importlib.import_module(f"ffr_verl.{module}"), name)
+    assert set(get_args(getattr(console, name))) == set(get_args(theirs))
