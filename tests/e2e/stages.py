@@ -116,19 +116,13 @@ def online_sampler(data: Path, difficulty: Path) -> CurriculumSampler:
 
 
 def check_steps(
-    stage: Stage,
-    sampler: CurriculumSampler,
-    rollouts: Path,
-    data: Path,
-    *,
-    steps: int = ONLINE_STEPS,
-    logged_from: int = 1,
+    stage: Stage, sampler: CurriculumSampler, rollouts: Path, data: Path, *, logged_from: int = 1
 ) -> set[int]:
     """Each step's rows, and its curves of curriculum and reward, are those of a run of the sampler alone, which is
     told the rewards that the real run wrote down; returns the rows. The log of a resumed run begins with a later step.
     """
     rows = set[int]()
-    for step in range(1, steps + 1):
+    for step in range(1, ONLINE_STEPS + 1):
         drawn = [sampler.row_at((step - 1) * ONLINE_BATCH + place) for place in range(ONLINE_BATCH)]
         found = answers_by_row(rollouts / f"{step}.jsonl", data)
         wanted = {row: ONLINE_ANSWERS * count for row, count in Counter(drawn).items()}

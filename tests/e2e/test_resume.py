@@ -16,11 +16,23 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 from doc_examples import written_example
-from stages import ONLINE_SEED, ONLINE_STEPS, check_steps, latest, online_sampler, run_stage, stop_when
+from stages import (
+    ONLINE_ANSWERS,
+    ONLINE_BATCH,
+    ONLINE_SEED,
+    ONLINE_STEPS,
+    answers_by_row,
+    check_steps,
+    latest,
+    online_sampler,
+    run_stage,
+    stop_when,
+)
 
 from ffr_verl.demo.processes import StageFailed
 from ffr_verl.integrations.verl.checkpoint_folders import missing_in_step
@@ -29,7 +41,7 @@ from ffr_verl.samplers import CurriculumConfig, CurriculumSampler
 
 pytestmark = pytest.mark.timeout(1000)
 
-KILLS = 20 if int(os.environ.get("FFR_ATTACKS", "0")) >= 1000 else 0
+KILLS = int(os.environ.get("FFR_ATTACKS", "0")) // 100
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(
@@ -61,21 +73,16 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(
     trained = check_steps(stage, uninterrupted, rollouts, small_train, logged_from=2)
     assert {has_images[row] for row in trained} == {True, False}, "rows without images were trained on too"
 
-    assert check_saved(checkpoints / f"global_step_{ONLINE_STEPS}", uninterrupted)["micro"]["weight"] > 0
-
-
-def check_saved(checkpoint: Path, uninterrupted: CurriculumSampler) -> dict[str, Any]:
-    """The curriculum's state in a checkpoint is that of a run that nobody stopped; returns it."""
-    saved: dict[str, Any] = torch.load(checkpoint / "data.pt", weights_only=False)
+    saved: dict[str, Any] = torch.load(checkpoints / f"global_step_{ONLINE_STEPS}" / "data.pt", weights_only=False)
     state, expected = saved["dataset_state"], uninterrupted.state_dict()
     assert state["draws"].tolist() == expected["draws"].tolist()
     for found, wanted in zip(state["online"]["parts"], expected["online"]["parts"], strict=True):
         assert found["spreads"].tolist() == pytest.approx(wanted["spreads"].tolist(), abs=1e-5)
         assert found["random"] == wanted["random"]
-    return dict(state)
+    assert state["micro"]["weight"] > 0, "where the policy stands is saved, too"
 
 
-@pytest.mark.skipif(not KILLS, reason="the long part: FFR_ATTACKS=1000 or more (make attack), about half an hour")
+@pytest.mark.skipif(not KILLS, reason="one kill for 100 of FFR_ATTACKS (make attack), of two minutes each")
 @pytest.mark.timeout(150 * KILLS + 1000)
 def test_killed_in_checkpoint_after_checkpoint(
     folder: Path, online_arguments: list[str], small_train: Path, difficulty: Path
@@ -107,12 +114,31 @@ def test_killed_in_checkpoint_after_checkpoint(
         assert now in (before, before + 1)
         assert not now or not missing_in_step(checkpoints / f"global_step_{now}", "grpo")
         left["after a checkpoint" if now > before else "in a checkpoint"] += 1
-    stage = run_stage("killed", folder, arguments, seconds=400 + 20 * KILLS)
-    resumed_at = min(entry["step"] for entry in stage.metrics if "actor/loss" in entry["data"])
-    uninterrupted = online_sampler(small_train, difficulty)
-    check_steps(stage, uninterrupted, rollouts, small_train, steps=steps, logged_from=resumed_at)
-    check_saved(checkpoints / f"global_step_{steps}", uninterrupted)
-    sys.stdout.write(f"kill -9 of GRPO: {dict(left)}; the last run resumed at step {resumed_at}\n")
+    run_stage("killed", folder, arguments, seconds=400 + 20 * KILLS)
+    check_chain(checkpoints, rollouts, small_train, difficulty, steps=steps)
+    sys.stdout.write(f"kill -9 of GRPO: {dict(left)}\n")
+
+
+def check_chain(checkpoints: Path, rollouts: Path, data: Path, difficulty: Path, *, steps: int) -> None:
+    """The rows of each step are those that the curriculum draws from the state in the checkpoint before it; verl writes
+    a step's rollouts behind its checkpoint, so a kill may leave a step without."""
+    state: dict[str, Any] | None = None
+    draws = 0
+    for step in range(1, steps + 1):
+        alone = online_sampler(data, difficulty)
+        if state is not None:
+            alone.load_state_dict(state)
+        drawn = Counter(alone.row_at((step - 1) * ONLINE_BATCH + place) for place in range(ONLINE_BATCH))
+        saved = torch.load(checkpoints / f"global_step_{step}" / "data.pt", weights_only=False)
+        state = saved["dataset_state"]
+        added = np.asarray(state["draws"], dtype=int) - draws
+        assert dict(enumerate(added)) == {row: drawn[row] for row in range(len(added))}, f"rows of step {step}"
+        draws = draws + added
+        if (rollouts / f"{step}.jsonl").is_file():
+            found = answers_by_row(rollouts / f"{step}.jsonl", data)
+            assert {row: len(group) for row, group in found.items()} == {
+                row: ONLINE_ANSWERS * count for row, count in drawn.items()
+            }
 
 
 def test_an_order_of_ones_own_is_resumed(
