@@ -1,5 +1,5 @@
-"""GRPO stopped by SIGTERM and by kill -9 in the middle of a checkpoint, and gone on with: the same rows in the same
-order as a run that nobody stopped.
+"""GRPO stopped by SIGTERM and by kill -9 in the middle of a checkpoint, and resumed: the same rows in the same order
+as a run that nobody stopped.
 
 The uninterrupted run is played by the sampler alone, which is told the rewards that the real run wrote down.
 """
@@ -120,8 +120,10 @@ def test_killed_in_checkpoint_after_checkpoint(
 
 
 def check_chain(checkpoints: Path, rollouts: Path, data: Path, difficulty: Path, *, steps: int) -> None:
-    """The rows of each step are those that the curriculum draws from the state in the checkpoint before it; verl writes
-    a step's rollouts behind its checkpoint, so a kill may leave a step without."""
+    """The rows of each step are those that the curriculum draws from the state in the checkpoint before it.
+
+    verl writes a step's rollouts behind its checkpoint, so a kill may leave a step without.
+    """
     state: dict[str, Any] | None = None
     draws = 0
     for step in range(1, steps + 1):
