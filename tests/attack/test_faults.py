@@ -6,6 +6,7 @@ What needs a server, an encoder or verl: tests/integration/test_killed_commands.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -216,6 +217,17 @@ def test_a_disk_that_gets_full(bench: Bench, source: random.Random) -> None:
         bench.check_whole({name: data for name, data in left.items() if name != "report.json"})
         HELD[f"full disk, {bench.name}: {'told' if status else 'fitted'}"] += 1
         bench.clear()
+
+
+def test_a_clock_that_goes_back(bench: Bench) -> None:
+    """As Python sees it: an hour with each look."""
+    looks = itertools.count()
+    changed = {"time": lambda: 1e9 - 3600 * next(looks), "time_ns": lambda: 10**18 - 3600 * 10**9 * next(looks)}
+    assert end_of(bench.start(lambda: [setattr(time, name, clock) for name, clock in changed.items()])) == 0
+    left = content(bench.folder)
+    assert left.keys() == bench.good[0].keys()
+    bench.check_whole(left)
+    HELD[f"a clock that goes back, {bench.name}: the same"] += 1
 
 
 @pytest.mark.parametrize("place", ["/proc/nothing", "/dev/null/x", "/dev/full"])

@@ -19,12 +19,12 @@ from conftest import ATTACKS, HELD, outcome
 
 from ffr_verl.data.checks.other_splits import OtherSplits
 from ffr_verl.data.inspection import render_row
-from ffr_verl.data.parquet_files import check_columns, check_images, check_pages, images_root
+from ffr_verl.data.parquet_files import check_columns, check_images, check_pages, images_root, rows_of_files
 from ffr_verl.embeddings import EmbeddingStore, write_store
 from ffr_verl.embeddings.plan import make_plan
 from ffr_verl.embeddings.store import StoreManifest
 from ffr_verl.inference.rows import AskedRows
-from ffr_verl.samplers.difficulty_file import DifficultyFile, difficulty_table, row_keys, rows_of_files
+from ffr_verl.samplers.difficulty_file import DifficultyFile, difficulty_table, row_keys
 from ffr_verl.settings import DataConfig
 
 Command = Callable[..., int]

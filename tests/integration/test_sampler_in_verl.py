@@ -17,10 +17,11 @@ from transformers import AutoProcessor, AutoTokenizer
 from verl.trainer.ppo.utils import create_rl_sampler
 from verl.utils.dataset.rl_dataset import collate_fn
 
+from ffr_verl.data.parquet_files import rows_of_files
 from ffr_verl.errors import FFRError
 from ffr_verl.integrations.verl.datasets import FFRDataset
 from ffr_verl.rewards import compute_score
-from ffr_verl.samplers.difficulty_file import difficulty_table, rows_of_files, write_difficulty
+from ffr_verl.samplers.difficulty_file import difficulty_table, write_difficulty
 from ffr_verl.samplers.sampler import activate, active_sampler
 
 pytestmark = pytest.mark.timeout(300)
