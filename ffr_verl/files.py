@@ -81,15 +81,22 @@ def read_yaml(path: Path, *, mend: str, option: str | None = None) -> Any:
 
 def _temporary_folder(path: Path) -> Path:
     """Make a hidden folder beside `path` under a name that nobody can guess; an `OSError` where something lies there
-    all the same. What a command that was killed on this machine has left of such folders is removed."""
+    all the same. What a command that was killed on this machine has left of such folders is removed, and what it was
+    about to replace comes back."""
     node = platform.node()
     for left in path.parent.glob(f".{glob.escape(path.name)}.{node}.*.partial"):
         pid = left.name.split(".")[-3]
         if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            _put_back(left / "old", path)
             _remove(left)
     made = path.with_name(f".{path.name}.{node}.{os.getpid()}.{secrets.token_hex(8)}.partial")
     made.mkdir(mode=0o700)  # follows no link
     return made
+
+
+def _put_back(old: Path, path: Path) -> None:
+    if old.exists() and not path.exists():
+        old.rename(path)
 
 
 def _remove(path: Path) -> None:
@@ -143,6 +150,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
                     path.rename(folder / "old")
                 temporary.rename(path)
         finally:
+            _put_back(folder / "old", path)
             _remove(folder)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from ffr_verl.data.windows import WindowSettings
 from ffr_verl.dialogues import Utterance, extra_info, parse_dialogue
 from ffr_verl.embeddings.store import split_dialogue_id
 from ffr_verl.errors import FFRError
+from ffr_verl.files import whole_folder
 from ffr_verl.images import resolve_image
 from ffr_verl.rewards import batch
 
@@ -254,6 +256,31 @@ def test_an_output_that_another_output_will_be_is_refused(folder: Path) -> None:
     with pytest.raises(FFRError, match=r"--report .*t\.rl\.parquet: is read by this command"):
         run(folder, [RAW], report=folder / "out" / "t.rl.parquet")
     assert not (folder / "out" / "t.rl.parquet").exists()
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_folder_that_was_about_to_be_replaced_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    """Between the two renames the command ends, with an exception or without a chance to tidy up."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").touch()
+    if killed:
+        left = tmp_path / f".model.{platform.node()}.999999999.aa.partial"
+        left.mkdir()
+        (tmp_path / "model").rename(left / "old")
+    real = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        if self.name == "new":
+            raise KeyboardInterrupt
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "model"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["config.json"]
 
 
 def test_names_that_are_no_utf8_are_fine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
