@@ -8,6 +8,7 @@ import fcntl
 import glob
 import os
 import platform
+import re
 import secrets
 import shutil
 import stat
@@ -22,6 +23,7 @@ from ffr_verl.errors import FFRError
 __all__ = [
     "check_output",
     "disk_errors",
+    "is_same_file",
     "lock_folder",
     "read_text",
     "read_yaml",
@@ -86,12 +88,20 @@ def _temporary_folder(path: Path) -> Path:
     node = platform.node()
     for left in path.parent.glob(f".{glob.escape(path.name)}.{node}.*.partial"):
         pid = left.name.split(".")[-3]
-        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+        if _is_own_folder(left) and re.fullmatch("[0-9]{1,9}", pid) and not psutil.pid_exists(int(pid)):
             _put_back(left / "old", path)
             _remove(left)
     made = path.with_name(f".{path.name}.{node}.{os.getpid()}.{secrets.token_hex(8)}.partial")
     made.mkdir(mode=0o700)  # follows no link
     return made
+
+
+def _is_own_folder(path: Path) -> bool:
+    try:
+        found = path.lstat()
+    except FileNotFoundError:  # its command has ended
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
 
 
 def _put_back(old: Path, path: Path) -> None:
@@ -156,11 +166,13 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 def lock_folder(folder: Path) -> IO[bytes]:
     """Make a folder of work in progress and lock it for this process, as long as what is returned is open; an
-    `FFRError` when another run has it, or there are links in it, through which others' files would be written."""
+    `FFRError` when another run has it, or there are links in it, through which others' files would be written, or
+    pipes."""
     folder.mkdir(parents=True, exist_ok=True)
-    links = [path for path in (folder, *folder.iterdir()) if path.is_symlink()]
-    if links:
-        raise FFRError(f"{links[0]}: a link, where ffr-verl keeps work in progress; remove it")
+    for path in (folder, *folder.iterdir()):
+        if path.is_symlink():
+            raise FFRError(f"{path}: a link, where ffr-verl keeps work in progress; remove it")
+        refuse_special(path)
     lock = (folder / "lock").open("ab")
     try:  # a lock of this kind ends with the process and is not inherited by those that vLLM forks
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -190,15 +202,16 @@ def check_output(
     """
     if output.is_dir():
         raise FFRError(f"{option} {output}: a folder; give the name of a file, such as {output / example}")
-    if any(_is_same(output, file) for file in inputs):
+    if any(is_same_file(output, file) for file in inputs):
         raise FFRError(f"{option} {output}: is read by this command; give another name, such as {example}")
     if output.suffix == ".gz":
         raise FFRError(f"{option} {output}: the file is not compressed; give a name without .gz")
-    if output.exists() and not force:
+    refuse_special(output)
+    if os.path.lexists(output) and not force:
         raise FFRError(f"{output}: is there already; choose another {option}, or replace it with --force")
 
 
-def _is_same(first: Path, second: Path) -> bool:
+def is_same_file(first: Path, second: Path) -> bool:
     """Whether two paths name one file, be it there or not."""
     is_link = first.exists() and second.exists() and first.samefile(second)
-    return is_link or first.resolve() == second.resolve()
+    return is_link or os.path.realpath(first) == os.path.realpath(second)

@@ -34,6 +34,9 @@ def check_cluster(address: str, *, where: str) -> None:
             pass
     except (OSError, OverflowError, UnicodeError) as error:
         raise FFRError(f"{where}: nothing answers there ({error}); `ray start --head` prints its address") from None
+    token = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if token and not os.path.isfile(token):
+        raise FFRError(f"{where}: RAY_AUTH_TOKEN_PATH={token}: no such file; give that of `ray start --head`")
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)

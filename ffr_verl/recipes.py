@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
@@ -65,24 +66,31 @@ def read_recipe(file: Path, by: Sequence[Path] = ()) -> dict[str, Any]:
     Raises:
         FFRError: for a file that cannot be read, holds no mapping, or inherits what is not there.
     """
-    if file in by:
+    if file.resolve() in by:
         raise FFRError(f"{file}: inherits itself: {', '.join(path.name for path in by)}")
     found = read_yaml(file, mend="give the YAML file of a recipe")
     if not isinstance(found, dict):
         raise FFRError(f"{file}: found no mapping; give the YAML file of a recipe")
+    try:
+        json.dumps(found, default=str)
+    except (ValueError, RecursionError, TypeError) as error:  # it holds itself, or a number that is not written out
+        raise FFRError(f"{file}: {error}; give the YAML file of a recipe") from None
     names = found.pop("defaults", None) or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise FFRError(f"{file}: defaults: found {names!r}, expected a list of recipes and _self_")
     merged: dict[str, Any] = {}
     for name in names if "_self_" in names else [*names, "_self_"]:
-        merged = _merged(merged, found if name == "_self_" else read_recipe(_inherited(file, name), [*by, file]))
+        merged = _merged(
+            merged, found if name == "_self_" else read_recipe(_inherited(file, name), [*by, file.resolve()])
+        )
     return merged
 
 
 def _inherited(file: Path, name: str) -> Path:
-    beside = file.parent / f"{name}.yaml"
-    found = beside if beside.is_file() else _FOLDER / f"{name}.yaml"
-    if not found.is_file():
+    beside, packaged = file.parent / f"{name}.yaml", _FOLDER / f"{name}.yaml"
+    is_name = Path(name).name == name and len(name) < 200
+    found = beside if is_name and beside.is_file() else packaged
+    if not is_name or not found.is_file():
         raise FFRError(f"{file}: inherits {name}, which is neither beside it nor packaged; bring it there")
     return found
 

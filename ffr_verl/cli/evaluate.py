@@ -14,7 +14,7 @@ import typer
 from ffr_verl.cli.console import console, say, warn, wrote
 from ffr_verl.cli.options import Compare, Force, RewardedStyle, RewardKwargs, RowFormat
 from ffr_verl.errors import FFRError
-from ffr_verl.files import check_output, whole_or_nothing
+from ffr_verl.files import check_output, is_same_file, whole_or_nothing
 
 if TYPE_CHECKING:
     from ffr_verl.evaluation.counts import RowCounts
@@ -142,5 +142,5 @@ def _check_outputs(sources: Sequence[Path | None], outputs: Mapping[str, Path | 
         check_output(path, force=force, example=f"result.{option.strip('-')}", inputs=inputs, option=option)
         if path.parent.exists() and not path.parent.is_dir():
             raise FFRError(f"{path}: {path.parent} is no folder")
-    if len({path.absolute() for path in given.values()}) < len(given):
+    if len(given) > 1 and is_same_file(*given.values()):
         raise FFRError(f"{given['--json']}: given for --json and for --csv; choose two names")

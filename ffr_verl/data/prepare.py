@@ -98,8 +98,10 @@ def prepare(
     paths = [output / f"{split}.{name}" for name in ("rl.parquet", "sft.parquet", "rejected.jsonl")]
     with contextlib.ExitStack() as stack:
         if report is not None:
-            inputs = [source, *against, *paths]
-            may_replace = force or not any(path.exists() for path in paths)  # by a call that was refused
+            others = [path for path in (template, image_map) if path is not None]
+            inputs = [source, *against, *others, *paths]
+            # By a call that was refused.
+            may_replace = force or (not any(path.exists() for path in paths) and _is_report(report))
             check_output(report, force=may_replace, example="report.json", inputs=inputs, option="--report")
             stack.enter_context(_reported(report, source, split, log, statistics, left_out))
         root = images_root.expanduser().resolve()
@@ -109,7 +111,7 @@ def prepare(
             raise FFRError(f"--images-root: {images_root}: no such folder")
         if not source.exists():
             raise FFRError(f"{source}: no such file")
-        for path in paths[: 1 if unlabelled else 2]:
+        for path in (*paths[: 1 if unlabelled else 2], paths[2]):
             check_output(path, force=force, example=path.name, inputs=[source, *against], option="--split")
         name, form = find_source(source_format, source)
         for option, is_given in (("--language", language), ("--template", template), ("--captions", captions)):
@@ -208,6 +210,15 @@ def _image_bytes(root: Path, name: str, *, decode: bool) -> bytes:
             f"{root / name}: changed while it was read: {error}; leave the images alone meanwhile"
         ) from None
     return data
+
+
+def _is_report(path: Path) -> bool:
+    """Whether a file is one that `_reported` has written."""
+    try:
+        found = json.loads(path.read_bytes()) if path.is_file() else None
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and {"source", "split", "rows_written"} <= found.keys()
 
 
 @contextlib.contextmanager

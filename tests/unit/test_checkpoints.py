@@ -148,3 +148,17 @@ def test_what_is_missing_for_a_best_checkpoint_is_said(tmp_path: Path) -> None:
     (tmp_path / "validation.json").write_text("[1]")
     with pytest.raises(FFRError, match=r"validation\.json: not what a training run wrote"):
         best_checkpoint(tmp_path, "micro_joint_f1")
+
+
+def test_a_metric_that_is_no_number_is_never_best(tmp_path: Path) -> None:
+    for step in (1, 2):
+        write_step(tmp_path, step, "grpo")
+    (tmp_path / "validation.json").write_text('{"1": {"m": NaN}, "2": {"m": 0.5}}')
+    assert best_checkpoint(tmp_path, "m")[:2] == (2, 0.5)
+
+
+@pytest.mark.parametrize("text", ['{"1": {"m": ' + 400 * "9" + "}}", 100_000 * "["])
+def test_odd_results_are_said(tmp_path: Path, text: str) -> None:
+    (tmp_path / "validation.json").write_text(text)
+    with pytest.raises(FFRError, match=r"validation\.json: not what a training run wrote"):
+        best_checkpoint(tmp_path, "m")

@@ -24,7 +24,7 @@ from ffr_verl.data.windows import WindowSettings
 from ffr_verl.dialogues import Utterance, extra_info, parse_dialogue
 from ffr_verl.embeddings.store import split_dialogue_id
 from ffr_verl.errors import FFRError
-from ffr_verl.files import whole_folder
+from ffr_verl.files import check_output, lock_folder, whole_folder, whole_or_nothing
 from ffr_verl.images import resolve_image
 from ffr_verl.rewards import batch
 
@@ -281,6 +281,52 @@ def test_a_folder_that_was_about_to_be_replaced_comes_back(
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["config.json"]
+
+
+def test_rejects_do_not_take_the_place_of_the_source(folder: Path) -> None:
+    """As when the rows that were left out are mended in place and prepared again."""
+    (folder / "out").mkdir()
+    source = folder / "out" / "t.rejected.jsonl"
+    source.write_text(json.dumps(RAW))
+    for force in (False, True):
+        with pytest.raises(FFRError, match=r"t\.rejected\.jsonl: is read by this command"):
+            prepare(
+                source, images_root=folder, output=folder / "out", split="t", source_format="dialogue", force=force
+            )
+    with pytest.raises(FFRError, match=r"t\.rejected\.jsonl: is there already"):
+        run(folder, [RAW], force=False)
+    assert source.read_text() == json.dumps(RAW)
+
+
+def test_a_report_replaces_nothing_but_a_report(folder: Path) -> None:
+    (folder / "notes.txt").write_text("precious")
+    with pytest.raises(FFRError, match=r"notes\.txt: is there already"):
+        run(folder, [RAW], report=folder / "notes.txt", force=False)
+    assert (folder / "notes.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize("pid", ["²", "9" * 23, "999999999"])
+def test_names_like_those_of_work_in_progress_are_left_alone(tmp_path: Path, pid: str) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "old").touch()
+    (tmp_path / f".o.json.{platform.node()}.{pid}.aa.partial").symlink_to(tmp_path / "precious")
+    with whole_or_nothing([tmp_path / "o.json"]) as (temporary,):
+        temporary.write_text("{}")
+    assert (tmp_path / "o.json").read_text() == "{}"
+    assert (tmp_path / "precious" / "old").exists()
+
+
+def test_outputs_that_are_no_files_are_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name, message in (("pipe", "a pipe or a device"), ("dangling", "is there already"), ("loop", "is there alr")):
+        with pytest.raises(FFRError, match=message):
+            check_output(tmp_path / name, force=name == "pipe", example="x.json", inputs=[tmp_path / "in"])
+    (tmp_path / "work").mkdir()
+    os.mkfifo(tmp_path / "work" / "lock")
+    with pytest.raises(FFRError, match="lock: a pipe or a device"):
+        lock_folder(tmp_path / "work")
 
 
 def test_names_that_are_no_utf8_are_fine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -203,3 +203,20 @@ def test_a_recipe_that_inherits_itself_is_named(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("defaults: ffr_grpo")
     with pytest.raises(FFRError, match=r"c\.yaml: defaults: found 'ffr_grpo', expected a list"):
         read_recipe(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('defaults: ["../{folder}/my"]', "inherits ../.*/my, which is neither beside it nor packaged"),
+        ("defaults: [my]", "inherits itself"),
+        ("defaults: [" + 300 * "a" + "]", "which is neither beside it nor packaged"),
+        ("a: &a {b: *a}", "Circular reference"),
+        ("a: 0x" + 6000 * "f", "Exceeds the limit"),
+        ("a: " + 3000 * "[", "recursion"),
+    ],
+)
+def test_files_that_are_no_recipes(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "my.yaml").write_text(text.replace("{folder}", tmp_path.name))
+    with pytest.raises(FFRError, match=message):
+        read_recipe(tmp_path / "my.yaml")

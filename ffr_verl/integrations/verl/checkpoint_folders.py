@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from ffr_verl.errors import FFRError
+from ffr_verl.files import refuse_special
 
 __all__ = [
     "best_checkpoint",
@@ -125,12 +127,13 @@ def read_results(folder: Path) -> dict[int, dict[str, float]]:
     """What the validations of a run found (`validation.json`, which `FFRReplayBuffer` writes), by step; empty without,
     an `FFRError` when the file cannot be read."""
     path = folder / RESULTS
+    refuse_special(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return {int(step): {str(name): float(value) for name, value in one.items()} for step, one in content.items()}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, OverflowError, RecursionError) as error:
         raise FFRError(f"{path}: not what a training run wrote ({error})") from None
 
 
@@ -142,7 +145,7 @@ def best_checkpoint(folder: Path, metric: str) -> tuple[int, float, Path]:
     """
     results = read_results(folder)
     places: dict[int, Path] = {}
-    for step in [step for step, found in results.items() if metric in found]:
+    for step in [step for step, found in results.items() if math.isfinite(found.get(metric, math.nan))]:
         for place in (folder / f"global_step_{step}", folder / "best" / f"global_step_{step}"):
             if place.is_dir() and not missing_in_step(place, "grpo"):
                 places[step] = place

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ffr_verl.errors import FFRError, one_line
-from ffr_verl.files import whole_folder
+from ffr_verl.files import refuse_special, whole_folder
 from ffr_verl.integrations.verl.checkpoint_folders import SHARD, missing_shards, steps_of
 
 __all__ = ["check_shards", "compare_logits", "find_shards", "merge_checkpoint"]
@@ -63,6 +63,7 @@ def check_shards(shards: Path) -> None:
         "a checkpoint of verl holds tensors only; to merge it all the same, trusting who made it: --trust-checkpoint"
     )
     config = shards / "fsdp_config.json"
+    refuse_special(config)
     try:
         sizes = json.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
