@@ -43,7 +43,7 @@ class DemoSettings:
 
     @classmethod
     def quick(cls, stack: StackName = "cpu") -> DemoSettings:
-        """The same stages in less than six minutes."""
+        """The same stages with fewer rows and steps."""
         return cls(train_rows=768, heldout_rows=64, sft_steps=32, grpo_steps=6, stack=stack)
 
 
