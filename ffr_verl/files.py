@@ -60,7 +60,7 @@ def read_text(path: Path, *, mend: str, option: str | None = None) -> str:
 
     `option` is how the path was given, for the message.
     """
-    where = str(path) if option is None else f"{option} {path}"
+    where = _named(path, option)
     refuse_special(path)
     try:
         with disk_errors(where, mend):
@@ -77,8 +77,11 @@ def read_yaml(path: Path, *, mend: str, option: str | None = None) -> Any:
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a date that no calendar has
-        where = str(path) if option is None else f"{option} {path}"
-        raise FFRError(f"{where}: {' '.join(str(error).split())}; {mend}") from None
+        raise FFRError(f"{_named(path, option)}: {' '.join(str(error).split())}; {mend}") from None
+
+
+def _named(path: Path, option: str | None) -> str:
+    return str(path) if option is None else f"{option} {path}"
 
 
 def _temporary_folder(path: Path) -> Path:
@@ -170,9 +173,9 @@ def lock_folder(folder: Path) -> IO[bytes]:
     pipes."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in (folder, *folder.iterdir()):
-        if path.is_symlink():
-            raise FFRError(f"{path}: a link, where ffr-verl keeps work in progress; remove it")
-        refuse_special(path)
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            what = "a link" if path.is_symlink() else "a pipe or a device"
+            raise FFRError(f"{path}: {what}, where ffr-verl keeps work in progress; remove it")
     lock = (folder / "lock").open("ab")
     try:  # a lock of this kind ends with the process and is not inherited by those that vLLM forks
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -194,19 +197,28 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def check_output(
-    output: Path, *, force: bool, example: str, inputs: Iterable[Path] = (), option: str = "--output"
+    output: Path, *, force: bool, example: str, inputs: Iterable[Path | None] = (), option: str = "--output"
 ) -> None:
-    """Refuse an output that is a folder, that is an input, or that is there and shall not be replaced (`force`).
+    """Refuse an output that is no regular file, that is an input, or that is there and shall not be replaced.
 
-    `example` is the name of such a file, and `option` how it was given, for the message.
+    Args:
+        output: to be written.
+        force: whether a file that is there may be replaced.
+        example: name of such a file, for messages.
+        inputs: files that are read, or written beside it; `None` where one was not given.
+        option: how the output was given, for messages.
+
+    Raises:
+        FFRError: for each of these.
     """
     if output.is_dir():
         raise FFRError(f"{option} {output}: a folder; give the name of a file, such as {output / example}")
-    if any(is_same_file(output, file) for file in inputs):
+    if output.exists() and not output.is_file():
+        raise FFRError(f"{option} {output}: a pipe or a device; give the name of a file, such as {example}")
+    if any(file is not None and is_same_file(output, file) for file in inputs):
         raise FFRError(f"{option} {output}: is read by this command; give another name, such as {example}")
     if output.suffix == ".gz":
         raise FFRError(f"{option} {output}: the file is not compressed; give a name without .gz")
-    refuse_special(output)
     if os.path.lexists(output) and not force:
         raise FFRError(f"{output}: is there already; choose another {option}, or replace it with --force")
 

@@ -34,8 +34,9 @@ def check_cluster(address: str, *, where: str) -> None:
             pass
     except (OSError, OverflowError, UnicodeError) as error:
         raise FFRError(f"{where}: nothing answers there ({error}); `ray start --head` prints its address") from None
-    token = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    if token and not os.path.isfile(token):
+    given = {name: os.environ.get(f"RAY_AUTH_{name}") for name in ("MODE", "TOKEN", "TOKEN_PATH")}
+    token = given["TOKEN_PATH"]
+    if given["MODE"] == "token" and not given["TOKEN"] and token and not os.path.isfile(token):
         raise FFRError(f"{where}: RAY_AUTH_TOKEN_PATH={token}: no such file; give that of `ray start --head`")
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
     try:
@@ -52,12 +53,26 @@ def check_cluster(address: str, *, where: str) -> None:
 
 
 def check_nodes(address: str, paths: Sequence[str], *, where: str) -> None:
-    """An `FFRError` with a line for each node of the cluster whose workers do not see the `paths`, or this package;
-    clusters behind a Ray client (`ray://...`) are not looked at."""
+    """Ask each node of a cluster, by a task of Ray's on it, for what a run needs there.
+
+    Clusters behind a Ray client (`ray://...`) are not asked.
+
+    Args:
+        address: of the cluster, `HOST:PORT` or `auto`.
+        paths: files and folders; relative ones start where `ray start` was called on the node.
+        where: the cluster was named, for messages.
+
+    Raises:
+        FFRError: with a line for each node whose workers do not see a path, or this package; or when the nodes do not
+            answer.
+    """
     if "://" in address:
         return
     command = [sys.executable, "-m", __name__, address, *paths]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=2 * _SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        raise FFRError(f"{where}: its nodes have not answered for {2 * _SECONDS} s") from None
     if found.returncode != 0:
         said = (found.stderr.strip().splitlines() or [f"status {found.returncode}"])[-1]
         raise FFRError(f"{where}: its nodes could not be asked for what the run needs: {said}")

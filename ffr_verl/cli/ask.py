@@ -78,8 +78,8 @@ def ask(
     clean_up_when_terminated()
     asked = [*(query or ()), *(() if queries is None else read_queries(queries, option="--queries"))]
     if html is not None:
-        read_files = [path for path in (chat, queries, template, image_map) if path is not None]
-        check_output(html, force=force, example="found.html", inputs=read_files, option="--html")
+        inputs = [chat, queries, template, image_map]
+        check_output(html, force=force, example="found.html", inputs=inputs, option="--html")
     windows = WindowSettings(window, stride or max(1, window // 2), window_ids)
     read = ReadSettings({} if image_map is None else read_image_map(image_map), gap_hours)
     texts = None if template is None else PromptTemplate.read(template)

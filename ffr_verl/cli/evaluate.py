@@ -137,9 +137,8 @@ def evaluate(
 
 def _check_outputs(sources: Sequence[Path | None], outputs: Mapping[str, Path | None], *, force: bool) -> None:
     given = {option: path for option, path in outputs.items() if path is not None}
-    inputs = [source for source in sources if source is not None]
     for option, path in given.items():
-        check_output(path, force=force, example=f"result.{option.strip('-')}", inputs=inputs, option=option)
+        check_output(path, force=force, example=f"result.{option.strip('-')}", inputs=sources, option=option)
         if path.parent.exists() and not path.parent.is_dir():
             raise FFRError(f"{path}: {path.parent} is no folder")
     if len(given) > 1 and is_same_file(*given.values()):

@@ -11,6 +11,7 @@ from rich.table import Table
 from ffr_verl.cli import options as shared
 from ffr_verl.cli.console import clean_up_when_terminated, console, warn, wrote
 from ffr_verl.errors import FFRError
+from ffr_verl.files import check_output
 
 _MOST_REASONS = 5  # why dialogues are left out
 
@@ -66,6 +67,7 @@ def label(
     if endpoint is None:
         raise FFRError("give --endpoint URL: an OpenAI-compatible server with a language model")
     root = shared.images_root_of_chat(dialogues, images_root)
+    check_output(output, force=force, example="labelled.jsonl", inputs=[dialogues, prompts, image_map])
     read = ReadSettings({} if image_map is None else read_image_map(image_map), gap_hours)
     server = shared.server_settings(options, root)
     with RowProgress("labelling", console) as progress:

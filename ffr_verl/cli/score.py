@@ -85,13 +85,8 @@ def score(
 
     clean_up_when_terminated()
     picture = chart or output.with_suffix(".png")
-    check_output(
-        picture,
-        force=force,
-        example="difficulty.png",
-        inputs=[*data, output, *([] if predictions is None else [predictions])],
-        option="--chart",
-    )
+    inputs = [*data, output, predictions]
+    check_output(picture, force=force, example="difficulty.png", inputs=inputs, option="--chart")
     if predictions is not None:
         refuse_options(context, _OF_MODEL, "is of answers by --model; it does not go with --predictions")
     settings = None

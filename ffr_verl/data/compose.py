@@ -229,13 +229,7 @@ def build(
     Raises:
         FFRError: for a source that cannot be used, or one with too few topics.
     """
-    check_output(
-        output,
-        force=force,
-        example="long.jsonl",
-        inputs=[source, *([] if image_map is None else [image_map])],
-        option="OUTPUT",
-    )
+    check_output(output, force=force, example="long.jsonl", inputs=[source, image_map], option="OUTPUT")
     read = ReadSettings({} if image_map is None else read_image_map(image_map), gap_hours)
     pool = _read_short_dialogues(source, query_fields, source_format, read, unlabelled=settings.unlabelled)
     rng = random.Random(seed)

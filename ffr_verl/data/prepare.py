@@ -98,8 +98,7 @@ def prepare(
     paths = [output / f"{split}.{name}" for name in ("rl.parquet", "sft.parquet", "rejected.jsonl")]
     with contextlib.ExitStack() as stack:
         if report is not None:
-            others = [path for path in (template, image_map) if path is not None]
-            inputs = [source, *against, *others, *paths]
+            inputs = [source, *against, template, image_map, *paths]
             # By a call that was refused.
             may_replace = force or (not any(path.exists() for path in paths) and _is_report(report))
             check_output(report, force=may_replace, example="report.json", inputs=inputs, option="--report")

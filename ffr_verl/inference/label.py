@@ -82,12 +82,7 @@ def label(
             other work, or when nothing is accepted.
     """
     started, settings = time.monotonic(), settings or LabelSettings()
-    check_output(
-        output,
-        force=force,
-        example="labelled.jsonl",
-        inputs=[chat.path, *([] if settings.prompts is None else [settings.prompts])],
-    )
+    check_output(output, force=force, example="labelled.jsonl", inputs=[chat.path, settings.prompts])
     run = _Run(chat, settings, LabelPrompts.read(settings.prompts))
     work = {**server.work(), "rows": run.survey(server.max_images, say)}
     waiting: dict[int, list[dict[str, str]]] = {number: [] for number in range(run.count)}

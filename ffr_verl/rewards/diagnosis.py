@@ -28,8 +28,19 @@ class Diagnosis:
 def fault_of(
     text: str, fragment: Fragment | None, *, style: AnswerStyle, leaves_dialogue: bool
 ) -> MalformedReason | None:
-    """The first fault of an answer, which `parse_fragment` has made `fragment` of: not the format, then a repeated id,
-    then an id that the dialogue lacks."""
+    """The first fault of an answer: not the format, then a repeated id, then an id that the dialogue lacks.
+
+    Args:
+        text: the answer.
+        fragment: what `parse_fragment` of the same style has made of it.
+        style: of the answer.
+        leaves_dialogue: whether it names an id that the dialogue lacks.
+
+    Example:
+        >>> text = "<|utt_ids_start|>[1, 1]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>"
+        >>> fault_of(text, parse_fragment(text), style="plain", leaves_dialogue=True).value
+        'repeated_id'
+    """
     if fragment is None:
         return reason_of_malformed(text, style=style)
     if not has_no_repeats(fragment):

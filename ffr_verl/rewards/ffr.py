@@ -14,9 +14,10 @@ from ffr_verl.rewards.config import MCC_SHARES, F1Mode, RewardConfig
 from ffr_verl.rewards.f1 import pooled_f1_of_fragments
 from ffr_verl.rewards.micro import LOWEST, MODALITIES, NEUTRAL, MicroCounts, id_values, micro_counts, micro_value
 from ffr_verl.rewards.reading import completion_text, is_outside, read_answer, read_gold, row_ids
-from ffr_verl.rewards.table import REWARDS, Reward, Values
+from ffr_verl.rewards.table import COMPONENTS, REWARDS, Reward, Values
 
 __all__ = [
+    "COMPONENTS",
     "MICRO_COUNTS",
     "F1Mode",
     "RewardConfig",

@@ -17,7 +17,7 @@ from ffr_verl.rewards.reading import row_ids
 if TYPE_CHECKING:
     from ffr_verl.rewards.config import RewardConfig
 
-__all__ = ["DEFAULT_WEIGHTS", "REWARDS", "Reward", "Values", "keys_of"]
+__all__ = ["COMPONENTS", "DEFAULT_WEIGHTS", "REWARDS", "Reward", "Values", "keys_of"]
 
 Needs = Literal["answer", "gold", "dialogue", "vectors"]
 Values = Callable[[Fragment | None, Fragment | None, Any, "RewardConfig"], tuple[float, ...]]
@@ -85,6 +85,7 @@ _REWARDS = (
 )
 # fmt: on
 REWARDS: Mapping[str, Reward] = {reward.name: reward for reward in _REWARDS}
+COMPONENTS = tuple(REWARDS)
 DEFAULT_WEIGHTS = {name: reward.weight for name, reward in REWARDS.items() if reward.weight}
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ffr_verl.data.parquet_files import batches_of, open_parquet, seal_parquet
+from ffr_verl.data.parquet_files import batches_of, open_parquet, rows_of_files, seal_parquet
 from ffr_verl.errors import FFRError
 from ffr_verl.files import whole_or_nothing
 from ffr_verl.fragments import AnswerStyle, Fragment, parse_fragment, parse_gold, parse_leniently
@@ -20,7 +20,7 @@ from ffr_verl.predictions import row_key
 from ffr_verl.samplers.curriculum import RowDifficulty
 from ffr_verl.samplers.difficulty import LEVELS, assign_levels, difficulty_f1, mean_logprob, token_entropy
 
-__all__ = ["DifficultyFile", "difficulty_table", "row_key", "row_keys", "write_difficulty"]
+__all__ = ["DifficultyFile", "difficulty_table", "row_key", "row_keys", "rows_of_files", "write_difficulty"]
 
 _SCHEMA = pa.schema(
     [

@@ -6,6 +6,7 @@ The uninterrupted run is played by the sampler alone, which is told the rewards 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -94,17 +95,15 @@ def test_killed_in_checkpoint_after_checkpoint(
     arguments = [*online_arguments, f"trainer.rollout_data_dir={rollouts}", f"trainer.total_training_steps={steps}"]
     source, left = random.Random(0), Counter[str]()
     for number in range(KILLS):
-        before, started, delay = (
-            int(latest(checkpoints) or 0),
-            time.time(),
-            source.choice((0.1, 3.0)) * source.random(),
-        )
-        place = checkpoints / f"global_step_{before + 1}"
+        before, started = int(latest(checkpoints) or 0), time.time()
+        place, delay = checkpoints / f"global_step_{before + 1}", source.choice((0.1, 3.0)) * source.random()
 
         def in_a_checkpoint(place: Path = place, started: float = started, delay: float = delay) -> bool:
-            writes = any(file.stat().st_mtime > started for file in place.rglob("*"))
-            time.sleep(delay if writes else 0)
-            return writes
+            with contextlib.suppress(FileNotFoundError):  # a temporary file that has its name by now
+                if any(file.stat().st_mtime > started for file in place.rglob("*")):
+                    time.sleep(delay)
+                    return True
+            return False
 
         killed = stop_when(in_a_checkpoint, signal.SIGKILL)
         with pytest.raises(StageFailed):

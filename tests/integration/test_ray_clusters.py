@@ -49,7 +49,7 @@ def cluster() -> Iterator[tuple[str, Path]]:
             process.wait(60)
 
 
-@pytest.mark.parametrize("given", ["good", "bad", "none"])
+@pytest.mark.parametrize("given", ["good", "bad", "none", "gone"])
 def test_the_token_of_a_cluster(
     cluster: tuple[str, Path], given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,6 +61,13 @@ def test_the_token_of_a_cluster(
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
     if given == "good":
         check_cluster(address, where="RAY_ADDRESS")
+        return
+    if given == "gone":
+        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "gone"))
+        with pytest.raises(
+            FFRError, match=r"RAY_ADDRESS: RAY_AUTH_TOKEN_PATH=.*gone: no such file; give that of `ray"
+        ):
+            check_cluster(address, where="RAY_ADDRESS")
         return
     with pytest.raises(FFRError, match=r"RAY_ADDRESS: the Ray cluster does not take this process's token; give RAY_A"):
         check_cluster(address, where="RAY_ADDRESS")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -161,4 +162,10 @@ def test_a_metric_that_is_no_number_is_never_best(tmp_path: Path) -> None:
 def test_odd_results_are_said(tmp_path: Path, text: str) -> None:
     (tmp_path / "validation.json").write_text(text)
     with pytest.raises(FFRError, match=r"validation\.json: not what a training run wrote"):
+        best_checkpoint(tmp_path, "m")
+
+
+def test_results_in_a_pipe_are_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "validation.json")
+    with pytest.raises(FFRError, match=r"validation\.json: a pipe or a device"):
         best_checkpoint(tmp_path, "m")

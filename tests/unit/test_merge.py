@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from ffr_verl.errors import FFRError
-from ffr_verl.integrations.verl.merge import find_shards, merge_checkpoint
+from ffr_verl.integrations.verl.merge import check_shards, find_shards, merge_checkpoint
 
 
 def checkpoint(folder: Path, *, ranks: tuple[int, ...] = (0, 1), world_size: int = 2, whole: bool = True) -> Path:
     folder.mkdir(parents=True)
     for rank in ranks:
-        with zipfile.ZipFile(folder / f"model_world_size_{world_size}_rank_{rank}.pt", "w") as shard:
-            shard.writestr("data.pkl", bytes(100))
+        (folder / f"model_world_size_{world_size}_rank_{rank}.pt").touch()
     if whole:
         (folder / "huggingface").mkdir()
     return folder
@@ -34,16 +34,24 @@ def test_the_newest_step_of_a_run_is_taken(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_cut_short_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FFRError, match=r"model_world_size_2_rank_1\.pt missing or cut short, the checkpoint is not"):
+    with pytest.raises(FFRError, match=r"shards of ranks \[1\] missing, the checkpoint was cut short"):
         find_shards(checkpoint(tmp_path / "a" / "global_step_1", ranks=(0,)).parent)
-    with pytest.raises(FFRError, match="huggingface/ missing"):
+    with pytest.raises(FFRError, match="the folder huggingface/ missing"):
         find_shards(checkpoint(tmp_path / "b" / "global_step_1", whole=False).parent)
     with pytest.raises(FFRError, match="no such folder"):
         find_shards(tmp_path / "absent")
     shard = checkpoint(tmp_path / "c" / "global_step_1") / "model_world_size_2_rank_0.pt"
+    with zipfile.ZipFile(shard, "w") as archive:
+        archive.writestr("data.pkl", bytes(100))
+    assert find_shards(shard.parent) == shard.parent
     shard.write_bytes(shard.read_bytes()[:-30])
-    with pytest.raises(FFRError, match=r"model_world_size_2_rank_0\.pt missing or cut short"):
+    with pytest.raises(
+        FFRError, match=r"the end of model_world_size_2_rank_0\.pt missing, the checkpoint was cut short"
+    ):
         find_shards(shard.parent)
+    os.mkfifo(shard.parent / "fsdp_config.json")
+    with pytest.raises(FFRError, match=r"fsdp_config\.json: a pipe or a device"):
+        check_shards(shard.parent)
     (tmp_path / "empty").mkdir()
     with pytest.raises(FFRError, match="no FSDP shards"):
         find_shards(tmp_path / "empty")

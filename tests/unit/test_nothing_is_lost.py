@@ -325,8 +325,35 @@ def test_outputs_that_are_no_files_are_refused(tmp_path: Path) -> None:
             check_output(tmp_path / name, force=name == "pipe", example="x.json", inputs=[tmp_path / "in"])
     (tmp_path / "work").mkdir()
     os.mkfifo(tmp_path / "work" / "lock")
-    with pytest.raises(FFRError, match="lock: a pipe or a device"):
+    with pytest.raises(FFRError, match="lock: a pipe or a device, where ffr-verl keeps work in progress; remove it"):
         lock_folder(tmp_path / "work")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "score --data in --predictions in --output d.parquet --chart in --force",
+        "score --data d.parquet --predictions in --output in.parquet --chart in --force",
+        "build d.json in --dialogues 3 --image-map in --force",
+        "label d.json --endpoint http://127.0.0.1:9/v1 --output in --prompts in --force",
+        "label d.json --endpoint http://127.0.0.1:9/v1 --output in --image-map in --force",
+        "ask d.json x --model m --html in --template in --force",
+        "evaluate in --json in --force",
+        "evaluate d.json --json out.txt --csv none/../out.txt",
+    ],
+)
+def test_outputs_that_are_read_or_written_by_the_command_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("in", "d.json", "d.parquet"):
+        (tmp_path / name).write_text("precious")
+    monkeypatch.setattr(sys, "argv", ["ffr-verl", *arguments.split()])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    error = capsys.readouterr().err
+    assert "is read by this command" in error or "given for --json and for --csv" in error
+    assert (tmp_path / "in").read_text() == "precious"
 
 
 def test_names_that_are_no_utf8_are_fine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from omegaconf import OmegaConf
 
+from ffr_verl.data.parquet_files import recorded_root
 from ffr_verl.data.prepare import prepare
 from ffr_verl.embeddings import image_key, query_key, utterance_key, write_store
 from ffr_verl.errors import FFRError
@@ -250,6 +251,28 @@ def test_what_is_not_ours_is_said_to_be_unchecked(grpo: dict[str, Any]) -> None:
         "the dataset is not ours: data files and images were not checked",
     )
     assert not found.problems
+
+
+def test_nodes_of_a_cluster_are_asked_for_what_is_read_there(
+    grpo: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Data, images, model, and files of rewards of one's own; after everything else was found to be there."""
+    (tmp_path / "mine.py").write_text("def brevity(completion, solution):\n    return 0.5\n")
+    door = f"{tmp_path}/mine.py:brevity"
+    put(grpo, "reward.custom_reward_function.reward_kwargs.components", {"brevity": door})
+    put(grpo, "ray_kwargs", {"ray_init": {"address": "h:1"}})
+    asked = list[tuple[str, list[str]]]()
+    monkeypatch.setattr(preflight, "check_cluster", lambda address, where: None)
+    monkeypatch.setattr(preflight, "check_nodes", lambda address, paths, where: asked.append((address, paths)))
+    assert not preflight.find_problems(OmegaConf.create(grpo)).problems
+    data = [grpo["data"]["train_files"], grpo["data"]["val_files"][0]]
+    ((address, paths),) = asked
+    assert address == "h:1"
+    model, root = grpo["actor_rollout_ref"]["model"]["path"], recorded_root(data[0])
+    assert set(paths) == {str(tmp_path / "mine.py"), *data, str(model), str(root)}
+    put(grpo, "data.ffr.max_pixel", 1)
+    preflight.find_problems(OmegaConf.create(grpo))
+    assert len(asked) == 1, "what is wrong here is told first"
 
 
 def test_a_good_config_passes(grpo: dict[str, Any]) -> None:

@@ -12,22 +12,14 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
 from ffr_verl.errors import FFRError
 from ffr_verl.files import refuse_special
 
-__all__ = [
-    "best_checkpoint",
-    "check_resume",
-    "keep_best",
-    "missing_in_step",
-    "missing_shards",
-    "read_results",
-    "steps_of",
-]
+__all__ = ["best_checkpoint", "check_resume", "keep_best", "missing_in_step", "read_results", "steps_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,22 +46,13 @@ def missing_in_step(
     """
     model = folder / "actor" if stage == "grpo" else folder
     data = [folder / "data.pt"] if stage == "grpo" else sorted(folder.glob("data_*.pt")) or [folder / "data_0.pt"]
-    shards = missing_shards(model, contents, all_ranks=all_ranks)
-    return [*_missing(data, folder), *[str((model / name).relative_to(folder)) for name in shards]]
-
-
-def missing_shards(model: Path, contents: Collection[str], *, all_ranks: bool = True) -> list[str]:
-    """Names of shards in the folder `model` that are missing or cut short, see `missing_in_step`."""
     shards = _shards(model)
     world = max([int(match.group(2)) for match in shards], default=1)
     ranks = range(world) if all_ranks else sorted({int(match.group(3)) for match in shards} or {0})
-    kinds = [kind for name, kind in CONTENTS.items() if name in contents]
-    return _missing([model / f"{kind}_world_size_{world}_rank_{rank}.pt" for kind in kinds for rank in ranks], model)
-
-
-def _missing(files: Sequence[Path], folder: Path) -> list[str]:
-    """Those that are not there whole: torch writes a zip archive whose table of contents comes last."""
-    return [str(path.relative_to(folder)) for path in files if not (path.is_file() and zipfile.is_zipfile(path))]
+    for kind in [kind for name, kind in CONTENTS.items() if name in contents]:
+        data += [model / f"{kind}_world_size_{world}_rank_{rank}.pt" for rank in ranks]
+    # torch writes a zip archive whose table of contents comes last.
+    return [str(path.relative_to(folder)) for path in data if not (path.is_file() and zipfile.is_zipfile(path))]
 
 
 def _shards(model: Path) -> list[re.Match[str]]:

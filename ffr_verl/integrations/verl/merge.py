@@ -11,12 +11,13 @@ import logging
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
 from ffr_verl.errors import FFRError, one_line
 from ffr_verl.files import refuse_special, whole_folder
-from ffr_verl.integrations.verl.checkpoint_folders import SHARD, missing_shards, steps_of
+from ffr_verl.integrations.verl.checkpoint_folders import SHARD, steps_of
 
 __all__ = ["check_shards", "compare_logits", "find_shards", "merge_checkpoint"]
 
@@ -37,20 +38,30 @@ def find_shards(checkpoint: Path) -> Path:
         )
     newest = [step for _, step in steps_of(checkpoint)[:1]]
     for folder in [folder for step in (*newest, checkpoint) for folder in (step / "actor", step)]:
-        if not any(SHARD.fullmatch(path.name) for path in folder.glob("model_*.pt")):
+        found = [match for path in folder.glob("model_*.pt") if (match := SHARD.fullmatch(path.name))]
+        if not found:
             continue
-        missing = missing_shards(folder, ["model"])
-        if not (folder / "huggingface").is_dir():
-            missing.append("huggingface/")
-        if missing:
-            raise FFRError(
-                f"{folder}: {', '.join(missing)} missing or cut short, the checkpoint is not whole; take an earlier "
-                "global_step_N"
+        missing = sorted(set(range(int(found[0].group(2)))) - {int(match.group(3)) for match in found})
+        cut = [match.string for match in found if _is_cut(folder / match.string)]
+        if missing or cut or not (folder / "huggingface").is_dir():
+            what = (
+                f"shards of ranks {missing}"
+                if missing
+                else f"the end of {cut[0]}"
+                if cut
+                else "the folder huggingface/"
             )
+            raise FFRError(f"{folder}: {what} missing, the checkpoint was cut short; take an earlier global_step_N")
         return folder
     raise FFRError(
         f"{checkpoint}: no FSDP shards (model_world_size_*_rank_*.pt) in it, nor in its newest global_step_*/actor"
     )
+
+
+def _is_cut(shard: Path) -> bool:
+    """Whether an archive, as torch writes one, ends before its table of contents."""
+    with shard.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04" and not zipfile.is_zipfile(shard)
 
 
 def check_shards(shards: Path) -> None:

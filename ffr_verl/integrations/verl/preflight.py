@@ -382,7 +382,10 @@ def _local_files(config: Any, key: str) -> list[str]:
 
 def _check_nodes(cluster: str, config: Any, data_config: DataConfig, rewards: RewardConfig | None) -> None:
     """That what a GRPO run reads lies on every node of the cluster that it joins."""
-    paths = [rewards.embeddings] if rewards is not None and rewards.embeddings else []
+    doors = [select(config, ORDER_NODE), *([one.door for one in rewards.components] if rewards is not None else [])]
+    files_of_doors = [parse_door(door, where="").file for door in doors if isinstance(door, str)]
+    paths = [str(file) for file in files_of_doors if file is not None]
+    paths += [rewards.embeddings] if rewards is not None and rewards.embeddings else []
     for key in ("data.train_files", "data.val_files"):
         files = _local_files(config, key)
         paths += files
