@@ -7,7 +7,9 @@ For each seed a training and a held-out set are drawn, the base model of the pac
 training rows, and goes through stage 2 once for each arm. The answers are those of verl's own validation (greedy);
 `ffr_verl.evaluation` makes micro F1 and MCC of them, and intervals of the paired difference to the SFT model. A
 finished run is kept: the same command resumes where it stopped. Writes `study.jsonl` (a line for each arm, seed and
-metric, at the last step), `study_curves.jsonl` (at every validated step), `study.md` and `study.png`.
+metric, at the last step), `study_curves.jsonl` (at every validated step), `study.md` and `study.png`. Runs that
+`study_curves.jsonl` holds are finished, whether their folders are there or not: a copy of that file in a new output
+folder goes on where another machine stopped.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import json
 import shlex
 import shutil
 import sys
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -335,6 +338,15 @@ def results_of(folder: Path, arm: str, seed: int, settings: StudySettings) -> li
     return lines
 
 
+def recorded_lines(root: Path) -> dict[tuple[str, int], list[dict[str, Any]]]:
+    """The lines of `study_curves.jsonl`, by arm and seed."""
+    records, found = root / "study_curves.jsonl", defaultdict(list)
+    for text in records.read_text(encoding="utf-8").splitlines() if records.is_file() else []:
+        line = json.loads(text)
+        found[line["arm"], line["seed"]].append(line)
+    return dict(found)
+
+
 def _change(line: Mapping[str, Any]) -> str:
     bounds = f"{line['low']:+.3f} to {line['high']:+.3f}"
     return f"{line['sft']:.3f} → {line['grpo']:.3f} ({line['difference']:+.3f}, {bounds})"
@@ -352,8 +364,12 @@ def write_results(root: Path, arms: Sequence[str], settings: StudySettings) -> s
     from matplotlib.figure import Figure
 
     numbers = [folder.name.removeprefix("seed_") for folder in root.glob("seed_*")]
-    seeds = sorted([int(number) for number in numbers if number.isdecimal()])
-    lines = [line for arm in arms for seed in seeds for line in results_of(root / f"seed_{seed}", arm, seed, settings)]
+    recorded = recorded_lines(root)
+    seeds = sorted({int(number) for number in numbers if number.isdecimal()} | {seed for _, seed in recorded})
+    lines = []
+    for arm in arms:
+        for seed in seeds:
+            lines += results_of(root / f"seed_{seed}", arm, seed, settings) or recorded.get((arm, seed), [])
     last = [line for line in lines if line["steps"] == steps_of(line["arm"], settings)]
     rows = [f"| {' | '.join(['arm', 'seed', *_COLUMNS, 'ids outside', 'answers', 'seconds'])} |"]
     rows.append("|" + "---|" * (len(_COLUMNS) + 5))
@@ -406,6 +422,8 @@ def main() -> None:
     settings = StudySettings(**given)
     for arm in arms:
         for seed in seeds:
+            if any(line["steps"] == steps_of(arm, settings) for line in recorded_lines(root).get((arm, seed), [])):
+                continue
             folder = root / f"seed_{seed}"
             folder.mkdir(parents=True, exist_ok=True)
             prepare_seed(folder, seed, settings)
