@@ -27,6 +27,7 @@ from ffr_verl.dialogues import IMAGE, Dialogue, content_text, dialogue_message, 
 from ffr_verl.errors import FFRError
 from ffr_verl.files import refuse_special
 from ffr_verl.fragments import parse_gold
+from ffr_verl.json_text import KeyTwiceError, decoder, json_fault
 from ffr_verl.model_families import FAMILIES
 
 __all__ = [
@@ -367,10 +368,12 @@ def read_answered(
                 if not line.isascii():
                     line.decode("utf-8")  # the decoder does not look into texts that it leaves out
                 row = _decode(line)
-                if row.labels and (prompt := _prompt(row)):
+                labels = row.labels or ""
+                is_whole = _is_first(line, b'"response":', row.response) and _is_first(line, b'"labels":', labels)
+                if is_whole and labels and (prompt := _prompt(row)):
                     identifier = row.dialogue_id
                     name = identifier if type(identifier) is str else "" if identifier is None else str(identifier)
-                    yield number, row.response, row.labels, prompt, name, row.error
+                    yield number, row.response, labels, prompt, name, row.error
                     continue
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 pass  # broken, or unusual: look again
@@ -403,22 +406,29 @@ def _parsed(line: bytes) -> dict[str, Any]:
     if b"\0" in line:
         raise ValueError("holds NUL bytes, as after an interrupted write or copy; make the file again")
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = decoder.decode(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at byte {error.start} of it; convert it, for example with iconv") from None
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, KeyTwiceError):
+            raise ValueError(json_fault(error)) from None
+        if not isinstance(error, json.JSONDecodeError):
+            raise ValueError(json_fault(error)) from None
         if line.lstrip().startswith(b"["):
             raise ValueError("starts a list, expected an object: one prediction a line") from None
-        what = "not JSON" if line.rstrip().endswith(b"}") else "cut off, or not JSON"
-        raise ValueError(f"{what} ({error.msg} at column {error.colno}); make the file again") from None
-    except RecursionError:
-        raise ValueError("not JSON (nested too deeply)") from None
-    except ValueError:  # Python reads no more than 4,300
-        raise ValueError("not JSON (a number of thousands of digits)") from None
+        cut_off = "" if line.rstrip().endswith(b"}") else "cut off, or "
+        raise ValueError(f"{cut_off}{json_fault(error, error.colno)}; make the file again") from None
     if not isinstance(row, dict):
         name = {list: "array", str: "str", bool: "bool", type(None): "null"}.get(type(row), "int")
         raise ValueError(f"found {_kind(name)}, expected an object: one prediction a line")
     return row
+
+
+def _is_first(line: bytes, key: bytes, value: str) -> bool:
+    """Whether a value, the last one of the key in a line, is surely the first one of it too: then none is dropped."""
+    place = line.find(key) + len(key)
+    place += line.startswith(b" ", place)
+    return line.startswith(b'"%b"' % value.encode("utf-8", "surrogatepass"), place) or line.count(key) == 1
 
 
 def _lines(
@@ -435,7 +445,9 @@ def _lines(
                 raise FFRError(f"{path}: UTF-16, expected UTF-8; convert it: iconv -f UTF-16 -t UTF-8 {path.name}")
             if start.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
                 try:
-                    rows = json.loads(file.read())
+                    rows = decoder.decode(file.read().decode("utf-8-sig"))
+                except KeyTwiceError as error:
+                    raise FFRError(f"{path}: {json_fault(error)}") from None
                 except (ValueError, RecursionError):
                     file.seek(0)  # the first line says what is wrong
                 else:

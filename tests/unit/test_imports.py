@@ -18,6 +18,7 @@ LAYERS = (
         "doors",
         "settings",
         "files",
+        "json_text",
         "fragments",
         "dialogues",
         "images",

@@ -91,6 +91,14 @@ def test_gzip_bom_blank_lines_and_line_ends_of_windows(tmp_path: Path) -> None:
         assert evaluate_file(tmp_path / name).samples == 2
 
 
+def test_a_key_twice_in_a_list_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    path.write_text("[" + json.dumps(ROW)[:-1] + ', "labels": ""}]')
+    for read in (lambda: list(read_predictions(path)), evaluate_of(path)):
+        with pytest.raises(FFRError, match=r"p\.json: the key 'labels' stands twice in an object"):
+            read()
+
+
 Broken = dict[str, tuple[Any, str]]
 BROKEN: Broken = {
     "cut": (json.dumps(ROW)[:-5], r"line 2: cut off, or not JSON \(.* at column \d+\); make the file again"),
@@ -103,6 +111,10 @@ BROKEN: Broken = {
     "a row over two lines": (json.dumps(ROW).replace(', "labels"', ',\n"labels"'), "line 2: cut off"),
     "nested deeply": ("[" * 100_000 + "]" * 100_000, r"line 2: not JSON \(nested too deeply\)"),
     "a number without end": ('{"response": ' + "9" * 5000 + "}", r"line 2: not JSON \(a number of thousands of dig"),
+    "a key twice": (
+        json.dumps(ROW)[:-1] + ', "response": ""}',
+        "line 2: the key 'response' stands twice in an object; keep one of them",
+    ),
     "NUL": (b"\0" * 300, "line 2: holds NUL bytes, as after an interrupted write"),
     "not UTF-8": (b'{"response": "\xff"}', "line 2: not UTF-8 at byte 14 of it; convert it"),
     "not UTF-8 in a field that is not needed": (

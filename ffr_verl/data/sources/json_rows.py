@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from ffr_verl.errors import FFRError, printable
+from ffr_verl.errors import FFRError
 from ffr_verl.files import disk_errors, refuse_special
+from ffr_verl.json_text import KeyTwiceError, decoder, is_cut_off, json_fault
 
 _BLOCK = 2**20
 _LARGEST_ROW = 64 * 2**20
@@ -34,32 +35,11 @@ _WANTED = "give a JSON list or JSONL file"
 _RECODE = "; convert it, for example with iconv"
 
 
-class _KeyTwiceError(ValueError):
-    """An object has a key twice: one of its values would be dropped."""
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise _KeyTwiceError(next(name for name in names if names.count(name) > 1))
-    return made
-
-
-_decoder = json.JSONDecoder(object_pairs_hook=_object)
-
-
-def _fault(error: Exception, column: int | None = None) -> str:
-    """What is wrong with a value that cannot be decoded, and how to mend it; an error of another kind is raised."""
-    at = "" if column is None else f" at column {column}"
-    if isinstance(error, json.JSONDecodeError):
-        is_cut_off = "Unterminated" in error.msg or _NEXT.search(error.doc, error.pos) is None
-        return f"not JSON ({error.msg.removesuffix(' starting at')}{at}){_CUT_OFF if is_cut_off else _MEND}"
-    if isinstance(error, _KeyTwiceError):
-        return f"the key {printable(str(error)[:80])!r} stands twice in an object; keep one of them"
-    if isinstance(error, RecursionError):
-        return f"not JSON (nested too deeply{at}){_MEND}"
-    return f"not JSON (a number of thousands of digits{at}){_MEND}"  # Python reads no more than 4,300
+def _fault(error: Exception, column: int | None = None, *, mend: str = _MEND) -> str:
+    """What is wrong with a value that cannot be decoded, and how to mend it."""
+    if isinstance(error, KeyTwiceError):
+        return json_fault(error)
+    return json_fault(error, column) + (_CUT_OFF if is_cut_off(error) else mend)
 
 
 class _ListText:
@@ -112,7 +92,7 @@ class _ListText:
         """The JSON value that starts here; goes behind it."""
         while True:
             try:
-                found, end = _decoder.raw_decode(self._buffer, self.at)
+                found, end = decoder.raw_decode(self._buffer, self.at)
             except (ValueError, RecursionError) as error:
                 place = self.at
                 if isinstance(error, json.JSONDecodeError):  # is the value broken, or does the next block hold more?
@@ -161,7 +141,7 @@ def _line_values(path: Path, file: BinaryIO) -> Iterator[Any]:
         if len(line) == _LARGEST_ROW:
             raise FFRError(f"{path}: line {number}: longer than {_LARGEST_ROW // 2**20} MiB{_MEND}")
         try:
-            yield _decoder.decode(line.decode("utf-8"))
+            yield decoder.decode(line.decode("utf-8"))
         except UnicodeDecodeError as error:
             raise FFRError(f"{path}: line {number}: not UTF-8 at byte {error.start} of it{_RECODE}") from None
         except (ValueError, RecursionError) as error:
@@ -198,7 +178,7 @@ def read_value(path: Path, *, mend: str) -> Any:
     with disk_errors(path, f"give {mend}"), _opened(path) as raw:
         try:
             text = _unpacked(path, raw)[0].read().decode("utf-8-sig")
-            return _decoder.decode(text)
+            return decoder.decode(text)
         except UnicodeDecodeError as error:
             fault = _CUT_OFF if error.reason == "unexpected end of data" else _RECODE
             raise FFRError(f"{path}: not UTF-8 at byte {error.start}{fault}") from None
@@ -208,8 +188,7 @@ def read_value(path: Path, *, mend: str) -> Any:
             if isinstance(error, FFRError):
                 raise
             line, column = (error.lineno, error.colno) if isinstance(error, json.JSONDecodeError) else (1, None)
-            fault = _fault(error, column)
-            raise FFRError(f"{path}: line {line}: {fault.replace(_MEND, f'; give {mend}')}") from None
+            raise FFRError(f"{path}: line {line}: {_fault(error, column, mend=f'; give {mend}')}") from None
 
 
 def read_rows(
