@@ -22,8 +22,6 @@ from typing import Any, NamedTuple
 
 from ffr_verl.errors import FFRError, did_you_mean, one_line
 
-__all__ = ["Door", "blamed", "entry_points", "load_door", "parse_door", "unknown_name"]
-
 _PACKAGE, _FILE = "pkg://", "file://"
 _OF_FILE = re.compile(r"(?:file://)?(.+\.py):([^:/]*)", re.DOTALL)
 _files: dict[str, ModuleType] = {}

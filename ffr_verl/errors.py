@@ -6,18 +6,6 @@ import difflib
 import re
 from collections.abc import Iterable
 
-__all__ = [
-    "INSTALL_FLASH_ATTENTION",
-    "INSTALL_STACK",
-    "FFRError",
-    "did_you_mean",
-    "error_lines",
-    "install_extra",
-    "one_line",
-    "printable",
-    "printable_lines",
-]
-
 # The package is on no index, so it is installed from a checkout.
 INSTALL_STACK = "in a checkout of ffr_verl: make install, or pip install '.[gpu]' where there is a GPU"
 

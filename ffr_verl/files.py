@@ -20,18 +20,6 @@ import psutil
 
 from ffr_verl.errors import FFRError
 
-__all__ = [
-    "check_output",
-    "disk_errors",
-    "is_same_file",
-    "lock_folder",
-    "read_text",
-    "read_yaml",
-    "refuse_special",
-    "whole_folder",
-    "whole_or_nothing",
-]
-
 
 @contextlib.contextmanager
 def disk_errors(place: Path | str, mend: str = "give another --output") -> Iterator[None]:

@@ -22,19 +22,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ffr_verl.model_families import QWEN2_VL, ModelFamily
 
-__all__ = [
-    "MOST_PIXELS",
-    "ImageFacts",
-    "image_source",
-    "image_tokens",
-    "model_picture",
-    "open_picture",
-    "packed_picture",
-    "read_image_facts",
-    "resized",
-    "resolve_image",
-]
-
 # Pillow warns above this number; a picture that large takes hundreds of megabytes in every worker that decodes it.
 MOST_PIXELS = 89_478_485
 # Pillow can read more, some of it by starting other programs (EPS). MPO is a JPEG with a preview beside it.

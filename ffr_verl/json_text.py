@@ -8,8 +8,6 @@ from typing import Any
 
 from ffr_verl.errors import printable
 
-__all__ = ["KeyTwiceError", "decoder", "is_cut_off", "json_fault"]
-
 
 class KeyTwiceError(ValueError):
     """An object has a key twice; the key is the error's text."""

@@ -12,23 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = [
-    "Confusion",
-    "Scores",
-    "confusion",
-    "dispersion",
-    "f1",
-    "f_score",
-    "joint_scores",
-    "list_f_score",
-    "mcc",
-    "precision",
-    "ratio",
-    "recall",
-    "row_scores",
-    "scores",
-]
-
 # A number, or an array of numbers.
 Numbers = Any
 

@@ -17,23 +17,6 @@ from typing import Any
 
 from ffr_verl.errors import FFRError
 
-__all__ = [
-    "CONTROL_TOKENS",
-    "FAMILIES",
-    "QWEN2_VL",
-    "UNKNOWN",
-    "VISION_TOWERS",
-    "ModelFamily",
-    "family_named",
-    "family_of_model",
-    "family_of_processor",
-    "folder_revision",
-    "has_chat_template",
-    "is_absent",
-    "looks_local",
-    "read_json",
-]
-
 logger = logging.getLogger(__name__)
 
 

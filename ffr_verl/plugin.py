@@ -12,8 +12,6 @@ import re
 import sys
 from typing import Any
 
-__all__ = ["register"]
-
 logger = logging.getLogger(__name__)
 
 _CPU_RECIPE = re.compile(r"\+{1,2}recipe=\[?.*ffr_\w+_cpu\]?")  # a copy's name too: my_ffr_grpo_cpu

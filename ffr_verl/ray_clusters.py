@@ -18,8 +18,6 @@ from typing import Any
 
 from ffr_verl.errors import FFRError
 
-__all__ = ["check_cluster", "check_nodes"]
-
 _SECONDS = 60
 
 

@@ -16,21 +16,6 @@ from msgspec import Meta
 from ffr_verl.doors import entry_points, parse_door, unknown_name
 from ffr_verl.errors import FFRError, did_you_mean
 
-__all__ = [
-    "DEFAULT_MAX_PIXELS",
-    "ORDER_ENTRY_POINTS",
-    "ORDER_NAMES",
-    "AdvantageConfig",
-    "CurriculumConfig",
-    "DataConfig",
-    "LevelShares",
-    "OnlineConfig",
-    "SamplerConfig",
-    "Settings",
-    "plain",
-    "refuse_unknown_keys",
-]
-
 logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_PIXELS = 602_112  # published

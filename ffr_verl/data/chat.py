@@ -18,8 +18,6 @@ from ffr_verl.errors import FFRError
 from ffr_verl.model_families import QWEN2_VL, family_named
 from ffr_verl.settings import DEFAULT_MAX_PIXELS
 
-__all__ = ["Chat", "asked"]
-
 _ANY_QUERY = "?"  # stands in a prompt until `with_query` puts another one there
 
 

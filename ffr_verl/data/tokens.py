@@ -10,8 +10,6 @@ from ffr_verl.dialogues import IMAGE
 from ffr_verl.errors import FFRError
 from ffr_verl.model_families import family_of_model
 
-__all__ = ["PromptTokens", "estimated_tokens"]
-
 # Of Qwen's vocabulary on English and Chinese dialogues, where the tags of the wire format are plain text.
 _BYTES_OF_A_TOKEN, _BYTES_OF_A_TAG, _TOKENS_OF_A_TAG, _TOKENS_OF_A_MESSAGE = 3.5, 15, 6.7, 5
 

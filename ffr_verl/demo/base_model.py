@@ -20,8 +20,6 @@ from ffr_verl.fragments import TAGS
 from ffr_verl.model_families import QWEN2_VL, ModelFamily
 from ffr_verl.settings import DEFAULT_MAX_PIXELS
 
-__all__ = ["build_tokenizer", "write_base_model"]
-
 _IMAGE_TOKENS = (QWEN2_VL.image_start, QWEN2_VL.image_end, QWEN2_VL.image_pad)
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *_IMAGE_TOKENS, "<|video_pad|>")
 _PROMPT_TAGS = tuple([f"<|{name}_{end}|>" for name in ("utt_id", "img_id", "query") for end in ("start", "end")])

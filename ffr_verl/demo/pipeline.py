@@ -37,9 +37,6 @@ from ffr_verl.demo.stages import (
 from ffr_verl.errors import FFRError
 from ffr_verl.files import whole_or_nothing
 
-__all__ = ["print_commands", "run_demo"]
-
-
 # What verl, Ray and vLLM print on the way to the first step, and what it means.
 _MILESTONES = (
     ("Started a local Ray instance", "Ray has started, loading the data"),

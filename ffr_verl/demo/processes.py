@@ -22,8 +22,6 @@ import psutil
 from ffr_verl.errors import FFRError
 from ffr_verl.integrations.verl.live_runs import joined_cluster, live_runs
 
-__all__ = ["StageFailed", "alone_on_the_machine", "run_logged"]
-
 # In /tmp as verl's weight-sync socket, so that whoever shares the one shares the other.
 _LOCK = Path("/tmp/ffr_verl-grpo.lock")
 

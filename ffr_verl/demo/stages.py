@@ -11,8 +11,6 @@ from typing import Any, Literal
 
 from ffr_verl.errors import INSTALL_FLASH_ATTENTION, FFRError
 
-__all__ = ["NO_FLASH_ATTENTION", "DemoSettings", "Stage", "has_flash_attention", "installed_stack", "stages_of"]
-
 StackName = Literal["cpu", "gpu"]
 
 # One process each instead of eight: the demo has one device and maybe few cores. Ray's CPUs are slots, not cores.

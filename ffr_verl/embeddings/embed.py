@@ -24,8 +24,6 @@ from ffr_verl.embeddings.store import StoreManifest, VectorDtype, check_place, w
 from ffr_verl.errors import FFRError
 from ffr_verl.files import disk_errors, lock_folder
 
-__all__ = ["Chunk", "EmbedSummary", "embed", "encode_chunk"]
-
 _CHUNK_ITEMS: dict[ItemKind, int] = {"text": 1024, "image": 256}
 
 

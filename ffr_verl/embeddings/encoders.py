@@ -13,8 +13,6 @@ from ffr_verl.errors import FFRError, install_extra
 from ffr_verl.images import open_picture
 from ffr_verl.model_families import folder_revision, is_absent
 
-__all__ = ["EncoderSettings", "SentenceEncoder"]
-
 
 @dataclass(frozen=True, slots=True)
 class EncoderSettings:

@@ -17,8 +17,6 @@ from ffr_verl.files import disk_errors
 from ffr_verl.images import resolve_image
 from ffr_verl.settings import DataConfig
 
-__all__ = ["EmbeddingPlan", "ItemKind", "make_plan"]
-
 ItemKind = Literal["text", "image"]
 _READERS = 8
 

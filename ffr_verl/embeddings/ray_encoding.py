@@ -17,8 +17,6 @@ from ffr_verl.embeddings.encoders import EncoderSettings, SentenceEncoder
 from ffr_verl.errors import FFRError
 from ffr_verl.ray_clusters import check_cluster
 
-__all__ = ["check_address", "encode_on_ray"]
-
 
 class _Worker:
     """An encoder in a Ray actor; each call gets one chunk."""

@@ -38,20 +38,6 @@ import numpy as np
 from ffr_verl.errors import FFRError
 from ffr_verl.files import whole_folder
 
-__all__ = [
-    "EmbeddingStore",
-    "StoreManifest",
-    "VectorDtype",
-    "check_place",
-    "image_key",
-    "open_store",
-    "query_key",
-    "split_dialogue_id",
-    "utterance_key",
-    "write_arrays",
-    "write_store",
-]
-
 VectorDtype = Literal["float16", "float32"]
 
 FORMAT = "ffr-verl embedding store"

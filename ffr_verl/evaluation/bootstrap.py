@@ -12,8 +12,6 @@ from ffr_verl.errors import FFRError
 from ffr_verl.evaluation.counts import RowCounts
 from ffr_verl.evaluation.row_statistics import chunks, metrics_of_sums, nested, row_statistics, width
 
-__all__ = ["BootstrapSettings", "interval", "resampled_metrics"]
-
 _AT_A_TIME = 128
 
 

@@ -10,8 +10,6 @@ import numpy as np
 from ffr_verl.evaluation.counts import RowCounts
 from ffr_verl.metrics import ratio
 
-__all__ = ["BREAKDOWNS", "DISPERSION", "part_names", "parts_of"]
-
 _EMPTY = 0.0
 Edges = tuple[tuple[str, float], ...]  # of each part its name and the greatest value in it
 

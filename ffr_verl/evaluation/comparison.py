@@ -15,8 +15,6 @@ from ffr_verl.evaluation.bootstrap import BootstrapSettings, resampled_metrics
 from ffr_verl.evaluation.counts import RowCounts
 from ffr_verl.evaluation.row_statistics import chunks, metric_rows, metrics_of_sums, nested, row_statistics
 
-__all__ = ["Comparison", "compare", "require_ids"]
-
 
 @dataclass(frozen=True, slots=True)
 class Comparison:

@@ -29,8 +29,6 @@ from ffr_verl.predictions import Answered, malformed_gold
 from ffr_verl.rewards.diagnosis import fault_of
 from ffr_verl.rewards.ffr import RewardConfig
 
-__all__ = ["FAULTS", "RowCounts", "count_rows", "plain_masks"]
-
 # The number of a fault is its place here plus one; 0 is none.
 FAULTS = tuple(MalformedReason)
 _REPEATED = FAULTS.index(MalformedReason.REPEATED_ID) + 1

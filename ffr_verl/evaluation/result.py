@@ -43,8 +43,6 @@ from ffr_verl.rewards.ffr import RewardConfig
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["EvaluationResult", "Part", "count_file", "count_records", "evaluate", "evaluate_file", "result_of"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:

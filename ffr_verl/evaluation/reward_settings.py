@@ -10,8 +10,6 @@ from ffr_verl.errors import FFRError
 from ffr_verl.recipes import read_recipe
 from ffr_verl.rewards.ffr import RewardConfig
 
-__all__ = ["read_reward_kwargs"]
-
 _RELATIVE = "relative paths in it start at the current folder, as in a run of verl"
 # The second is read by the reward manager `ffr` where no function is named.
 _PLACES = (

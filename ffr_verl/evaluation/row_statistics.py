@@ -14,23 +14,6 @@ from ffr_verl.evaluation.counts import RowCounts
 from ffr_verl.metrics import Confusion, Scores, joint_scores, list_f_score, row_scores, scores
 from ffr_verl.rewards.table import keys_of
 
-__all__ = [
-    "ANSWERS",
-    "AVERAGES",
-    "MALFORMED",
-    "METRICS",
-    "MODALITIES",
-    "REWARDS",
-    "REWARD_SETTINGS",
-    "STATISTICS",
-    "chunks",
-    "metric_rows",
-    "metrics_of_sums",
-    "nested",
-    "row_statistics",
-    "width",
-]
-
 MODALITIES = ("utterance", "image", "joint")
 AVERAGES = ("micro", "macro")
 REWARDS = keys_of("answer", "gold")

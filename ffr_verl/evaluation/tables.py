@@ -18,8 +18,6 @@ from ffr_verl.evaluation.row_statistics import AVERAGES, MODALITIES
 from ffr_verl.fragments import AnswerStyle, MalformedReason
 from ffr_verl.metrics import Scores
 
-__all__ = ["comparison_tables", "not_shown", "repeated_rows", "result_tables"]
-
 _REASONS_SHOWN = 3
 _TEXT_OUTSIDE = FAULTS.index(MalformedReason.TEXT_OUTSIDE) + 1
 

@@ -19,8 +19,6 @@ from ffr_verl.inference.merge_windows import united_prediction
 from ffr_verl.inference.rows import GivenRows
 from ffr_verl.predictions import prediction_row
 
-__all__ = ["Found", "ask"]
-
 
 @dataclass(frozen=True, slots=True)
 class Found:

@@ -29,17 +29,6 @@ from ffr_verl.inference.server import Server, proxy_of
 from ffr_verl.model_families import QWEN2_VL, ModelFamily, family_named
 from ffr_verl.settings import DEFAULT_MAX_PIXELS
 
-__all__ = [
-    "EndpointSettings",
-    "ask_endpoint",
-    "data_uri",
-    "read_body",
-    "read_headers",
-    "request_body",
-    "served_model",
-    "unanswered",
-]
-
 _FREE = ("images_root", "api_key_env", "header_env", "concurrency", "timeout", "retries")
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 8.0  # seconds, where the server asks for no time
 _SHOWN_OF_KEY = 12  # so many characters of a longer key tell it

@@ -19,8 +19,6 @@ from ffr_verl.model_families import ModelFamily, family_of_model, folder_revisio
 from ffr_verl.predictions import LEAST_LOGPROB, cut_off_before_text
 from ffr_verl.settings import DEFAULT_MAX_PIXELS
 
-__all__ = ["Answer", "Generator", "GeneratorSettings", "generate_answers"]
-
 _BATCH_ROWS = 64
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM takes no others
 # What changes no answer may differ when a run is resumed, such as after running out of memory.

@@ -27,8 +27,6 @@ from ffr_verl.inference.merge_windows import merge_windows, read_windows, united
 from ffr_verl.inference.rows import IMAGES_ROOT_OPTION, AskedRows
 from ffr_verl.predictions import ANSWERED, prediction_of, prediction_row, write_prediction
 
-__all__ = ["InferSummary", "count_reasons", "infer", "merge_predictions", "windows_path"]
-
 _NUMBER = re.compile(r"\d+")
 
 

@@ -20,8 +20,6 @@ from typing import Any
 from ffr_verl.errors import FFRError
 from ffr_verl.files import disk_errors, lock_folder, whole_or_nothing
 
-__all__ = ["AnswerJournal", "Answers", "journal_folder"]
-
 _NONE = -1
 _BEFORE_CHECKSUM = b"\t"  # JSON has it as a code
 

@@ -25,8 +25,6 @@ from ffr_verl.inference.infer import count_reasons
 from ffr_verl.inference.journal import AnswerJournal, journal_folder
 from ffr_verl.inference.labels import Labelled, LabelPrompts, read_labels
 
-__all__ = ["LabelSettings", "LabelSummary", "label"]
-
 
 @dataclass(frozen=True, slots=True)
 class LabelSettings:

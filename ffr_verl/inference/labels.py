@@ -17,8 +17,6 @@ from ffr_verl.files import read_yaml
 from ffr_verl.fragments import Fragment
 from ffr_verl.settings import refuse_unknown_keys
 
-__all__ = ["LabelPrompts", "Labelled", "read_labels"]
-
 _PLACE = re.compile(r"\{(dialogue|queries|negatives|reason)\}")
 _KEYS = ("system", "user", "again")
 _LANGUAGES: tuple[Language, ...] = ("en", "zh")

@@ -26,8 +26,6 @@ from ffr_verl.predictions import (
     read_predictions,
 )
 
-__all__ = ["WindowAnswer", "merge_windows", "merged_prediction", "read_windows", "united_prediction"]
-
 
 @dataclass(frozen=True, slots=True)
 class WindowAnswer:

@@ -16,8 +16,6 @@ from collections.abc import Iterator
 
 import psutil
 
-__all__ = ["ends_with_us", "watch"]
-
 _SECONDS = 0.5
 
 

@@ -13,8 +13,6 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-__all__ = ["RowProgress", "describe"]
-
 _LINE_SECONDS = 30.0
 
 

@@ -18,8 +18,6 @@ from typing import Any
 from ffr_verl.inference.generate import Answer
 from ffr_verl.predictions import LEAST_LOGPROB, cut_off_before_text
 
-__all__ = ["FailedReply", "LostReply", "Reply", "answer_of"]
-
 _FOR_THE_MOMENT = (408, 409, 425, 429)
 # What an error in a good reply says, where it gives no status; anything else may pass.
 _STATUS_OF_WORDS = {

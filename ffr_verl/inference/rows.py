@@ -15,8 +15,6 @@ from ffr_verl.data.windows import WindowSettings, cut_row
 from ffr_verl.errors import FFRError
 from ffr_verl.settings import DataConfig
 
-__all__ = ["IMAGES_ROOT_OPTION", "AskedRows", "GivenRows", "images_root_of"]
-
 IMAGES_ROOT_OPTION = "--images-root FOLDER"
 _WITHOUT_IMAGES = ("prompt", "reward_model", "extra_info")
 

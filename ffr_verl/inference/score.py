@@ -30,8 +30,6 @@ from ffr_verl.predictions import PredictionFormat, UnusableLines, read_predictio
 from ffr_verl.samplers.difficulty import LEVELS, difficulty_f1
 from ffr_verl.samplers.difficulty_file import difficulty_table, row_keys, write_difficulty
 
-__all__ = ["ScoreSummary", "answers_of_predictions", "draw_difficulty", "score"]
-
 # Told apart by lightness too, for print and for eyes that mix up red and green.
 _COLOURS = {"easy": "#9ecae1", "middle": "#6baed6", "confusing": "#2171b5", "hard": "#08306b"}
 _MOST_POINTS = 20_000

@@ -14,8 +14,6 @@ from ffr_verl import __version__
 from ffr_verl.errors import FFRError, one_line
 from ffr_verl.inference.replies import LostReply, Reply
 
-__all__ = ["MOST_BYTES", "Server", "proxy_of"]
-
 MOST_BYTES = 64 * 2**20  # of a reply: 32,000 tokens with 20 log-probabilities each take less
 
 

@@ -9,8 +9,6 @@ from ffr_verl.errors import FFRError
 from ffr_verl.integrations.labels import read_label
 from ffr_verl.rewards.ffr import compute_score as score_of_answer
 
-__all__ = ["REWARD_NAME", "REWARD_TYPE", "compute_score"]
-
 REWARD_NAME, REWARD_TYPE = "ffr", "batch"
 
 

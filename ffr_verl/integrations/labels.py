@@ -15,8 +15,6 @@ from ffr_verl.files import check_output, whole_or_nothing
 from ffr_verl.images import resolve_image
 from ffr_verl.settings import DataConfig
 
-__all__ = ["label", "read_label", "write_labelled_rows"]
-
 
 def label(solution: str, extra_info: Mapping[str, Any]) -> str:
     """The gold answer and what is known of the dialogue, as one text.

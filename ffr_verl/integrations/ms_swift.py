@@ -7,8 +7,6 @@ from typing import Any
 from ffr_verl.errors import FFRError
 from ffr_verl.rewards.batch import BatchReward
 
-__all__ = ["keep_columns", "register"]
-
 
 def register(*rewards: BatchReward) -> None:
     """Make rewards of `ffr_verl.rewards.batch` known as `ffr_NAME` to `--reward_funcs`; on the curves each is NAME."""

@@ -11,8 +11,6 @@ from ffr_verl.model_families import CONTROL_TOKENS
 from ffr_verl.rewards.config import RewardConfig
 from ffr_verl.rewards.ffr import compute_score
 
-__all__ = ["reward_function"]
-
 
 def reward_function(**reward_kwargs: Any) -> Callable[[Sequence[str], Sequence[str], Sequence[str]], dict[str, Any]]:
     """OpenRLHF's `reward_func(queries, prompts, labels)`, which it calls with one answer at a time.

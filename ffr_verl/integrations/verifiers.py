@@ -8,8 +8,6 @@ from typing import Any
 from ffr_verl.rewards import batch
 from ffr_verl.rewards.batch import BatchReward
 
-__all__ = ["exact_match", "f1", "ffr", "format", "mcc", "task_reward"]
-
 
 def task_reward(reward: BatchReward) -> Callable[[Any, Any], Awaitable[float]]:
     """A reward of `ffr_verl.rewards.batch` for `vf.reward`, in a task or named by its settings.

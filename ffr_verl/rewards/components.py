@@ -25,8 +25,6 @@ from ffr_verl.rewards.reading import Completion, completion_text
 from ffr_verl.rewards.table import REWARDS
 from ffr_verl.settings import plain, refuse_unknown_keys
 
-__all__ = ["ENTRY_POINTS", "Component", "component", "components_of", "resolved"]
-
 ENTRY_POINTS = "ffr_verl.rewards"
 _OFFERED = ("extra_info", "style", "store")
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)

@@ -15,8 +15,6 @@ from ffr_verl.rewards.settings import SETTINGS, CoherenceMode, check_number, cho
 from ffr_verl.rewards.table import DEFAULT_WEIGHTS, REWARDS
 from ffr_verl.settings import refuse_unknown_keys
 
-__all__ = ["MCC_SHARES", "F1Mode", "RewardConfig"]
-
 F1Mode = Literal["published", "pooled", "micro", "micro_f1_mcc"]
 MCC_SHARES: Mapping[str, float] = {"micro": 0.0, "micro_f1_mcc": 0.5}
 

@@ -10,8 +10,6 @@ from ffr_verl.fragments import AnswerStyle, Fragment, MalformedReason, parse_fra
 from ffr_verl.rewards.format import has_no_repeats
 from ffr_verl.rewards.reading import completion_text, is_outside, read_gold, row_ids
 
-__all__ = ["Diagnosis", "diagnose"]
-
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:

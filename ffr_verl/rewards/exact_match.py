@@ -5,8 +5,6 @@ from __future__ import annotations
 from ffr_verl.fragments import AnswerStyle
 from ffr_verl.rewards.reading import read_answer, read_gold
 
-__all__ = ["exact_match_reward"]
-
 
 def exact_match_reward(completion: str, solution: str, *, style: AnswerStyle = "plain") -> float:
     """1 when both id lists equal the gold's, in order, else 0; 0 when either text is malformed.

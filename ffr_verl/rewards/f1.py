@@ -9,8 +9,6 @@ from ffr_verl.metrics import list_f_score
 from ffr_verl.rewards.reading import read_answer, read_gold
 from ffr_verl.rewards.settings import check_settings
 
-__all__ = ["f1_of_fragments", "f1_of_ids", "f1_reward", "pooled_f1_of_fragments"]
-
 
 def f1_of_ids(
     predicted: Sequence[int], gold: Sequence[int], *, beta: float = 1.0, length_penalty: float = 0.95

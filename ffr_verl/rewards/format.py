@@ -5,8 +5,6 @@ from __future__ import annotations
 from ffr_verl.fragments import AnswerStyle, Fragment
 from ffr_verl.rewards.reading import read_answer
 
-__all__ = ["format_reward", "has_no_repeats"]
-
 
 def has_no_repeats(fragment: Fragment) -> bool:
     """Whether no id stands twice in a list."""

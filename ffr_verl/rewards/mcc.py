@@ -11,8 +11,6 @@ from ffr_verl.fragments import AnswerStyle, Fragment
 from ffr_verl.metrics import confusion, mcc
 from ffr_verl.rewards.reading import read_answer, read_gold
 
-__all__ = ["mcc_of_fragments", "mcc_of_ids", "mcc_reward"]
-
 
 def mcc_of_ids(predicted: Sequence[int], gold: Sequence[int], *, count: int | Collection[int]) -> float:
     """`ffr_verl.metrics.mcc` of two id sets in the universe 0 to `count - 1`, or of the ids `count`; 1 when both are

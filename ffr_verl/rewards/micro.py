@@ -14,8 +14,6 @@ from typing import Any, NamedTuple
 
 from ffr_verl.errors import FFRError
 
-__all__ = ["MODALITIES", "NEUTRAL", "MicroCounts", "id_values", "micro_counts", "micro_value"]
-
 MODALITIES = ("utterance", "image")
 LOWEST = -1.0
 

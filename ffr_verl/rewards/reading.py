@@ -16,8 +16,6 @@ from ffr_verl.dialogues import content_text
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import AnswerStyle, Fragment, parse_fragment, parse_gold
 
-__all__ = ["Completion", "RowDialogue", "completion_text", "is_outside", "read_answer", "read_gold", "row_ids"]
-
 # A text; a conversation, whose last message is the answer; or nothing, as of a model that only called a tool.
 Completion = str | Sequence[Mapping[str, Any]] | None
 _MEND = "`ffr-verl prepare` writes them"

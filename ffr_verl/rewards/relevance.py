@@ -19,8 +19,6 @@ from ffr_verl.fragments import AnswerStyle, Fragment
 from ffr_verl.rewards.coherence import VectorSource, utterance_prefix
 from ffr_verl.rewards.reading import RowDialogue, read_answer, read_gold
 
-__all__ = ["check_queries", "relevance_reward"]
-
 _EMPTY = Fragment((), ())
 _MOST_DIALOGUES = 2048
 _AGAIN = "make it again with `ffr-verl embed`, which stores the queries of the data files"

@@ -12,8 +12,6 @@ from ffr_verl.embeddings.store import StoreManifest
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import AnswerStyle
 
-__all__ = ["SETTINGS", "CoherenceMode", "check_number", "check_settings", "choice"]
-
 CoherenceMode = Literal["published", "continuous", "gold_anchored"]
 # Takes where a value stands and the value; gives the value or raises FFRError.
 Check = Callable[[str, Any], Any]

@@ -17,8 +17,6 @@ from ffr_verl.rewards.reading import row_ids
 if TYPE_CHECKING:
     from ffr_verl.rewards.config import RewardConfig
 
-__all__ = ["COMPONENTS", "DEFAULT_WEIGHTS", "REWARDS", "Reward", "Values", "keys_of"]
-
 Needs = Literal["answer", "gold", "dialogue", "vectors"]
 Values = Callable[[Fragment | None, Fragment | None, Any, "RewardConfig"], tuple[float, ...]]
 

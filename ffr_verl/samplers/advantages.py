@@ -19,8 +19,6 @@ import numpy as np
 from ffr_verl.errors import FFRError
 from ffr_verl.settings import AdvantageConfig
 
-__all__ = ["IdCredit", "ScoredAnswer", "advantages_of", "gdpo_advantages", "id_advantages"]
-
 _EPSILON = 1e-6
 
 

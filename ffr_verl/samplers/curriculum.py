@@ -14,18 +14,6 @@ import numpy as np
 from ffr_verl.samplers.difficulty import select_rows
 from ffr_verl.settings import CurriculumConfig
 
-__all__ = [
-    "GOLD_STRATA",
-    "STATIC_ORDERS",
-    "Order",
-    "RowDifficulty",
-    "StaticOrder",
-    "ascending_order",
-    "competence",
-    "interleaved",
-    "order_rows",
-]
-
 GOLD_STRATA = ("no_gold", "utterances_only", "with_images")
 
 

@@ -17,8 +17,6 @@ from ffr_verl.fragments import Fragment
 from ffr_verl.metrics import list_f_score
 from ffr_verl.settings import LevelShares
 
-__all__ = ["LEVELS", "Level", "assign_levels", "difficulty_f1", "mean_logprob", "select_rows", "token_entropy"]
-
 Level = Literal["easy", "middle", "confusing", "hard"]
 LEVELS: tuple[Level, ...] = get_args(Level)
 

@@ -13,8 +13,6 @@ import numpy as np
 
 from ffr_verl.rewards.micro import MODALITIES, MicroCounts
 
-__all__ = ["MicroEstimate"]
-
 _DECAY = 0.8
 SCORED_ANSWERS = 256.0  # what the estimate of a difficulty file weighs at the start
 

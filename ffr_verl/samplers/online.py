@@ -18,8 +18,6 @@ import numpy as np
 from ffr_verl.samplers.curriculum import Order, RowDifficulty
 from ffr_verl.settings import CurriculumConfig, OnlineConfig
 
-__all__ = ["OnlineDraws", "OnlineOrder"]
-
 _BINS = 128
 _CENTRES = (np.arange(_BINS) + 0.5) / _BINS
 

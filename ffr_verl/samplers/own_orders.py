@@ -12,8 +12,6 @@ from ffr_verl.errors import FFRError
 from ffr_verl.samplers.curriculum import Order, RowDifficulty
 from ffr_verl.settings import ORDER_ENTRY_POINTS, ORDER_NAMES, CurriculumConfig
 
-__all__ = ["OwnOrder", "own_order_class"]
-
 _KEY = f"{CurriculumConfig.node}.order"
 _METHODS = ("__len__", "row_at", "observe", "state_dict", "load_state_dict")
 _T = TypeVar("_T")

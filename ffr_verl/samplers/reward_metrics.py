@@ -11,8 +11,6 @@ import numpy as np
 
 from ffr_verl.fragments import MalformedReason
 
-__all__ = ["REWARD_ERROR", "has_spread", "is_component", "reward_metrics", "strata_metrics"]
-
 REWARD_ERROR = "reward_error"  # of `reward_extra_info`: what must be mended before an answer can be scored
 _SIZES = ("predicted_utterances", "gold_utterances", "predicted_images", "gold_images")
 _MISSING, _CUT_OFF = "missing_embeddings", "cut_off"

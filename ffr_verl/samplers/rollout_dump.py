@@ -9,8 +9,6 @@ from typing import Any
 
 from ffr_verl.files import disk_errors
 
-__all__ = ["write_rollouts"]
-
 
 def write_rollouts(folder: Path, step: int, answers: Iterable[Mapping[str, Any]]) -> None:
     """Add the answers to the folder's file of a step, one a line; verl asks for a validation in several batches.

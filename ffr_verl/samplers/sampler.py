@@ -23,9 +23,6 @@ from ffr_verl.samplers.online import OnlineOrder
 from ffr_verl.samplers.own_orders import OwnOrder, own_order_class
 from ffr_verl.settings import CurriculumConfig
 
-__all__ = ["ORDERS", "CurriculumSampler", "activate", "active_sampler", "needs_difficulty", "order_class", "rehearse"]
-
-
 ORDERS: Mapping[str, type[Order]] = {**STATIC_ORDERS, "online": OnlineOrder}
 
 

@@ -11,8 +11,6 @@ from typing import Any
 from ffr_verl.data.sources.source import ReadSettings
 from ffr_verl.dialogues import reserved_token
 
-__all__ = ["Message", "cut_chat", "quoted", "seconds", "writable"]
-
 _QUOTED = 60  # characters of a message that another one quotes
 _SURROGATES = dict.fromkeys(range(0xD800, 0xE000), "\ufffd") | {0: ""}
 

@@ -13,8 +13,6 @@ from ffr_verl.data.sources.json_document import records_of_rows
 from ffr_verl.data.sources.public_sets import list_of, text_of
 from ffr_verl.data.sources.source import Notes, ReadSettings, Source
 
-__all__ = ["DIALOGCC"]
-
 _ROW = frozenset({"dialogue", "dialogue_id", "split"})
 _TURN = frozenset({"speaker", "utterance", "shared_image"})
 _IMAGE = frozenset({"image_url", "caption"})

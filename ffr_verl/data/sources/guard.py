@@ -13,8 +13,6 @@ from ffr_verl.data.sources.source import Notes, Probe, ReadSettings, Source
 from ffr_verl.doors import blamed
 from ffr_verl.errors import FFRError
 
-__all__ = ["guarded"]
-
 
 def guarded(source: Source, name: str) -> Source:
     """A format of others whose errors name it: whatever it raises is an `FFRError`."""

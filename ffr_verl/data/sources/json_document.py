@@ -10,8 +10,6 @@ from ffr_verl.data.sources.json_rows import read_rows, read_value
 from ffr_verl.data.sources.source import Probe, ReadSettings
 from ffr_verl.errors import FFRError
 
-__all__ = ["read_object", "records_of_rows", "rows_or_object"]
-
 
 def read_object(path: Path, *, expected: str) -> dict[str, Any]:
     """The object of a file.

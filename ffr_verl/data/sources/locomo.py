@@ -16,8 +16,6 @@ from ffr_verl.data.sources.json_document import rows_or_object
 from ffr_verl.data.sources.public_sets import list_of, text_of, wrong
 from ffr_verl.data.sources.source import Notes, ReadSettings, Source
 
-__all__ = ["LOCOMO"]
-
 _SESSION = re.compile(r"session_(\d+)")
 _TURN_ID = re.compile(r"D(\d+):(\d+)")
 _ABOUT = ("observation", "session_summary", "event_summary", "observations", "session-summaries", "event-summaries")

@@ -13,8 +13,6 @@ from ffr_verl.data.sources.json_document import records_of_rows
 from ffr_verl.data.sources.public_sets import wrong
 from ffr_verl.data.sources.source import Notes, ReadSettings, Source
 
-__all__ = ["MMDD"]
-
 _SOURCE = frozenset({"dialog_dataset", "dialog_file", "img_dataset", "img_file"})
 _ROW = _SOURCE | {"dialog", "replaced_idx", "img_idx", "score"}
 

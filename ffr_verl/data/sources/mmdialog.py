@@ -14,8 +14,6 @@ from ffr_verl.data.sources.json_document import records_of_rows
 from ffr_verl.data.sources.public_sets import list_of, text_of, wrong
 from ffr_verl.data.sources.source import Notes, ReadSettings, Source
 
-__all__ = ["MMDIALOG"]
-
 _CANDIDATES = ("negative_candidate_media_keys", "negative_candidate_texts")
 _IDS = ("dialogue_id", "conversation_id", "id")
 _ROW = frozenset({"conversation", *_CANDIDATES, *_IDS})

@@ -13,8 +13,6 @@ from ffr_verl.data.sources.json_document import records_of_rows
 from ffr_verl.data.sources.public_sets import list_of, text_of
 from ffr_verl.data.sources.source import Notes, ReadSettings, Source
 
-__all__ = ["PHOTOCHAT"]
-
 _ROW = frozenset({"dialogue", "dialogue_id", "photo_description", "photo_url", "photo_id"})
 _TURN = frozenset({"message", "share_photo", "user_id"})
 

@@ -8,8 +8,6 @@ from typing import Any
 from ffr_verl.data.checks.problems import ProblemKind
 from ffr_verl.data.sources.raw_dialogues import RawDialogueError
 
-__all__ = ["list_of", "text_of", "wrong"]
-
 
 def wrong(field: str, found: Any, expected: str) -> RawDialogueError:
     """The error of a field that is missing or of another type."""

@@ -14,8 +14,6 @@ from ffr_verl.data.templates import PromptTemplate
 from ffr_verl.errors import FFRError
 from ffr_verl.files import read_text
 
-__all__ = ["RowSettings", "chat_rows", "read_queries", "rows_of_record"]
-
 
 @dataclass(frozen=True, slots=True)
 class RowSettings:

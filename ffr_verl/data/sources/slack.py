@@ -18,8 +18,6 @@ from ffr_verl.data.sources.json_rows import read_value
 from ffr_verl.data.sources.source import Notes, Probe, ReadSettings, Source, take_left_out
 from ffr_verl.errors import FFRError
 
-__all__ = ["SLACK"]
-
 _EXPECTED = "the unpacked folder of a Slack export (users.json, a folder for each channel)"
 _LINK = re.compile(r"<([^<>|]+)(?:\|([^<>]*))?>")
 _LAST_SECOND = 1e11

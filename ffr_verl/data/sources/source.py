@@ -16,8 +16,6 @@ from ffr_verl.data.checks.unread_fields import unread_fields
 from ffr_verl.errors import FFRError
 from ffr_verl.files import disk_errors, read_text
 
-__all__ = ["DEFAULT_GAP_HOURS", "Notes", "Probe", "ReadSettings", "Source", "read_image_map"]
-
 DEFAULT_GAP_HOURS = 8.0
 _PROBED = 2**18  # bytes
 _KEY = re.compile(r'(?<!\\)"(\w+)"\s*:')

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["SpeakerNames"]
-
 _END_OF_NAME = re.compile(r":\s+|：\s*")
 
 

@@ -17,8 +17,6 @@ from ffr_verl.data.sources.json_document import read_object
 from ffr_verl.data.sources.source import Notes, Probe, ReadSettings, Source, take_left_out
 from ffr_verl.errors import FFRError
 
-__all__ = ["TELEGRAM"]
-
 _EXPECTED = "result.json of Telegram Desktop (Export chat history, format JSON)"
 _NOT_INCLUDED = "(File "  # "(File not included. Change data exporting settings to download.)", "(File exceeds …)"
 _KINDS = {

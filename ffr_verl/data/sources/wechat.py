@@ -25,8 +25,6 @@ from ffr_verl.data.sources.source import Notes, Probe, ReadSettings, Source, tak
 from ffr_verl.errors import FFRError
 from ffr_verl.files import disk_errors, refuse_special
 
-__all__ = ["WECHAT"]
-
 _EXPECTED = "a WeChat export as CSV or text (docs/data.md)"
 # What a column is for: its names, in the tools' files.
 _COLUMNS = {

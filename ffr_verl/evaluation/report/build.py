@@ -41,8 +41,6 @@ from ffr_verl.rewards.coherence import CoherenceMode
 from ffr_verl.rewards.ffr import open_scorer
 from ffr_verl.settings import DataConfig
 
-__all__ = ["ReportSettings", "ReportSummary", "write_report"]
-
 _TRAITS = (
     ("worst", f"F1 below {WORST_BELOW}"),
     ("malformed", "malformed"),

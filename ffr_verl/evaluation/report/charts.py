@@ -12,8 +12,6 @@ import numpy as np
 from ffr_verl.evaluation.report.training import Curve, Run
 from ffr_verl.rewards.table import REWARDS
 
-__all__ = ["Chart", "RunCharts", "Section", "histogram", "run_charts", "run_table"]
-
 _MOST_POINTS = 400
 _HELD_OUT = r"val-[^/]+/(?P<source>.+)/"
 _JOINT = _HELD_OUT + "micro_joint_f1/mean@1"

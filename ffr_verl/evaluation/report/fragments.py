@@ -11,8 +11,6 @@ from ffr_verl.evaluation.report.page import render_fragments
 from ffr_verl.evaluation.report.pictures import Pictures, make_pictures
 from ffr_verl.inference.ask import Found
 
-__all__ = ["fragments_page"]
-
 
 def fragments_page(found: Sequence[Found], images_root: Path, *, title: str) -> str:
     """The page of the answers, grouped by query in their order; the dialogues in which nothing was found are counted.

@@ -19,8 +19,6 @@ from ffr_verl.evaluation.report.pictures import Pictures
 from ffr_verl.evaluation.report.rows import UNANSWERED, ReportRows
 from ffr_verl.evaluation.report.summary import FAULTS
 
-__all__ = ["WORST_BELOW", "page_data", "render_fragments", "render_page", "script_json"]
-
 # Rows with an F1 below it are the worst of the page's filter.
 WORST_BELOW = 0.5
 

@@ -14,8 +14,6 @@ from typing import NamedTuple
 
 from ffr_verl.images import open_picture, resolve_image
 
-__all__ = ["Pictures", "Thumbnail", "make_pictures", "make_thumbnail"]
-
 _QUALITY = 70
 
 

@@ -13,8 +13,6 @@ from ffr_verl.evaluation.report.rows import ReportRows
 from ffr_verl.evaluation.report.training import json_objects, short_names
 from ffr_verl.predictions import Prediction, read_verl_dump
 
-__all__ = ["RolloutsRead", "read_rollouts"]
-
 _STEP = re.compile(r"[0-9]+")
 
 

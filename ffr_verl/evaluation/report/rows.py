@@ -18,8 +18,6 @@ from ffr_verl.rewards.f1 import f1_reward
 from ffr_verl.rewards.ffr import compute_score
 from ffr_verl.samplers.reward_metrics import is_component
 
-__all__ = ["UNANSWERED", "ReportRows", "reward_settings", "told_rewards"]
-
 UNANSWERED = "unanswered"  # stands for the fault of a row without an answer
 
 # A model that never stops must not fill the page.

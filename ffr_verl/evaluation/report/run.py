@@ -18,8 +18,6 @@ from ffr_verl.evaluation.report.training import files_of, read_runs
 from ffr_verl.files import check_output, whole_or_nothing
 from ffr_verl.fragments import AnswerStyle
 
-__all__ = ["RunPageSettings", "RunPageSummary", "write_run_page"]
-
 _TRAITS = (
     ("malformed", "malformed answers"),
     ("flat", "no spread"),

@@ -13,8 +13,6 @@ from ffr_verl.evaluation.row_statistics import AVERAGES, REWARDS
 from ffr_verl.fragments import MalformedReason
 from ffr_verl.metrics import Scores
 
-__all__ = ["FAULTS", "breakdown_charts", "difference_table", "figures", "metric_table", "overview_charts"]
-
 FAULTS: Mapping[MalformedReason, tuple[str, str]] = {
     MalformedReason.EMPTY: ("empty answer", "the model wrote nothing."),
     MalformedReason.NO_REASONING_WRAPPER: (

@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 from ffr_verl.errors import FFRError
 from ffr_verl.files import refuse_special
 
-__all__ = ["Run", "files_of", "json_objects", "read_runs", "short_names"]
-
 _EVENTS = "events.out.tfevents.*"
 _HOW_TO_LOG = "train with trainer.logger=[console,file] (VERL_FILE_LOGGER_PATH says where) or with tensorboard"
 

@@ -16,8 +16,6 @@ from verl.trainer.ppo.core_algos import register_adv_est
 
 from ffr_verl.errors import FFRError
 
-__all__ = ["ESTIMATOR", "compute_ffr_advantage", "publish"]
-
 ESTIMATOR = "ffr"
 _published: dict[str, np.ndarray] = {}
 

@@ -19,8 +19,6 @@ from typing import Literal
 from ffr_verl.errors import FFRError
 from ffr_verl.files import refuse_special
 
-__all__ = ["best_checkpoint", "check_resume", "keep_best", "missing_in_step", "read_results", "steps_of"]
-
 logger = logging.getLogger(__name__)
 
 Stage = Literal["sft", "grpo"]

@@ -10,8 +10,6 @@ from verl.trainer.ppo.checkpoint_callback import CheckpointCallback
 from ffr_verl.integrations.verl.checkpoint_folders import keep_best
 from ffr_verl.integrations.verl.validation import results_go_to
 
-__all__ = ["BestCheckpoint"]
-
 
 class BestCheckpoint(CheckpointCallback):  # type: ignore[misc]
     """verl's `trainer.checkpoint_callback_class`: keeps the checkpoint whose validation was best in

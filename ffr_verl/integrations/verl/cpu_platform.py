@@ -19,8 +19,6 @@ import psutil
 import torch
 from verl.plugin.platform import PlatformBase, PlatformRegistry, set_platform
 
-__all__ = ["CPU_ENVIRONMENT", "PlatformCPU", "activate"]
-
 CPU_ENVIRONMENT = {
     "VERL_PLATFORM": "cpu",
     # verl registers its FSDP engines for cuda and npu; their code asks the platform for everything that differs.

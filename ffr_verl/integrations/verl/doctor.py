@@ -33,8 +33,6 @@ from ffr_verl.integrations.verl import INSTALL_VERL, SUPPORTED_VERL
 from ffr_verl.recipes import Trainer, recipe_names, trainer_of
 from ffr_verl.settings import DataConfig
 
-__all__ = ["SUPPORTED", "Check", "run_checks"]
-
 
 class Check(NamedTuple):
     """One line: what was checked, how it went, what was found, and how to mend it when it failed."""

@@ -20,8 +20,6 @@ import psutil
 
 from ffr_verl.errors import FFRError, one_line
 
-__all__ = ["FIRST_JOB", "Run", "check_no_other_run", "joined_cluster", "live_runs"]
-
 FIRST_JOB = "01000000"  # Ray's id of the first job of a cluster
 _DRIVER = ("-m", "verl.trainer.main_ppo")
 _ACTORS = ("ray::TaskRunner", "ray::vLLMHttpServer")  # verl's, as Ray names their processes

@@ -19,8 +19,6 @@ from ffr_verl.errors import FFRError, one_line
 from ffr_verl.files import refuse_special, whole_folder
 from ffr_verl.integrations.verl.checkpoint_folders import SHARD, steps_of
 
-__all__ = ["check_shards", "compare_logits", "find_shards", "merge_checkpoint"]
-
 logger = logging.getLogger(__name__)
 
 # Root mean square of the logits' differences over their standard deviation. verl's merger writes bf16, whose 8 bits

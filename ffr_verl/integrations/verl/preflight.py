@@ -65,8 +65,6 @@ from ffr_verl.settings import (
     refuse_unknown_keys,
 )
 
-__all__ = ["Findings", "RecipeCallback", "compose_run", "composed", "find_problems"]
-
 logger = logging.getLogger(__name__)
 select = OmegaConf.select  # `None` where a key is missing, or must be given (`???`)
 

@@ -29,8 +29,6 @@ from ffr_verl.samplers.rollout_dump import write_rollouts
 from ffr_verl.samplers.sampler import active_sampler
 from ffr_verl.settings import SamplerConfig
 
-__all__ = ["FFRReplayBuffer", "FFRReplayBufferAsync"]
-
 logger = logging.getLogger(__name__)
 
 _NO_ANSWERS = "no materializable trajectories"  # in verl's message, which names a key that would ask again for ever

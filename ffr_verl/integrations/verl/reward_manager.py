@@ -33,8 +33,6 @@ from ffr_verl.rewards.ffr import compute_score, id_credits
 from ffr_verl.rewards.reading import row_ids
 from ffr_verl.samplers.reward_metrics import REWARD_ERROR
 
-__all__ = ["FFRRewardManager", "closing_tokens", "decode_answer"]
-
 BUFFER_NODE = "trainer.v1.sampler.custom_sampler.path"
 _ANSWER_TAGS = (*TAGS, "<think>", "</think>", "<answer>", "</answer>")
 

@@ -13,8 +13,6 @@ from collections.abc import Hashable
 
 from ffr_verl.errors import FFRError
 
-__all__ = ["StallWatch"]
-
 _REMEDY = (
     "look above for the process that died or hangs; the same command resumes from the newest checkpoint. Where this "
     "is how long it takes, raise trainer.v1.sampler.sampler_kwargs.stall_timeout, or give null for no limit"

@@ -19,8 +19,6 @@ from packaging.version import Version
 from verl.models.transformers import qwen2_vl
 from verl.utils.transformers_compat import unpack_visual_output
 
-__all__ = ["install", "is_needed"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -17,8 +17,6 @@ from ffr_verl.samplers.difficulty_file import DifficultyFile, row_key
 from ffr_verl.samplers.micro_estimate import SCORED_ANSWERS
 from ffr_verl.settings import CurriculumConfig
 
-__all__ = ["TrainingRows"]
-
 _UNSCORED_ANSWERS = 32.0
 
 

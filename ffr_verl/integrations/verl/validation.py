@@ -18,8 +18,6 @@ from ffr_verl.files import whole_or_nothing
 from ffr_verl.integrations.verl.checkpoint_folders import RESULTS, read_results
 from ffr_verl.metrics import Confusion, joint_scores, scores
 
-__all__ = ["ValidationTotals", "micro_metrics", "note_result", "results_go_to"]
-
 
 def micro_metrics(totals: np.ndarray) -> dict[str, float]:
     """`micro_KIND_f1` and `micro_KIND_mcc` of utterance, image and joint, as `ffr-verl evaluate` has them.

@@ -14,8 +14,6 @@ from typing import Any
 from ffr_verl.errors import FFRError
 from ffr_verl.model_families import VISION_TOWERS, ModelFamily, family_of_model
 
-__all__ = ["PARTS", "ModelShape", "TowerShape", "Training", "read_model"]
-
 PARTS = ("vision tower", "language layers", "embeddings", "head", "other")
 
 

@@ -40,8 +40,6 @@ from ffr_verl.inference.generate import LORA_RANKS
 from ffr_verl.integrations.verl.memory.model_shape import ModelShape
 from ffr_verl.integrations.verl.memory.run import Rollout, Run
 
-__all__ = ["MARGIN", "NOT_COUNTED", "MemoryPlan", "Phase", "plan_memory"]
-
 GIB = 2**30
 MARGIN = 0.1  # of a GPU, for what is not counted
 NOT_COUNTED = (

@@ -13,8 +13,6 @@ from omegaconf import OmegaConf
 from ffr_verl.errors import FFRError
 from ffr_verl.integrations.verl.memory.model_shape import ModelShape, Training
 
-__all__ = ["Rollout", "Run", "read_run", "read_training"]
-
 _SIZES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2, "half": 2}
 
 
