@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 from ffr_verl.model_families import CONTROL_TOKENS
 
 IMAGE = "<image>"
+UTTERANCE_START = "<|utt_id_start|>"
+QUERY_START, QUERY_END = "<|query_start|>", "<|query_end|>"
 
 _UTTERANCE = re.compile(r"<\|utt_id_start\|>([0-9]{1,9})<\|utt_id_end\|>")
 _IMAGE_ID = re.compile(r"<\|img_id_start\|>([0-9]{1,9})<\|img_id_end\|>")
@@ -285,7 +287,7 @@ def dialogue_ids(prompt: str) -> DialogueIds:
     """
     # Nearly every prompt counts from 0, and reading all of its tags would take most of an evaluation's time: n tags of
     # a kind of which the last one is n - 1 are taken for 0, 1, …, n - 1.
-    last = prompt.rfind("<|utt_id_start|>")
+    last = prompt.rfind(UTTERANCE_START)
     turns = _UTTERANCE_COUNTS.get(prompt[last : prompt.find(">", last + 16) + 1], 0)
     images = prompt.count("_id_start|>") - turns
     if turns and (
@@ -323,6 +325,16 @@ def extra_info(dialogue: Dialogue, images: Sequence[str], *, split: str = "") ->
         "image_utterances": list(dialogue.image_utterances),
         "images": list(images),
     }
+
+
+def shift_image_ids(text: str, by: int) -> str:
+    """A text with other ids in its image tags.
+
+    Example:
+        >>> shift_image_ids("look: <|img_id_start|>4<|img_id_end|><image>", -3)
+        'look: <|img_id_start|>1<|img_id_end|><image>'
+    """
+    return _IMAGE_ID.sub(lambda tag: f"<|img_id_start|>{int(tag.group(1)) + by}<|img_id_end|>", text)
 
 
 def with_image_parts(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -23,7 +23,16 @@ from typing import IO, Any, Literal
 
 import msgspec
 
-from ffr_verl.dialogues import IMAGE, Dialogue, content_text, dialogue_message, extra_info
+from ffr_verl.dialogues import (
+    IMAGE,
+    QUERY_END,
+    QUERY_START,
+    UTTERANCE_START,
+    Dialogue,
+    content_text,
+    dialogue_message,
+    extra_info,
+)
 from ffr_verl.errors import FFRError
 from ffr_verl.files import refuse_special
 from ffr_verl.fragments import parse_gold
@@ -238,15 +247,15 @@ def _of_verl(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row that verl wrote as one of ours, see `read_verl_dump`."""
     _refuse_missing(row, _OF_VERL)
     prompt, response, labels = (row[name] for name in _OF_VERL)
-    if "<|utt_id_start|>" not in str(prompt):
+    if UTTERANCE_START not in str(prompt):
         raise ValueError(
             "field input: no <|utt_id_start|>; verl drops special tokens, so where the tags are such its files tell "
             "nothing: evaluate answers of `ffr-verl infer`"
         )
-    first, last = prompt.find("<|query_start|>"), prompt.rfind("<|query_start|>")
+    first, last = prompt.find(QUERY_START), prompt.rfind(QUERY_START)
     if first < last:  # examples of how to answer stand before what is asked, each with its query
-        is_query_first = first < prompt.find("<|utt_id_start|>")
-        prompt = prompt[last if is_query_first else prompt.rfind("<|query_end|>", 0, last) :]
+        is_query_first = first < prompt.find(UTTERANCE_START)
+        prompt = prompt[last if is_query_first else prompt.rfind(QUERY_END, 0, last) :]
     # What the chat template writes around the user's words, and its tokens in place of an image.
     prompt = _IMAGE_TOKENS.sub(IMAGE, prompt[:-_LONGEST_ENDING] + _ENDING.sub("", prompt[-_LONGEST_ENDING:]))
     error = cut_off_before_text(str(response), is_cut_off=bool(row.get("cut_off")))
@@ -384,7 +393,7 @@ def read_answered(
 def _prompt(row: _Row) -> str | None:
     for message in reversed(row.messages):
         content = message.content
-        if message.role == "user" and type(content) is str and "<|utt_id_start|>" in content:
+        if message.role == "user" and type(content) is str and UTTERANCE_START in content:
             return content
     return dialogue_message([(one.role, content_text(msgspec.to_builtins(one.content))) for one in row.messages])
 

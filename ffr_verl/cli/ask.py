@@ -80,7 +80,7 @@ def ask(
     if html is not None:
         inputs = [chat, queries, template, image_map]
         check_output(html, force=force, example="found.html", inputs=inputs, option="--html")
-    windows = WindowSettings(window, stride or max(1, window // 2), window_ids)
+    windows = WindowSettings.of(window, stride, window_ids)
     read = ReadSettings({} if image_map is None else read_image_map(image_map), gap_hours)
     texts = None if template is None else PromptTemplate.read(template)
     root = shared.images_root_of_chat(chat, images_root)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.text import Text
 
 from ffr_verl.errors import FFRError, printable, printable_lines
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
 
 
 class _Console(Console):
@@ -59,6 +63,26 @@ def warn(text: str) -> None:
 def wrote(path: object) -> None:
     """Say that a file is there."""
     say(f"wrote {printable(str(path))}")
+
+
+def bar(*columns: ProgressColumn) -> Progress:
+    """What is done, a bar, `columns` and the remaining time, on a terminal; it goes when the work is done."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    shown = (TextColumn("{task.description}", markup=False), BarColumn(), *columns, TimeRemainingColumn())
+    return Progress(*shown, console=console, disable=not console.is_terminal, transient=True)
+
+
+def figures(title: str, values: Mapping[str, str | int]) -> None:
+    """A table of numbers under a title."""
+    from rich.table import Table
+
+    table = Table(title=escape(printable(title)), show_header=False)
+    table.add_column("")
+    table.add_column("", justify="right")
+    for name, value in values.items():
+        table.add_row(name, value if isinstance(value, str) else f"{value:,}")
+    console.print(table)
 
 
 def show_formats(value: str) -> str:

@@ -6,12 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
-from ffr_verl.cli.console import VectorDtype, console, refuse_options, warn, wrote
+from ffr_verl.cli.console import VectorDtype, bar, figures, refuse_options, warn, wrote
 from ffr_verl.cli.options import Force
-from ffr_verl.errors import printable
 
 
 def embed(
@@ -51,22 +48,14 @@ def embed(
 
     Example: ffr-verl embed data/train.rl.parquet data/val.rl.parquet --model BAAI/bge-m3 --output data/embeddings
     """
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import MofNCompleteColumn, TimeElapsedColumn
 
     from ffr_verl.embeddings.embed import embed as embed_files
     from ffr_verl.embeddings.encoders import EncoderSettings
 
     if ray is None:
         refuse_options(context, ("ray_workers", "ray_gpus"), "goes with --ray ADDRESS")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
+    with bar(MofNCompleteColumn(), TimeElapsedColumn()) as progress:
         reading = progress.add_task("reading rows", total=None)
         encoding = progress.add_task("embedding", total=None, visible=False)
         summary = embed_files(
@@ -91,17 +80,18 @@ def embed(
             on_rows=lambda rows: progress.update(reading, completed=rows, total=rows),
             on_items=lambda done, total: progress.update(encoding, completed=done, total=total, visible=True),
         )
-    table = Table(title=escape(printable(f"{output}: {summary.manifest.model}")))
-    table.add_column("")
-    table.add_column("", justify="right")
-    table.add_row("utterances", f"{summary.utterances:,}")
-    table.add_row("  without text", f"{summary.without_text:,}")
-    table.add_row("queries", f"{summary.queries:,}")
-    table.add_row("different texts", f"{summary.texts:,}")
-    table.add_row("image paths", f"{summary.image_paths:,}")
-    table.add_row("  different images embedded", f"{summary.images:,}")
-    table.add_row("dimension", f"{summary.manifest.dimension:,}")
-    table.add_row("taken over from an interrupted run", f"{summary.resumed_items:,}")
-    table.add_row("seconds", f"{summary.seconds:.1f}")
-    console.print(table)
+    figures(
+        f"{output}: {summary.manifest.model}",
+        {
+            "utterances": summary.utterances,
+            "  without text": summary.without_text,
+            "queries": summary.queries,
+            "different texts": summary.texts,
+            "image paths": summary.image_paths,
+            "  different images embedded": summary.images,
+            "dimension": summary.manifest.dimension,
+            "taken over from an interrupted run": summary.resumed_items,
+            "seconds": f"{summary.seconds:.1f}",
+        },
+    )
     wrote(output)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ffr_verl.cli.console import console, say, warn, wrote
+from ffr_verl.cli.console import bar, console, say, warn, wrote
 from ffr_verl.cli.options import Compare, Force, RewardedStyle, RewardKwargs, RowFormat
 from ffr_verl.errors import FFRError
 from ffr_verl.files import check_output, is_same_file, whole_or_nothing
@@ -45,7 +45,7 @@ def evaluate(
 
     Example: ffr-verl evaluate pred.jsonl --compare baseline.jsonl --json result.json
     """
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import TaskProgressColumn
 
     from ffr_verl.evaluation.bootstrap import BootstrapSettings
     from ffr_verl.evaluation.comparison import compare as compare_counts
@@ -60,13 +60,7 @@ def evaluate(
     settings = BootstrapSettings(resamples=bootstrap, seed=seed)
     reward = RewardConfig.from_kwargs({} if reward_kwargs is None else read_reward_kwargs(reward_kwargs))
     style = answer_style or reward.answer_style
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+    with bar(TaskProgressColumn()) as progress:
 
         def task(description: str, total: int) -> Callable[[int], None]:
             number = progress.add_task(description, total=max(total, 1))

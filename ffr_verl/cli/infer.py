@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from ffr_verl.cli import options as shared
 from ffr_verl.cli.console import (
     clean_up_when_terminated,
     console,
+    figures,
     refuse_options,
     warn,
     wrote,
@@ -119,7 +119,7 @@ def infer(
                 data,
                 output,
                 settings,
-                window=None if window is None else WindowSettings(window, stride or max(1, window // 2), window_ids),
+                window=None if window is None else WindowSettings.of(window, stride, window_ids),
                 whole=merge or (),
                 style=answer_style,
                 limit=limit,
@@ -129,22 +129,16 @@ def infer(
                 say=warn,
                 on_rows=progress.update,
             )
-    title = f"{summary.rows:,} prediction{'s' * (summary.rows != 1)}, {summary.seconds:.0f} s"
-    table = Table(title=title, show_header=False)
-    table.add_column("")
-    table.add_column("", justify="right")
-    lines = [
-        ("rows asked", summary.asked),
-        ("  by an interrupted run", summary.resumed),
-        ("  cut off at --max-new-tokens", summary.cut_off),
-    ]
-    lines = lines if summary.asked else []  # --predictions: nothing was asked
-    lines.append(("  without an answer", sum(count for _, count in summary.errors)))
+    values = {
+        "rows asked": summary.asked,
+        "  by an interrupted run": summary.resumed,
+        "  cut off at --max-new-tokens": summary.cut_off,
+    }
+    values = values if summary.asked else {}  # --predictions: nothing was asked
+    values["  without an answer"] = sum(count for _, count in summary.errors)
     if merge or window is not None:
-        lines.append(("windows whose answer is not in the format", summary.malformed_windows))
-    for name, value in lines:
-        table.add_row(name, f"{value:,}")
-    console.print(table)
+        values["windows whose answer is not in the format"] = summary.malformed_windows
+    figures(f"{summary.rows:,} prediction{'s' * (summary.rows != 1)}, {summary.seconds:.0f} s", values)
     for reason, count in summary.errors[:_MOST_REASONS]:
         warn(f"{count:,} without an answer: {reason}")
     if len(summary.errors) > _MOST_REASONS:

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from ffr_verl.cli import options as shared
-from ffr_verl.cli.console import clean_up_when_terminated, console, warn, wrote
+from ffr_verl.cli.console import clean_up_when_terminated, console, figures, warn, wrote
 from ffr_verl.errors import FFRError
 from ffr_verl.files import check_output
 
@@ -82,17 +81,17 @@ def label(
             on_rows=progress.update,
         )
     done = sum(summary.accepted)
-    table = Table(title=f"{summary.dialogues:,} dialogues, {summary.seconds:.0f} s", show_header=False)
-    table.add_column("")
-    table.add_column("", justify="right")
-    for number, count in enumerate(summary.accepted, start=1):
-        table.add_row(f"accepted at try {number}", f"{count:,}")
-    table.add_row("left out", f"{summary.dialogues - done:,}")
-    table.add_row("share accepted", f"{done / summary.dialogues:.1%}")
-    table.add_row("answers of an interrupted run", f"{summary.resumed:,}")
-    table.add_row("queries with a fragment", f"{summary.queries:,}")
-    table.add_row("queries without", f"{summary.negatives:,}")
-    console.print(table)
+    figures(
+        f"{summary.dialogues:,} dialogues, {summary.seconds:.0f} s",
+        {
+            **{f"accepted at try {number}": count for number, count in enumerate(summary.accepted, start=1)},
+            "left out": summary.dialogues - done,
+            "share accepted": f"{done / summary.dialogues:.1%}",
+            "answers of an interrupted run": summary.resumed,
+            "queries with a fragment": summary.queries,
+            "queries without": summary.negatives,
+        },
+    )
     for reason, count in summary.left_out[:_MOST_REASONS]:
         warn(f"{count:,} left out: {reason}")
     wrote(output)

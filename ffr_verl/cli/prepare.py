@@ -13,6 +13,7 @@ from ffr_verl.cli import options as shared
 from ffr_verl.cli.console import (
     Language,
     WindowIds,
+    bar,
     clean_up_when_terminated,
     console,
     refuse_options,
@@ -103,7 +104,7 @@ def prepare(
 
     Example: ffr-verl prepare result.json --unlabelled --query "the garden" --images-root . --output data --split chat
     """
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import DownloadColumn
 
     from ffr_verl.data.parquet_files import is_own_root
     from ffr_verl.data.prepare import prepare as prepare_rows
@@ -121,11 +122,10 @@ def prepare(
         if window_ids is None:
             what = "global (ids of the whole dialogue) or published (docs/data.md)"
             raise FFRError(f"--window needs --window-ids: {what}")
-        windows = WindowSettings(window, stride or max(1, window // 2), window_ids)
+        windows = WindowSettings.of(window, stride, window_ids)
     root = images_root or (source if source.is_dir() else source.parent)
     size = source.stat().st_size if source.is_file() else None
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+    with bar(DownloadColumn()) as progress:
         task = progress.add_task(f"preparing {split}", total=size)
         summary = prepare_rows(
             source,

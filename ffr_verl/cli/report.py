@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ffr_verl.cli.console import CoherenceMode, console, refuse_options, say, warn
+from ffr_verl.cli.console import CoherenceMode, bar, refuse_options, say, warn
 from ffr_verl.cli.options import Compare, Force, RewardedStyle, RewardKwargs, RowFormat, settings_of
 from ffr_verl.errors import FFRError
 
@@ -89,17 +89,11 @@ def report(
 
 
 def _report(predictions: Path, output: Path, options: dict[str, Any], *, force: bool) -> None:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import MofNCompleteColumn
 
     from ffr_verl.evaluation.report import ReportSettings, write_report
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+    with bar(MofNCompleteColumn()) as progress:
         task = progress.add_task("evaluating", total=None)
         summary = write_report(
             predictions,

@@ -11,13 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ffr_verl.dialogues import extra_info, parse_dialogue, utterance_spans
+from ffr_verl.dialogues import extra_info, parse_dialogue, shift_image_ids, utterance_spans
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import Fragment, format_fragment, parse_fragment, parse_gold
 
 WindowIds = Literal["global", "published"]
 
-_IMAGE_TAG = re.compile(r"<\|img_id_start\|>([0-9]{1,9})<\|img_id_end\|>")
 _WINDOW_ID = re.compile(r"(.+)_split_([0-9]{1,9})", re.DOTALL)
 
 
@@ -28,6 +27,11 @@ class WindowSettings:
     turns: int  # of a window, at least 1; a dialogue that is no longer stays whole
     stride: int  # turns from one window's start to the next, from 1 to `turns`
     ids: WindowIds  # see the module
+
+    @classmethod
+    def of(cls, turns: int, stride: int | None, ids: WindowIds) -> WindowSettings:
+        """By default a window begins in the middle of the one before it."""
+        return cls(turns, max(1, turns // 2) if stride is None else stride, ids)
 
     def __post_init__(self) -> None:
         if self.turns < 1:
@@ -106,7 +110,7 @@ def cut_prompt(content: str, window: Window) -> str:
     if end < len(spans):
         kept = kept.removesuffix("\n")
     if shift := window.image_shift:
-        kept = _IMAGE_TAG.sub(lambda tag: f"<|img_id_start|>{int(tag.group(1)) - shift}<|img_id_end|>", kept)
+        kept = shift_image_ids(kept, -shift)
     return content[: spans[0][0]] + kept
 
 

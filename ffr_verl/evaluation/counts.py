@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ffr_verl.dialogues import DialogueIds, Ids, dialogue_ids
+from ffr_verl.dialogues import QUERY_END, QUERY_START, UTTERANCE_START, DialogueIds, Ids, dialogue_ids
 from ffr_verl.errors import one_line
 from ffr_verl.fragments import (
     TAGS,
@@ -166,10 +166,10 @@ def count_rows(
             if error:  # not all of a file in which each row has another one are kept
                 error = one_line(error)
                 errors[error if error in errors or len(errors) < _MOST_ERRORS else "other reasons"] += 1
-        query = prompt[prompt.find("<|query_start|>") : prompt.find("<|query_end|>")]
+        query = prompt[prompt.find(QUERY_START) : prompt.find(QUERY_END)]
         if not dialogue_id:  # what is spoken stands for it
             without_id = line if without_id is None else without_id
-            dialogue_id = prompt[prompt.find("<|utt_id_start|>") :]
+            dialogue_id = prompt[prompt.find(UTTERANCE_START) :]
         keys.append(hash((dialogue_id, query, labels)))
         if own is not None:
             of_components.extend(own())

@@ -18,6 +18,8 @@ from ffr_verl.data.tokens import PromptTokens
 from ffr_verl.data.windows import WindowSettings
 from ffr_verl.dialogues import (
     IMAGE,
+    QUERY_START,
+    UTTERANCE_START,
     Dialogue,
     control_token,
     parse_dialogue,
@@ -34,8 +36,6 @@ _ROLES = (["system", "user", "assistant"], ["user", "assistant"])
 _ROLES_UNLABELLED = (["system", "user"], ["user"])
 _CACHED_IMAGES = 8192
 _LONGEST_PATH = 4096
-_QUERY_START = "<|query_start|>"
-_UTTERANCE_START = "<|utt_id_start|>"
 _IMAGE_WITH_ID = f"<|img_id_end|>{IMAGE}"
 _ANGLES_OF_UTTERANCE, _ANGLES_OF_IMAGE = 2, 3
 # The start of an utterance that is surely "speaker: text": of the first one behind its first tag, of the next ones.
@@ -166,7 +166,7 @@ class _Check:
             self.report(ProblemKind.NO_DIALOGUE, "messages", str(error))
             return None
         user_text = next(message["content"] for message in messages if message["role"] == "user")
-        before, _, rest = user_text.partition(_UTTERANCE_START)
+        before, _, rest = user_text.partition(UTTERANCE_START)
         image_ids = dialogue.image_ids
         self._ids(dialogue, image_ids)
         self._images_of_ids(dialogue, len(image_ids), images, user_text)
@@ -303,8 +303,8 @@ class _Check:
         told = set()
         if not dialogue.query.strip():
             self.report(ProblemKind.NO_DIALOGUE, "messages", "the query is empty")
-        if before.count(_QUERY_START) > 1:
-            several = f"{before.count(_QUERY_START)} {_QUERY_START}; the query is taken to be {dialogue.query[:80]!r}"
+        if before.count(QUERY_START) > 1:
+            several = f"{before.count(QUERY_START)} {QUERY_START}; the query is taken to be {dialogue.query[:80]!r}"
             self.report(ProblemKind.SEVERAL_QUERIES, "messages", several)
         tags = _ANGLES_OF_UTTERANCE * len(dialogue.utterances) + _ANGLES_OF_IMAGE * images
         # No other tag than those of the ids, which is quick to see and true of nearly all rows.
@@ -336,7 +336,7 @@ class _Check:
         if _FIRST_LINE.match(rest) and 1 + len(_NEXT_LINE.findall(rest)) == count:  # true of nearly all rows
             return
         spans = list(zip(dialogue.utterances, utterance_spans(user_text), strict=True))
-        if rest.count(f"\n{_UTTERANCE_START}") < count - 1:
+        if rest.count(f"\n{UTTERANCE_START}") < count - 1:
             inner = [start for _, (start, _) in spans[1:] if user_text[start - 1] != "\n"]
             start = user_text[inner[0] :][:80]
             message = f"{len(inner)} utterances start in the middle of a line, the first at {start!r}"
