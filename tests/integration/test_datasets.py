@@ -85,6 +85,16 @@ def test_rl_rows_carry_prompt_images_and_what_the_reward_needs(parquet: Path, to
     dataset = rl_dataset(parquet / "train.rl.parquet", tokenizer, processor, filter_overlong_prompts=True)
     rows = pq.read_table(parquet / "train.rl.parquet").to_pylist()
     assert len(dataset) == len(rows), "nothing is dropped"
+    with pytest.raises(
+        FFRError, match=r"no row is left: the prompts of all \d+ have more [\s\S]*max_prompt_length=10, or"
+    ):
+        rl_dataset(
+            parquet / "train.rl.parquet",
+            tokenizer,
+            processor,
+            filter_overlong_prompts=True,
+            verl={"max_prompt_length": 10},
+        )
     seen = set()
     without = next(index for index, row in enumerate(rows) if not row["images"])
     for index in (*range(12), without, len(rows) - 1):

@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 
 from ffr_verl.data.parquet_files import recorded_root
 from ffr_verl.data.prepare import prepare
+from ffr_verl.data.tokens import PromptTokens
 from ffr_verl.embeddings import image_key, query_key, utterance_key, write_store
 from ffr_verl.errors import FFRError
 from ffr_verl.integrations.verl import preflight
@@ -477,6 +478,56 @@ def test_an_sft_file_for_grpo(grpo: dict[str, Any], parquet: Path) -> None:
     put(grpo, "data.train_files", str(parquet / "train.sft.parquet"))
     with pytest.raises(FFRError, match=r"train\.sft\.parquet: no column prompt"):
         check(grpo)
+
+
+def write_tokenizer(model: Path) -> None:
+    """One to which each word is a token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(model / "tokenizer.json"))
+
+
+def test_rows_that_are_too_long_for_the_run(grpo: dict[str, Any], parquet: Path, model: Path) -> None:
+    write_tokenizer(model)
+    prompts = [row["prompt"] for row in pq.read_table(parquet / "train.rl.parquet").to_pylist()]
+    counts = [PromptTokens(str(model)).count(prompt, [1] * str(prompt).count("<image>")) for prompt in prompts]
+    key = "data.max_prompt_length"
+    put(grpo, "data.val_files", [])
+    for limit, overlong in ((10**6, 0), (min(counts), sum(count > min(counts) for count in counts))):
+        put(grpo, key, limit)
+        found = preflight.find_problems(OmegaConf.create(grpo))
+        said = f"{overlong} of 8 rows looked at have more than {key}={limit} tokens of text, up to {max(counts):,}"
+        assert not found.problems
+        assert (said in str(found.notes)) == bool(overlong)
+    put(grpo, key, 10)
+    with pytest.raises(FFRError, match=r"train\.rl\.parquet: 8 of 8 .*verl would leave them out: raise data\.max"):
+        check(grpo)
+    (model / "tokenizer.json").write_text("{}")
+    with pytest.raises(FFRError, match=r"actor_rollout_ref\.model\.path: .*model: .*; give a model's folder"):
+        check(grpo)
+
+
+@pytest.mark.parametrize(("truncation", "is_refused"), [("error", True), ("right", False)])
+def test_sft_rows_that_are_too_long(
+    parquet: Path, model: Path, tmp_path: Path, truncation: str, *, is_refused: bool
+) -> None:
+    write_tokenizer(model)
+    config = {
+        "data": {
+            "train_files": str(parquet / "train.sft.parquet"),
+            "max_length": 10,
+            "truncation": truncation,
+            "custom_cls": {"path": "pkg://ffr_verl.integrations.verl.datasets"},
+        },
+        "model": {"path": str(model)},
+        "trainer": {"default_local_dir": str(tmp_path / "checkpoints")},
+    }
+    found = preflight.find_problems(OmegaConf.create(config))
+    said = "8 of 8 rows looked at have more than data.max_length=10 tokens"
+    assert said in str(found.problems if is_refused else found.notes)
+    assert ("the first one would end the run" in str(found.problems)) == is_refused
 
 
 def test_images_that_are_gone(grpo: dict[str, Any], tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from verl.utils.dataset.multiturn_sft_dataset import MultiTurnSFTDataset
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
 from ffr_verl.data.parquet_files import Kind, as_list, check_columns, check_images, count_rows, images_root
+from ffr_verl.errors import FFRError
 from ffr_verl.images import image_source, model_picture
 from ffr_verl.integrations.verl.training_rows import TrainingRows
 from ffr_verl.model_families import QWEN2_VL, ModelFamily, family_of_processor
@@ -85,6 +86,13 @@ class FFRDataset(RLHFDataset):
         self.curriculum: CurriculumSampler | None = None
         super().__init__(data_files, tokenizer, config, processor=processor, max_samples=max_samples)
         rows = sum(count_rows(file) for file in self.data_files)
+        if rows and not len(self.dataframe):
+            most = config.get("max_prompt_length")
+            raise FFRError(
+                f"{', '.join(files)}: no row is left: the prompts of all {rows:,} have more tokens than "
+                f"data.max_prompt_length={most}, or cannot be made, which verl's output above tells; raise it, or cut "
+                "the dialogues with `ffr-verl prepare --window`"
+            )
         if max_samples < 0 and len(self.dataframe) < rows:
             logger.warning(
                 "%s: verl leaves out %d of %d rows: their prompts are longer than data.max_prompt_length, or cannot "

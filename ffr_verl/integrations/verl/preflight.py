@@ -39,6 +39,8 @@ from ffr_verl.data.parquet_files import (
     read_schema,
     sampled_rows,
 )
+from ffr_verl.data.tokens import PromptTokens
+from ffr_verl.dialogues import IMAGE
 from ffr_verl.doors import parse_door
 from ffr_verl.embeddings.store import EmbeddingStore
 from ffr_verl.errors import INSTALL_FLASH_ATTENTION, INSTALL_STACK, FFRError, did_you_mean, error_lines
@@ -217,6 +219,8 @@ def find_problems(config: Any, *, starts: bool = False) -> Findings:
     else:
         before = len(problems)
         attempt(_check_files, config, "rl" if is_grpo else "sft", data_config)
+        if len(problems) == before:
+            notes += attempt(_overlong_prompts, config, "rl" if is_grpo else "sft") or []
         curriculum = data_config.curriculum
         if is_grpo and curriculum.difficulty is None and attempt(needs_difficulty, curriculum.order):
             notes.append(
@@ -415,6 +419,37 @@ def _check_files(config: Any, kind: Kind, data_config: DataConfig) -> None:
             check_model_family(files, family)
             root = images_root(files, data_config)
             check_images(files, root, sample=False, max_pixels=data_config.max_pixels, family=family)
+
+
+def _overlong_prompts(config: Any, kind: Kind) -> list[str]:
+    """What is to be said of rows, of some spread over each file, whose text alone has more tokens than the run takes.
+
+    An `FFRError` where they would end the run: all of an RL file, which verl leaves out, or one of an SFT file.
+    """
+    node, key = ("actor_rollout_ref.model", "data.max_prompt_length") if kind == "rl" else ("model", "data.max_length")
+    folder, most = Path(str(select(config, f"{node}.path"))).expanduser(), select(config, key)
+    if most is None or select(config, f"{node}.tokenizer_path") or not (folder / "tokenizer.json").is_file():
+        return []
+    try:
+        tokens = PromptTokens(str(folder))
+    except FFRError as error:
+        raise FFRError(str(error).replace("--tokenizer", f"{node}.path:", 1)) from None
+    column, notes = "prompt" if kind == "rl" else "messages", []
+    mend = f"raise {key}, or cut the dialogues with `ffr-verl prepare --window`"
+    for name in [*_local_files(config, "data.train_files"), *_local_files(config, "data.val_files")]:
+        rows = [row[column] for row in sampled_rows(name, (column,))]
+        counts = [tokens.count(row, [1] * sum(one["content"].count(IMAGE) for one in row)) for row in rows]
+        overlong = sum(count > most for count in counts)
+        if not overlong:
+            continue
+        found = f"{name}: {overlong} of {len(rows)} rows looked at have more than {key}={most} tokens of text, up to"
+        found = f"{found} {max(counts):,}"
+        if kind == "sft" and select(config, "data.truncation") == "error":
+            raise FFRError(f"{found}; the first one would end the run: {mend}")
+        if kind == "rl" and overlong == len(rows):
+            raise FFRError(f"{found}; verl would leave them out: {mend}")
+        notes.append(f"{found}; {mend}")
+    return notes
 
 
 def _family_of_run(config: Any, node: str) -> ModelFamily | None:
