@@ -22,6 +22,7 @@ from ffr_verl.cli.console import (
     wrote,
 )
 from ffr_verl.errors import FFRError, printable
+from ffr_verl.files import check_output
 
 
 def prepare(
@@ -123,6 +124,8 @@ def prepare(
             what = "global (ids of the whole dialogue) or published (docs/data.md)"
             raise FFRError(f"--window needs --window-ids: {what}")
         windows = WindowSettings.of(window, stride, window_ids)
+    if report is not None:
+        check_output(report, force=True, example="report.json", inputs=[query_file], option="--report")
     root = images_root or (source if source.is_dir() else source.parent)
     size = source.stat().st_size if source.is_file() else None
     with bar(DownloadColumn()) as progress:

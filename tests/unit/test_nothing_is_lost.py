@@ -13,8 +13,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
-from ffr_verl.cli import main
+from ffr_verl.cli import app, main
 from ffr_verl.data import parquet_writer
 from ffr_verl.data.compose import ComposeSettings, build
 from ffr_verl.data.inspection import render_row
@@ -250,6 +251,15 @@ def test_a_report_that_cannot_be_written_is_said_before_anything_is(folder: Path
     with pytest.raises(FFRError, match=message):
         run(folder, [RAW], report=folder / place, captions=True)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_report_does_not_take_the_place_of_the_queries(folder: Path) -> None:
+    (folder / "chat.json").write_text(json.dumps([RAW]))
+    (folder / "q.txt").write_text("a cat\n")
+    arguments = [folder / "chat.json", "--split", "t", "--output", folder / "out", "--query-file", folder / "q.txt"]
+    asked = CliRunner().invoke(app, ["prepare", *map(str, arguments), "--report", str(folder / "q.txt"), "--force"])
+    assert "q.txt: is read by this command" in str(asked.exception)
+    assert (folder / "q.txt").read_text() == "a cat\n"
 
 
 def test_an_output_that_another_output_will_be_is_refused(folder: Path) -> None:
