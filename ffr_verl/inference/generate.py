@@ -253,9 +253,12 @@ def _engine_options(settings: GeneratorSettings, family: ModelFamily) -> dict[st
 
     if current_platform.is_cpu():
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+        # Eager or not, vLLM compiles small functions, which takes 20 s.
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         # A drawn answer whose prompt is read in pieces ends the CPU engine: its random generators have no offset.
         whole_prompts = {"enable_chunked_prefill": False, "max_num_batched_tokens": max(4096, settings.max_model_len)}
-        return {"dtype": family.cpu_dtype, "enforce_eager": True, **whole_prompts}
+        # The memory is a fixed one here: what the largest image would take need not be measured.
+        return {"dtype": family.cpu_dtype, "enforce_eager": True, "skip_mm_profiling": True, **whole_prompts}
     return {"gpu_memory_utilization": settings.gpu_memory_utilization}
 
 

@@ -24,6 +24,7 @@ CPU_ENVIRONMENT = {
     # verl registers its FSDP engines for cuda and npu; their code asks the platform for everything that differs.
     "VERL_ENGINE_DEVICE": "cuda",
     "VLLM_CPU_KVCACHE_SPACE": "1",
+    "TORCHDYNAMO_DISABLE": "1",
     "TQ_NUM_THREADS": "1",
 }
 
