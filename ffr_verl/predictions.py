@@ -419,8 +419,6 @@ def _parsed(line: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at byte {error.start} of it; convert it, for example with iconv") from None
     except (ValueError, RecursionError) as error:
-        if isinstance(error, KeyTwiceError):
-            raise ValueError(json_fault(error)) from None
         if not isinstance(error, json.JSONDecodeError):
             raise ValueError(json_fault(error)) from None
         if line.lstrip().startswith(b"["):

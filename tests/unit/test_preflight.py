@@ -502,7 +502,7 @@ def test_rows_that_are_too_long_for_the_run(grpo: dict[str, Any], parquet: Path,
         assert not found.problems
         assert (said in str(found.notes)) == bool(overlong)
     put(grpo, key, 10)
-    with pytest.raises(FFRError, match=r"train\.rl\.parquet: 8 of 8 .*verl would leave them out: raise data\.max"):
+    with pytest.raises(FFRError, match=r"train\.rl\.parquet: 8 of 8 .*none of them fits: raise data\.max"):
         check(grpo)
     (model / "tokenizer.json").write_text("{}")
     with pytest.raises(FFRError, match=r"actor_rollout_ref\.model\.path: .*model: .*; give a model's folder"):

@@ -424,7 +424,7 @@ def _check_files(config: Any, kind: Kind, data_config: DataConfig) -> None:
 def _overlong_prompts(config: Any, kind: Kind) -> list[str]:
     """What is to be said of rows, of some spread over each file, whose text alone has more tokens than the run takes.
 
-    An `FFRError` where they would end the run: all of an RL file, which verl leaves out, or one of an SFT file.
+    An `FFRError` where no run is possible: all of an RL file, or one of an SFT file, at which verl ends.
     """
     node, key = ("actor_rollout_ref.model", "data.max_prompt_length") if kind == "rl" else ("model", "data.max_length")
     folder, most = Path(str(select(config, f"{node}.path"))).expanduser(), select(config, key)
@@ -447,7 +447,7 @@ def _overlong_prompts(config: Any, kind: Kind) -> list[str]:
         if kind == "sft" and select(config, "data.truncation") == "error":
             raise FFRError(f"{found}; the first one would end the run: {mend}")
         if kind == "rl" and overlong == len(rows):
-            raise FFRError(f"{found}; verl would leave them out: {mend}")
+            raise FFRError(f"{found}; none of them fits: {mend}")
         notes.append(f"{found}; {mend}")
     return notes
 
