@@ -158,3 +158,9 @@ def activate() -> None:
     os.environ["VERL_PLATFORM"] = "cpu"
     _prepare_process()
     set_platform(PlatformCPU())
+
+
+def share_cores(ranks: int) -> None:
+    """Let the ranks of this machine have all its cores, where the user has not said how many threads one has: Ray's
+    workers would have one thread each."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))

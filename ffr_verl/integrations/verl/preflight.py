@@ -116,6 +116,7 @@ class RecipeCallback(Callback):
             from ffr_verl.integrations.verl import cpu_platform
 
             cpu_platform.activate()
+            cpu_platform.share_cores(select(config, "trainer.n_gpus_per_node") or 1)
 
 
 @contextmanager
