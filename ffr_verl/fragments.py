@@ -41,6 +41,12 @@ _PLAIN = re.compile(
         re.escape(TAGS[0]), _IDS, *[re.escape(tag) for tag in TAGS[1:3]], _IDS, re.escape(TAGS[3])
     )
 )
+# What `format_fragment` writes, as nearly all answers are written, is read in a third of the time: ids below 1024,
+# between them a comma and a blank.
+match_quickly = re.compile(
+    r"{}\[([0-9, ]{{0,1024}})\]{};{}\[([0-9, ]{{0,1024}})\]{}".format(*[re.escape(tag) for tag in TAGS])
+).fullmatch
+_SMALL_IDS = {str(identifier): identifier for identifier in range(1024)}.__getitem__
 _DIGITS = re.compile("[0-9]+")
 _OPEN_THINK, _CLOSE_THINK, _OPEN_ANSWER, _CLOSE_ANSWER = "<think>", "</think>", "<answer>", "</answer>"
 
@@ -70,6 +76,10 @@ class MalformedReason(str, enum.Enum):
 
 def _ids(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split(","))) if text else ()
+
+
+def _small_ids(text: str) -> tuple[int, ...]:
+    return tuple(map(_SMALL_IDS, text.split(", "))) if text else ()
 
 
 def _unwrap(text: str) -> str | None:
@@ -118,6 +128,11 @@ def parse_fragment(text: str, *, style: AnswerStyle = "plain") -> Fragment | Non
         >>> parse_fragment("utterances 3 and 4") is None
         True
     """
+    if style == "plain" and (match := match_quickly(text)):
+        try:
+            return Fragment(_small_ids(match[1]), _small_ids(match[2]))
+        except KeyError:
+            pass  # written in another way, or no ids
     match = _match(text, style)
     return None if match is None else Fragment(_ids(match[1]), _ids(match[2]))
 

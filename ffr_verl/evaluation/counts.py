@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 import struct
 from array import array
 from collections import Counter
@@ -16,10 +15,10 @@ import numpy as np
 from ffr_verl.dialogues import QUERY_END, QUERY_START, UTTERANCE_START, DialogueIds, Ids, dialogue_ids
 from ffr_verl.errors import one_line
 from ffr_verl.fragments import (
-    TAGS,
     AnswerStyle,
     Fragment,
     MalformedReason,
+    match_quickly,
     parse_fragment,
     parse_gold,
     parse_leniently,
@@ -53,11 +52,8 @@ _PLACE = {name: place for place, name in enumerate(_COLUMNS)}
 _DEFAULT_UNIVERSE = Ids(0, 0).universe
 _MOST_ERRORS = 1000
 
-# As `format_fragment` writes ids; sets of them are whole numbers with one bit an id, which Python compares quickly.
+# Sets of ids are whole numbers with one bit an id, which Python compares quickly.
 _bit = {str(identifier): 1 << identifier for identifier in range(1024)}.__getitem__
-_match_plain = re.compile(
-    r"{}\[([0-9, ]{{0,1024}})\]{};{}\[([0-9, ]{{0,1024}})\]{}".format(*[re.escape(tag) for tag in TAGS])
-).fullmatch
 
 
 @functools.lru_cache(maxsize=4096)  # lists repeat from row to row, those of images above all
@@ -81,7 +77,7 @@ def plain_masks(text: str) -> tuple[int, int] | None:
         >>> plain_masks("<|utt_ids_start|>[0, 2]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>")
         (5, 0)
     """
-    match = _match_plain(text)
+    match = match_quickly(text)
     if match is None:
         return None
     try:

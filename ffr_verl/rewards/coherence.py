@@ -61,7 +61,7 @@ class _Dialogue:
     """What answers have needed of a dialogue: vectors with their lengths, `None` where there is none, and cosines."""
 
     def __init__(self, source: VectorSource, row: RowDialogue) -> None:
-        self.row, self._source = row, source
+        self.row, self._source, self._get = row, source, source.get
         self.cosines: dict[Pair, float] = {}
         self.missing: set[str] = set()  # keys that were looked up, and the source has never heard of
         self.counted = 0  # by the scorer, of `size`
@@ -101,7 +101,7 @@ class _Dialogue:
     def _look_up(self, element: Element) -> tuple[Any, float] | None:
         """The vector of an utterance or an image and its length, from the source; `None` where there is none."""
         key = self._key(element)
-        vector = None if key is None else self._source.get(key)
+        vector = None if key is None else self._get(key)
         if vector is None and key is not None and self._row_of(key) is None:
             self.missing.add(key)
         found = self._vectors[element] = None if vector is None else self._measured(element, vector)
@@ -148,9 +148,10 @@ class _Dialogue:
 
         Raises `FFRError` for a vector that is not as long as the others.
         """
-        cosines, vectors = self.cosines, self._vectors
+        cosines, vectors, values = self.cosines, self._vectors, []
         for pair in pairs:
-            if pair not in cosines:
+            value = cosines.get(pair)
+            if value is None:
                 first, first_length = vectors.get(pair[0]) or self._mean(pair[0])
                 second, second_length = vectors.get(pair[1]) or self._mean(pair[1])
                 length = first_length * second_length
@@ -158,8 +159,9 @@ class _Dialogue:
                     value = float(first.dot(second)) / length if length else 0.0
                 except ValueError:
                     raise self._unusable(pair[1], f"{len(second)} numbers where others are {len(first)}") from None
-                cosines[pair] = -1.0 if value < -1.0 else 1.0 if value > 1.0 else value
-        return [cosines[pair] for pair in pairs]
+                value = cosines[pair] = -1.0 if value < -1.0 else 1.0 if value > 1.0 else value
+            values.append(value)
+        return values
 
     def _mean(self, images: Any) -> tuple[Any, float]:
         """The mean vector of several images and its length."""

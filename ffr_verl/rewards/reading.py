@@ -18,6 +18,7 @@ from ffr_verl.fragments import AnswerStyle, Fragment, parse_fragment, parse_gold
 
 # A text; a conversation, whose last message is the answer; or nothing, as of a model that only called a tool.
 Completion = str | Sequence[Mapping[str, Any]] | None
+_INT = frozenset({int})
 _MEND = "`ffr-verl prepare` writes them"
 
 
@@ -130,8 +131,10 @@ def _values(info: Mapping[str, Any], name: str) -> list[Any]:
 
 
 def _ids(info: Mapping[str, Any], name: str) -> list[int]:
-    found = _values(info, name)
-    if set(map(type, found)) <= {int}:
+    found = info[name]
+    if type(found) is not list:
+        found = _values(info, name)
+    if _INT.issuperset(map(type, found)):
         return list(found)  # the row's own list may change
     for one in found:
         is_number = isinstance(one, (int, float, np.integer, np.floating)) and not isinstance(one, bool)
