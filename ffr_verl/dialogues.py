@@ -9,6 +9,8 @@ of appearance.
 from __future__ import annotations
 
 import hashlib
+import itertools
+import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -55,6 +57,9 @@ class Utterance(NamedTuple):  # a tuple, because millions are made
         return f"<|utt_id_start|>{self.id}<|utt_id_end|> {self.speaker}: {self.text}{images}"
 
 
+_IMAGES_OF = operator.attrgetter("image_ids")
+
+
 @dataclass(frozen=True, slots=True)
 class Dialogue:
     """A dialogue and the query asked of it."""
@@ -66,12 +71,12 @@ class Dialogue:
     @property
     def image_utterances(self) -> tuple[int, ...]:
         """For each image, in the order of the dialogue, the id of its utterance."""
-        return tuple([utterance.id for utterance in self.utterances for _ in utterance.image_ids])
+        return tuple([one.id for one in self.utterances if one.image_ids for _ in one.image_ids])
 
     @property
     def image_ids(self) -> tuple[int, ...]:
         """All image ids in the order of the dialogue."""
-        return tuple([image for utterance in self.utterances for image in utterance.image_ids])
+        return tuple(itertools.chain.from_iterable(map(_IMAGES_OF, self.utterances)))
 
     @property
     def tagged_query(self) -> str:
@@ -111,10 +116,11 @@ def reserved_token(text: str, *, allowed: Sequence[str] = ()) -> str | None:
 
 def unwritable(text: str) -> str | None:
     """Why no prompt can hold a text: parquet or a tokenizer cannot take it, or it holds a file; `None` when it may."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return "holds half of a surrogate pair (\\ud800 to \\udfff)"
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return "holds half of a surrogate pair (\\ud800 to \\udfff)"
     if "\0" in text:
         return "holds a NUL character"
     found = _FILE.search(text) if ";base64," in text else None
@@ -137,11 +143,11 @@ def _utterance(identifier: int, body: str) -> Utterance:
     image_ids: tuple[int, ...] = ()
     captions: tuple[str, ...] = ()
     if "<" in body:
-        pictures = _PICTURE.findall(body)
-        image_ids = tuple([int(found) for found, _ in pictures])
-        captions = tuple([caption for _, caption in pictures])
-        captions = captions if any(captions) else ()
-        body = _PICTURE.sub("", body).replace(IMAGE, "")
+        pieces = _PICTURE.split(body)  # text, id, caption, text, ...
+        image_ids = tuple(map(int, pieces[1::3]))
+        if any(pieces[2::3]):
+            captions = tuple([caption or "" for caption in pieces[2::3]])
+        body = "".join(pieces[::3]).replace(IMAGE, "")
     body = body.strip()
     named = _SPEAKER.match(body)
     if named is None:

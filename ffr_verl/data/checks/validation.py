@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -36,14 +37,16 @@ _ROLES = (["system", "user", "assistant"], ["user", "assistant"])
 _ROLES_UNLABELLED = (["system", "user"], ["user"])
 _CACHED_IMAGES = 8192
 _LONGEST_PATH = 4096
+_ID = operator.attrgetter("id")
 _IMAGE_WITH_ID = f"<|img_id_end|>{IMAGE}"
 _ANGLES_OF_UTTERANCE, _ANGLES_OF_IMAGE = 2, 3
 # The start of an utterance that is surely "speaker: text": of the first one behind its first tag, of the next ones.
 _FIRST_LINE = re.compile(r"[0-9]{1,9}<\|utt_id_end\|> [^\n:：<]{0,64}: ")
-_NEXT_LINE = re.compile(rf"\n<\|utt_id_start\|>{_FIRST_LINE.pattern}")
+_NEXT_LINE = re.compile(rf"()\n<\|utt_id_start\|>{_FIRST_LINE.pattern}")  # the group spares copies of the lines
 _GOOD_LINE = re.compile(r"<\|utt_id_end\|> [^\n:：<]{0,64}:(?: |(?=\n|\Z|<\|img_id_start))")
 # What a picture's file starts with.
 _BASE64 = re.compile("(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR)[A-Za-z0-9+/]{40}")
+_SHORTEST_BASE64 = 40
 
 
 @dataclass
@@ -258,7 +261,7 @@ class _Check:
             name, where = image.get("path") if isinstance(image, dict) else image, f"images[{number}]"
             if not isinstance(name, str) or not name:
                 self.report(ProblemKind.WRONG_TYPE, where, f'found {image!r}; expected a path or {{"path": …}}')
-            elif len(name) > _LONGEST_PATH or _BASE64.match(name):
+            elif len(name) > _LONGEST_PATH or (len(name) > _SHORTEST_BASE64 and _BASE64.match(name)):
                 message = f"{name[:60]}...: base64 or another text of {len(name):,} characters; write it to a file"
                 self.report(ProblemKind.IMAGE_PATH, where, f"{message} and give its path")
             else:
@@ -273,8 +276,9 @@ class _Check:
         return path.removeprefix(f"{root}/") if path.startswith(f"{root}/") else name
 
     def _ids(self, dialogue: Dialogue, image_ids: tuple[int, ...]) -> None:
-        wrong = [(place, one.id) for place, one in enumerate(dialogue.utterances) if place != one.id]
-        if wrong:
+        found = list(map(_ID, dialogue.utterances))
+        if found != list(range(len(found))):
+            wrong = [(place, one) for place, one in enumerate(found) if place != one]
             message = f"utterance {wrong[0][0]} has the id {wrong[0][1]}"
             message = f"{message}; expected 0 to {len(dialogue.utterances) - 1} in order"
             self.report(ProblemKind.UTTERANCE_IDS, "messages", message)
@@ -361,6 +365,8 @@ class _Check:
             if len(set(ids)) != len(ids):
                 self.report(ProblemKind.GOLD_REPEATED, "solution", f"{name} ids repeat: {list(ids)}")
         if len(self.problems) > told:
+            return
+        if not images:
             return
         held, given = set(gold.utterance_ids), set(gold.image_ids)
         inside = {image for one in dialogue.utterances if one.id in held for image in one.image_ids}
