@@ -498,11 +498,13 @@ def test_rows_that_are_too_long_for_the_run(grpo: dict[str, Any], parquet: Path,
     for limit, overlong in ((10**6, 0), (min(counts), sum(count > min(counts) for count in counts))):
         put(grpo, key, limit)
         found = preflight.find_problems(OmegaConf.create(grpo))
-        said = f"{overlong} of 8 rows looked at have more than {key}={limit} tokens of text, up to {max(counts):,}"
+        said = f"of 8 rows looked at, {overlong} with more than {key}={limit} tokens of text, up to {max(counts):,}"
         assert not found.problems
         assert (said in str(found.notes)) == bool(overlong)
     put(grpo, key, 10)
-    with pytest.raises(FFRError, match=r"train\.rl\.parquet: 8 of 8 .*none of them fits: raise data\.max"):
+    with pytest.raises(
+        FFRError, match=r"train\.rl\.parquet: of 8 rows looked at, 8 .*none of them fits: raise data\.max"
+    ):
         check(grpo)
     (model / "tokenizer.json").write_text("{}")
     with pytest.raises(FFRError, match=r"actor_rollout_ref\.model\.path: .*model: .*; give a model's folder"):
@@ -525,7 +527,7 @@ def test_sft_rows_that_are_too_long(
         "trainer": {"default_local_dir": str(tmp_path / "checkpoints")},
     }
     found = preflight.find_problems(OmegaConf.create(config))
-    said = "8 of 8 rows looked at have more than data.max_length=10 tokens"
+    said = "of 8 rows looked at, 8 with more than data.max_length=10 tokens"
     assert said in str(found.problems if is_refused else found.notes)
     assert ("the first one would end the run" in str(found.problems)) == is_refused
 

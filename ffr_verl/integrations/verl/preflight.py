@@ -443,13 +443,14 @@ def _overlong_prompts(config: Any, kind: Kind) -> list[str]:
         overlong = sum(count > most for count in counts)
         if not overlong:
             continue
-        found = f"{name}: {overlong} of {len(rows)} rows looked at have more than {key}={most} tokens of text, up to"
+        found = f"{name}: of {len(rows)} rows looked at, {overlong} with more than {key}={most} tokens of text, up to"
         found = f"{found} {max(counts):,}"
         if kind == "sft" and select(config, "data.truncation") == "error":
             raise FFRError(f"{found}; the first one would end the run: {mend}")
         if kind == "rl" and overlong == len(rows):
             raise FFRError(f"{found}; none of them fits: {mend}")
-        notes.append(f"{found}; {mend}")
+        left_out = "; verl leaves such rows out" if select(config, "data.filter_overlong_prompts") else ""
+        notes.append(f"{found}{left_out}: {mend}")
     return notes
 
 
