@@ -9,7 +9,7 @@ training rows, and goes through stage 2 once for each arm. The answers are those
 finished run is kept: the same command resumes where it stopped. Writes `study.jsonl` (a line for each arm, seed and
 metric, at the last step), `study_curves.jsonl` (at every validated step), `study.md` and `study.png`. Runs that
 `study_curves.jsonl` holds are finished, whether their folders are there or not: a copy of that file in a new output
-folder goes on where another machine stopped.
+folder goes on where another machine stopped, with a new SFT model for a seed, whose figures each line has.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shlex
 import socket
 from collections.abc import Callable, Iterator
@@ -261,3 +262,21 @@ assert "FrozenVisionTowerEngine" in str(EngineRegistry._engines), EngineRegistry
 """
     run = run_python("-c", code, environment={"VERL_PLATFORM": "cpu", "VERL_ENGINE_DEVICE": "cuda"})
     assert run.returncode == 0, run.stderr[-2000:]
+
+
+def test_processes_of_a_cluster_get_what_the_cpu_needs(composed: Callable[..., Any]) -> None:
+    from ffr_verl.integrations.verl.cpu_platform import CPU_ENVIRONMENT
+
+    assert composed("main_ppo", "+recipe=ffr_grpo_cpu").ray_kwargs.ray_init.runtime_env.env_vars == CPU_ENVIRONMENT
+
+
+@pytest.mark.parametrize(("given", "ranks", "threads"), [(None, 1, 6), (None, 4, 1), (None, 8, 1), ("3", 1, 3)])
+def test_ranks_share_the_cores(monkeypatch: pytest.MonkeyPatch, given: str | None, ranks: int, threads: int) -> None:
+    from ffr_verl.integrations.verl.cpu_platform import share_cores
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(6)))
+    monkeypatch.setenv("OMP_NUM_THREADS", given or "")
+    if given is None:
+        monkeypatch.delenv("OMP_NUM_THREADS")
+    share_cores(ranks)
+    assert os.environ["OMP_NUM_THREADS"] == str(threads)

@@ -429,7 +429,8 @@ def _overlong_prompts(config: Any, kind: Kind) -> list[str]:
     """
     node, key = ("actor_rollout_ref.model", "data.max_prompt_length") if kind == "rl" else ("model", "data.max_length")
     folder, most = Path(str(select(config, f"{node}.path"))).expanduser(), select(config, key)
-    if most is None or select(config, f"{node}.tokenizer_path") or not (folder / "tokenizer.json").is_file():
+    is_other = any(select(config, f"{node}.{name}") for name in ("tokenizer_path", "custom_chat_template"))
+    if most is None or is_other or not (folder / "tokenizer.json").is_file():
         return []
     try:
         tokens = PromptTokens(str(folder))
@@ -439,6 +440,7 @@ def _overlong_prompts(config: Any, kind: Kind) -> list[str]:
     mend = f"raise {key}, or cut the dialogues with `ffr-verl prepare --window`"
     for name in [*_local_files(config, "data.train_files"), *_local_files(config, "data.val_files")]:
         rows = [row[column] for row in sampled_rows(name, (column,))]
+        rows = [row[:-1] for row in rows] if kind == "sft" else rows  # an answer makes a row longer, not shorter
         counts = [tokens.count(row, [1] * sum(one["content"].count(IMAGE) for one in row)) for row in rows]
         overlong = sum(count > most for count in counts)
         if not overlong:
