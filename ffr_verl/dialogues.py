@@ -57,7 +57,7 @@ class Utterance(NamedTuple):  # a tuple, because millions are made
         return f"<|utt_id_start|>{self.id}<|utt_id_end|> {self.speaker}: {self.text}{images}"
 
 
-_IMAGES_OF = operator.attrgetter("image_ids")
+_ID, _IMAGES_OF = operator.attrgetter("id"), operator.attrgetter("image_ids")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ def unwritable(text: str) -> str | None:
 
 def control_token(text: str) -> str | None:
     """The first piece of a whole prompt that verl or the chat template would take for a command."""
-    found = _CONTROL_TOKEN.search(text)
+    found = _CONTROL_TOKEN.search(text) if "<" in text else None
     return found.group() if found else None
 
 
@@ -326,7 +326,7 @@ def extra_info(dialogue: Dialogue, images: Sequence[str], *, split: str = "") ->
         "split": split,
         "dialogue_id": dialogue.dialogue_id,
         "query": dialogue.query,
-        "utterance_ids": [utterance.id for utterance in dialogue.utterances],
+        "utterance_ids": list(map(_ID, dialogue.utterances)),
         "image_ids": list(dialogue.image_ids),
         "image_utterances": list(dialogue.image_utterances),
         "images": list(images),

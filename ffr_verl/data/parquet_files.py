@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 Kind = Literal["rl", "sft"]
 IMAGES_ROOT_KEY = b"ffr_verl.images_root"
-PAIR_KEY = b"ffr_verl.pair"  # a digest of the rows that the RL and the SFT file of one call of prepare share
+PAIR_KEY = b"ffr_verl.pair"  # count and CRC-32 of the rows, which both files of one call of prepare share
 MODEL_FAMILY_KEY = b"ffr_verl.model_family"
 _COLUMNS: dict[Kind, tuple[str, ...]] = {
     "rl": ("prompt", "images", "reward_model", "extra_info", "data_source"),

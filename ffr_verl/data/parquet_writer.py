@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ class SplitWriter:
         ]
         self._waiting: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._bytes = 0
-        self._digest = hashlib.blake2b(digest_size=16)
+        self._checksum = 0
         self.rows = 0
 
     def add(self, row: CheckedRow) -> None:
@@ -98,7 +98,8 @@ class SplitWriter:
             self._bytes += sum([len(image["bytes"]) for image in images])
         rl = rl_row(row, index=self.rows, split=self._split, images=images)
         name = row.dialogue.dialogue_id
-        self._digest.update("\0".join([name, *[message["content"] for message in row.messages]]).encode())
+        said = "\0".join([name, *[message["content"] for message in row.messages]])
+        self._checksum = zlib.crc32(said.encode(), self._checksum)
         self._waiting.append((rl, {"messages": row.messages, "images": images, "dialogue_id": name}))
         self.rows += 1
         self._bytes += sum([len(message["content"]) for message in row.messages])
@@ -116,7 +117,7 @@ class SplitWriter:
     def close(self) -> None:
         """Close both files."""
         for writer, file, path in zip(self._writers, self._files, self._paths, strict=True):
-            writer.add_key_value_metadata({PAIR_KEY: self._digest.hexdigest().encode()})
+            writer.add_key_value_metadata({PAIR_KEY: f"{self.rows} {self._checksum}".encode()})
             writer.close()
             file.close()
             seal_parquet(path)

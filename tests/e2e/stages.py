@@ -143,17 +143,29 @@ def stop_when(condition: Callable[[], bool], signal_number: int, *, named: str =
     the event tells that it was done."""
     done = threading.Event()
 
+    def started() -> list[psutil.Process]:
+        found = []
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if named in "".join(process.cmdline()[:1]):
+                    found.append(process)
+        return found
+
     def watch() -> None:
-        deadline = time.monotonic() + 300
+        # Listed beforehand: while a list is made, the trainer goes on, and a checkpoint takes a tenth of a second.
+        processes, listed = started(), time.monotonic()
+        deadline = listed + 300
         while time.monotonic() < deadline:
             if condition():
-                for process in psutil.Process().children(recursive=True):
-                    with contextlib.suppress(psutil.NoSuchProcess):
-                        if named in "".join(process.cmdline()[:1]):
+                for newer in (False, True):
+                    for process in {*started()} - {*processes} if newer else processes:
+                        with contextlib.suppress(psutil.NoSuchProcess):
                             process.send_signal(signal_number)
                             done.set()
                 return
             time.sleep(0.002)
+            if time.monotonic() > listed + 2:
+                processes, listed = started(), time.monotonic()
 
     threading.Thread(target=watch, daemon=True).start()
     return done

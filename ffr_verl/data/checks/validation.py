@@ -170,10 +170,13 @@ class _Check:
             return None
         user_text = next(message["content"] for message in messages if message["role"] == "user")
         before, _, rest = user_text.partition(UTTERANCE_START)
-        image_ids = dialogue.image_ids
+        image_ids, pictures = dialogue.image_ids, user_text.count(_IMAGE_WITH_ID)
         self._ids(dialogue, image_ids)
-        self._images_of_ids(dialogue, len(image_ids), images, user_text)
-        self._texts(messages, dialogue, len(image_ids), before, rest)
+        self._images_of_ids(dialogue, len(image_ids), images, user_text, pictures)
+        # No other tag than those of the ids, which is quick to see and true of nearly all rows.
+        tags = _ANGLES_OF_UTTERANCE * len(dialogue.utterances) + _ANGLES_OF_IMAGE * len(image_ids)
+        is_plain = rest.count("<") + 1 == tags and pictures == len(image_ids)
+        self._texts(messages, dialogue, before, is_plain=is_plain)
         if self._checker.has_prompts:
             self._lines(dialogue, user_text, rest)
         if solution is not None and messages[-1]["content"].strip() != solution:
@@ -286,23 +289,25 @@ class _Check:
             message = f"image ids are {list(image_ids)}; expected 0, 1, 2, ... in order"
             self.report(ProblemKind.IMAGE_IDS, "messages", message)
 
-    def _images_of_ids(self, dialogue: Dialogue, count: int, images: list[str] | None, user_text: str) -> None:
-        """Paths, placeholders and ids of images must be equal in number, and stand together."""
+    def _images_of_ids(
+        self, dialogue: Dialogue, count: int, images: list[str] | None, user_text: str, pictures: int
+    ) -> None:
+        """Paths, placeholders and ids of images must be equal in number, and stand together, as `pictures` do."""
         placeholders = user_text.count(IMAGE)
         if images is not None and not placeholders == len(images) == count:
             message = f"{len(images)} paths, {placeholders} {IMAGE} and {count} image ids; the three must be equal"
             self.report(ProblemKind.IMAGE_COUNT, "images", message)
-        elif user_text.count(_IMAGE_WITH_ID) != placeholders:
+        elif pictures != placeholders:
             for utterance, (start, end) in zip(dialogue.utterances, utterance_spans(user_text), strict=True):
                 ids, shown = len(utterance.image_ids), user_text.count(IMAGE, start, end)
                 if ids != shown:
                     message = f"utterance {utterance.id} has {ids} image ids and {shown} {IMAGE}"
                     self.report(ProblemKind.IMAGE_COUNT, "messages", message)
 
-    def _texts(self, messages: list[dict[str, str]], dialogue: Dialogue, images: int, before: str, rest: str) -> None:
+    def _texts(self, messages: list[dict[str, str]], dialogue: Dialogue, before: str, *, is_plain: bool) -> None:
         """What a text must not hold: tags of the wire format out of place, placeholders, chat tokens.
 
-        `before` and `rest` are the user's message around the first tag of an utterance.
+        `before` is the user's message before the first utterance, behind which nothing can be found if it `is_plain`.
         """
         told = set()
         if not dialogue.query.strip():
@@ -310,9 +315,6 @@ class _Check:
         if before.count(QUERY_START) > 1:
             several = f"{before.count(QUERY_START)} {QUERY_START}; the query is taken to be {dialogue.query[:80]!r}"
             self.report(ProblemKind.SEVERAL_QUERIES, "messages", several)
-        tags = _ANGLES_OF_UTTERANCE * len(dialogue.utterances) + _ANGLES_OF_IMAGE * images
-        # No other tag than those of the ids, which is quick to see and true of nearly all rows.
-        is_plain = rest.count("<") + 1 == tags and rest.count(_IMAGE_WITH_ID) == images
         for utterance in () if is_plain else dialogue.utterances:
             if "<" not in utterance.text and "<" not in utterance.speaker:
                 continue
