@@ -33,6 +33,16 @@ def did_you_mean(given: object, known: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}? " if close else ""
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun.
+
+    Example:
+        >>> counted(1, "image"), counted(1200, "row")
+        ('1 image', '1,200 rows')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def install_extra(extra: str) -> str:
     """How to install what one of our extras needs.
 

@@ -23,6 +23,7 @@ __all__ = [
     "recipe_path",
     "recipe_purpose",
     "trainer_of",
+    "unknown_keys",
 ]
 
 Trainer = Literal["main_ppo", "sft_trainer"]
@@ -116,6 +117,28 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tup
     keys = sorted({*flat[0], *flat[1]})
     pairs = [(key, flat[0].get(key, ...), flat[1].get(key, ...)) for key in keys]
     return [(key, one, other) for key, one, other in pairs if _number(one) != _number(other)]
+
+
+def unknown_keys(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Dotted keys of a composed config that neither verl's `defaults` nor any packaged recipe has, where they have
+    others: misspelled, perhaps. With each a question that names a near one, or an empty text.
+
+    Example:
+        >>> unknown_keys({"trainer": {"total_epoch": 2}}, {"trainer": {"total_epochs": 30}})
+        [('trainer.total_epoch', "did you mean 'total_epochs'? ")]
+    """
+    return list(_unknown_keys(config, [defaults, *[read_recipe(recipe_path(name)) for name in recipe_names()]], ""))
+
+
+def _unknown_keys(
+    node: Mapping[str, Any], known: Sequence[Mapping[str, Any]], place: str
+) -> Iterator[tuple[str, str]]:
+    for name, value in node.items():
+        there = [one[name] for one in known if name in one]
+        if not there:
+            yield f"{place}{name}", did_you_mean(name, itertools.chain.from_iterable(known))
+        elif isinstance(value, Mapping) and all(isinstance(one, Mapping) and one for one in there):
+            yield from _unknown_keys(value, there, f"{place}{name}.")
 
 
 def leaves(node: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:

@@ -11,7 +11,7 @@ import typer
 from ffr_verl.cli.console import say, warn
 from ffr_verl.cli.options import Overrides
 from ffr_verl.errors import FFRError
-from ffr_verl.recipes import Trainer, trainer_of
+from ffr_verl.recipes import Trainer, trainer_of, unknown_keys
 
 
 def recipe_of(overrides: Sequence[str]) -> str:
@@ -41,18 +41,24 @@ def check(
 ) -> None:
     """Check a run without starting it: all problems at once.
 
-    Keys, data, images, model and checkpoints are checked. Says what the run would say at its start, and what was not
-    checked, such as a custom_reward_function other than ours. Exits with status 2 when there are problems.
+    Keys, data, images, model and checkpoints are checked. A problem would stop the run; with any the status is 2. A
+    note says what the run goes without, what was not checked, such as a custom_reward_function other than ours, which
+    keys of a recipe verl does not have, and what may change before the start: another GRPO run that is alive, a
+    cluster that cannot be joined.
 
     Example: ffr-verl check +recipe=ffr_grpo actor_rollout_ref.model.path=models/sft
     data.train_files=data/train.rl.parquet data.val_files=data/val.rl.parquet
     """
     chosen = chosen_trainer(overrides, trainer)
-    from ffr_verl.integrations.verl.preflight import compose_run, find_problems
+    from ffr_verl.integrations.verl.preflight import compose_run, composed, find_problems
 
     found = find_problems(compose_run(chosen, overrides, config_dir=config_dir))
-    for text in found.notes:
-        warn(text)
+    new = {one[1:].partition("=")[0] for one in overrides if one.startswith("+")}  # on purpose
+    unknown = unknown_keys(composed(chosen, overrides, config_dir=config_dir), composed(chosen, []))
+    absent = [f"{key}: verl has no such key; {hint}it may do nothing" for key, hint in unknown if key not in new]
+    notes = [*found.notes, *absent]
+    for text in notes:
+        warn(f"note: {text}")
     found.stop()
-    nothing = "nothing else" if found.notes else "no problem"
+    nothing = "nothing else" if notes else "no problem"
     say(f"{nothing} found for verl.trainer.{chosen} +recipe={recipe_of(overrides)}")

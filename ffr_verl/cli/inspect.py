@@ -30,7 +30,7 @@ def inspect(
 ) -> None:
     """Show a row: turns, images, the query, the gold fragment marked.
 
-    Images are shown with their sizes; of predictions the answer is shown too.
+    Images are shown with their sizes; of predictions the answer is marked, too.
 
     Example: ffr-verl inspect data/train.rl.parquet --row 7
     """

@@ -12,7 +12,7 @@ import typer
 from ffr_verl.cli.check import chosen_trainer
 from ffr_verl.cli.console import console, warn
 from ffr_verl.cli.options import Overrides
-from ffr_verl.errors import FFRError
+from ffr_verl.errors import FFRError, counted
 from ffr_verl.recipes import Trainer
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ def _show(plan: MemoryPlan, run: Run) -> None:
     from ffr_verl.integrations.verl.memory.plan import MARGIN, NOT_COUNTED
 
     shared = f", sequence parallel {run.sequence_parallel}" if run.sequence_parallel > 1 else ""
-    _line(f"{run.nodes} x {run.gpus} GPUs of {plan.gpu / _GIB:.4g} GiB, {run.shards} shards{shared}; ", end="")
+    gpus, shards = counted(run.gpus, "GPU"), counted(run.shards, "shard")
+    _line(f"{run.nodes} x {gpus} of {plan.gpu / _GIB:.4g} GiB, {shards}{shared}; ", end="")
     _line(f"{sum(plan.parameters.values()):,} parameters, {plan.trained:,} trained")
     _line(
         f"a micro-batch: {run.tokens:,} tokens a GPU, {run.visual_tokens:,} of images among the GPUs that share it\n"

@@ -11,7 +11,7 @@ import typer
 
 from ffr_verl.cli.console import CoherenceMode, bar, refuse_options, say, warn
 from ffr_verl.cli.options import Compare, Force, RewardedStyle, RewardKwargs, RowFormat, settings_of
-from ffr_verl.errors import FFRError
+from ffr_verl.errors import FFRError, counted
 
 _OF_PREDICTIONS = ("data", "embeddings", "reward_kwargs", "coherence_mode", "row_format", "compare", "lenient")
 _OF_RUNS = ("rollouts", "follow")
@@ -106,14 +106,14 @@ def _report(predictions: Path, output: Path, options: dict[str, Any], *, force: 
             ),
         )
     if summary.skipped:
-        warn(f"{summary.skipped:,} lines left out")
+        warn(f"{counted(summary.skipped, 'line')} left out")
     if summary.shown < summary.rows:
         warn(f"{summary.shown:,} of {summary.rows:,} rows are shown, those of least F1 (--most-rows)")
     for problem, count in summary.missing.most_common():
         warn(f"{count:,} images not shown: {problem}")
     say(
-        f"wrote {output}: {summary.shown:,} rows, {summary.pictures:,} pictures, {summary.size / 1e6:.1f} MB, "
-        f"{summary.seconds:.1f} s"
+        f"wrote {output}: {counted(summary.shown, 'row')}, {counted(summary.pictures, 'picture')}, "
+        f"{summary.size / 1e6:.1f} MB, {summary.seconds:.1f} s"
     )
 
 

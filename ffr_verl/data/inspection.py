@@ -25,22 +25,23 @@ from ffr_verl.data.sources.rows import RowSettings, rows_of_record
 from ffr_verl.data.sources.source import Notes
 from ffr_verl.data.tokens import PromptTokens, estimated_tokens
 from ffr_verl.dialogues import parse_dialogue
-from ffr_verl.errors import FFRError, printable, printable_lines
+from ffr_verl.errors import FFRError, counted, printable, printable_lines
 from ffr_verl.files import disk_errors, refuse_special
-from ffr_verl.fragments import Fragment, parse_gold
+from ffr_verl.fragments import Fragment, parse_gold, reason_of_malformed
 from ffr_verl.images import image_source, image_tokens, read_image_facts
 from ffr_verl.model_families import ModelFamily, family_of_model
 from ffr_verl.settings import DEFAULT_MAX_PIXELS
 
 _PARQUET = b"PAR1"
+_MARKS = {"gold": "*", "answer": "+"}
 
 
 class _Row(NamedTuple):
     messages: list[Mapping[str, Any]]  # without the answer
     images: list[Any]
     dialogue_id: str
-    solution: str | None  # the gold answer, or that of a prediction; `None` where there is none
-    is_answer: bool = False  # a model's
+    solution: str | None  # the gold answer; `None` where there is none
+    response: str | None = None  # a model's answer; `None` where the row is no prediction
 
 
 def _of_rows(file: Path, number: int, source_format: str) -> _Row:
@@ -64,11 +65,11 @@ def _of_rows(file: Path, number: int, source_format: str) -> _Row:
                 and message.get("role") != "assistant"
                 and isinstance(message.get("content"), str)
             ]
-            answer = one.get("response", one.get("solution"))
-            shown = answer if isinstance(answer, str) or answer is None else str(answer)
-            return _Row(texts, images, str(one.get("dialogue_id", "")), shown, "response" in one)
+            gold, answer = one.get("solution", one.get("labels")), one.get("response")
+            shown = [text if isinstance(text, str) or text is None else str(text) for text in (gold or None, answer)]
+            return _Row(texts, images, str(one.get("dialogue_id", "")), *shown)
         count += len(made)
-    raise FFRError(f"{file}: has {count} rows, there is no row {number} (the first is 0)")
+    raise FFRError(f"{file}: has {counted(count, 'row')}, there is no row {number} (the first is 0)")
 
 
 def _of_parquet(file: Path, number: int) -> _Row:
@@ -78,6 +79,19 @@ def _of_parquet(file: Path, number: int) -> _Row:
     if "prompt" in row:
         return _Row(row["prompt"], images, str(row["extra_info"]["dialogue_id"]), row["reward_model"]["ground_truth"])
     return _Row(row["messages"][:-1], images, str(row.get("dialogue_id", "")), row["messages"][-1]["content"])
+
+
+def _fragment(text: str | None, what: str) -> tuple[Fragment, str]:
+    """What is marked of a gold answer or a model's, and a line about it."""
+    if text is None:
+        return Fragment((), ()), f"no {what}"
+    found = parse_gold(text)
+    if found is None:
+        return Fragment((), ()), f"{what}: malformed ({reason_of_malformed(text).value})"
+    if not found.utterance_ids and not found.image_ids:
+        return found, f"{what}: empty"
+    ids, images = len(found.utterance_ids), len(found.image_ids)
+    return found, f"{what} ({_MARKS[what]}): {counted(ids, 'utterance')}, {counted(images, 'image')}"
 
 
 def _shown(text: str) -> str:
@@ -109,9 +123,14 @@ def render_row(
     source_format: str = AUTO,
 ) -> RenderableType:
     """A row of a parquet file, of a source (`ffr_verl.data.sources`; raw dialogues count one for each query) or of
-    predictions, whose answer is marked, to be printed by rich; an `FFRError` when there is no such file or row, or the
-    row holds no dialogue. The images' folder is by default the one recorded in a parquet file, or a source's own; the
-    model's family is that of the tokenizer, then the recorded one."""
+    predictions, to be printed by rich, with the gold fragment and the answer marked.
+
+    The images' folder is by default the one recorded in a parquet file, or a source's own; the model's family is that
+    of the tokenizer, then the recorded one.
+
+    Raises:
+        FFRError: when there is no such file or row, or the row holds no dialogue.
+    """
     refuse_special(file)
     if not file.exists():
         raise FFRError(f"{file}: no such file")
@@ -125,45 +144,44 @@ def render_row(
     elif is_parquet:
         root = recorded_root(file)
         root = root if root is None or is_own_root(file, root) else None
-    elif not row.is_answer:
+    elif row.response is None:
         root = (file if file.is_dir() else file.parent).resolve()  # as `prepare` takes it
     try:
         dialogue = parse_dialogue(row.messages, row.dialogue_id)
     except (ValueError, KeyError, TypeError) as error:
         raise FFRError(f"{file}: row {number}: {error}; `ffr-verl prepare` checks a whole file") from None
-    gold = None if row.solution is None else parse_gold(row.solution)
-    what = "answer" if row.is_answer else "gold"
-    marked = gold or Fragment((), ())
-    counted = None if tokenizer is None else PromptTokens(tokenizer, model_family=model_family)
-    family = family_of_model(None, name=model_family) if counted is None else counted.family
+    told = {}
+    if row.solution is not None or row.response is None:
+        told["gold"] = _fragment(row.solution, "gold")
+    if row.response is not None:
+        told["answer"] = _fragment(row.response, "answer")
+    counter = None if tokenizer is None else PromptTokens(tokenizer, model_family=model_family)
+    family = family_of_model(None, name=model_family) if counter is None else counter.family
     if is_parquet and tokenizer is None and model_family is None:
         family = recorded_family(file) or family
     table = Table("", "id", "speaker", "text", header_style="bold")
     tokens: list[int] = []
     for utterance in dialogue.utterances:
-        is_gold = utterance.id in marked.utterance_ids
+        marks = "".join([_MARKS[what] for what, (one, _) in told.items() if utterance.id in one.utterance_ids])
         text = Text(_shown(utterance.text))
         for identifier in utterance.image_ids:
-            is_gold_image, place = identifier in marked.image_ids, len(tokens)
+            of_image = "".join([_MARKS[what] for what, (one, _) in told.items() if identifier in one.image_ids])
+            place = len(tokens)
             line, count = _picture(row.images[place], root, family) if place < len(row.images) else ("no path", 0)
             tokens.append(count)
             start_of_line = "\n" if text.plain else ""
-            text.append(f"{start_of_line}image {identifier}: {_shown(line)}", "green" if is_gold_image else "dim")
-            text.append(" *" if is_gold_image else "", "green")
-        style = "green" if is_gold else ""
-        table.add_row("*" if is_gold else "", str(utterance.id), Text(_shown(utterance.speaker)), text, style=style)
-    facts = [f"dialogue {_shown(row.dialogue_id)}", f"{len(dialogue.utterances)} turns", f"{len(row.images)} images"]
-    if gold is None:
-        facts.append(f"no {what}" if row.solution is None else f"{what}: malformed")
-    elif not gold.utterance_ids and not gold.image_ids:
-        facts.append(f"{what}: empty")
-    else:
-        facts.append(f"{what}: {len(gold.utterance_ids)} utterances, {len(gold.image_ids)} images (*)")
+            text.append(f"{start_of_line}image {identifier}: {_shown(line)}", "green" if of_image else "dim")
+            text.append(f" {of_image}" if of_image else "", "green")
+        style = "green" if marks else ""
+        table.add_row(marks, str(utterance.id), Text(_shown(utterance.speaker)), text, style=style)
+    facts = [f"dialogue {_shown(row.dialogue_id)}", counted(len(dialogue.utterances), "turn")]
+    facts += [counted(len(row.images), "image"), *[about for _, about in told.values()]]
     about = f"about {estimated_tokens(row.messages, tokens):,}"
-    if counted is not None:
-        about = f"{counted.count(row.messages, tokens):,}"
+    if counter is not None:
+        about = f"{counter.count(row.messages, tokens):,}"
     unread = " and those of images that were not read" if not all(tokens) else ""
     facts.append(f"{about} prompt tokens{unread}")
     query = Panel(Text(_shown(dialogue.query)), title="query", title_align="left", expand=False)
     head = Text(f"{printable(str(file))}, row {number}: {', '.join(facts)}")
-    return Group(head, query, table, Text(_shown(row.solution or ""), style="dim"))
+    texts = {"gold": row.solution, "answer": row.response}
+    return Group(head, query, table, *[Text(f"{what}: {_shown(texts[what] or '')}", "dim") for what in told])

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from msgspec import UNSET, Meta, UnsetType
 
-from ffr_verl.errors import FFRError, one_line
+from ffr_verl.errors import FFRError, counted, one_line
 from ffr_verl.files import refuse_special
 from ffr_verl.images import read_image_facts, resized, resolve_image
 from ffr_verl.model_families import FAMILIES, QWEN2_VL, UNKNOWN, ModelFamily
@@ -232,7 +232,7 @@ def row_of_file(file: str | Path, number: int) -> dict[str, Any]:
                 row = parquet.read_row_group(group).slice(number - first, 1).to_pylist()[0]
                 return _checked(row, file, number)
         rows = parquet.metadata.num_rows
-    raise FFRError(f"{file}: has {rows} rows, there is no row {number} (the first is 0)")
+    raise FFRError(f"{file}: has {counted(rows, 'row')}, there is no row {number} (the first is 0)")
 
 
 def _column(file: str | Path, name: str, *, sample: bool) -> Iterator[tuple[int, Any]]:

@@ -147,6 +147,7 @@ def prepare(
             writer = SplitWriter(rl_path, sft_path, split, root, checker.family, image_bytes)
             files.callback(writer.close)
             rejected = files.enter_context(rejected_path.open("w", encoding="utf-8"))
+            are_good = False
             try:
                 for number, row in form.records(source, read, on_position):
                     notes = Notes()
@@ -162,7 +163,9 @@ def prepare(
                     if log.add(problems):
                         told = {"row": number, "problems": [one.to_dict() for one in problems], "content": row}
                         rejected.write(json.dumps(told) + "\n")
-                    elif not log.rejected or skip_invalid:
+                        continue
+                    are_good = are_good or bool(made)
+                    if not log.rejected or skip_invalid:
                         left_out.update(notes.left_out)
                         for part in made:
                             writer.add(part)
@@ -172,9 +175,9 @@ def prepare(
                     raise
                 raise FFRError(f"{error}\nrows before it have problems too:\n{log.table(errors=True)}") from None
             if log.rejected and not (skip_invalid and writer.rows):
-                what = "1 row is refused" if log.rejected == 1 else f"{log.rejected:,} rows are refused"
-                what = "every row is refused" if skip_invalid else f"{what}, nothing was written ({_SKIP})"
-                raise FFRError(f"{source}: {what}:\n{log.table(errors=True)}")
+                what = "1 row is" if log.rejected == 1 else f"{log.rejected:,} rows are"
+                why = f"nothing was written ({_SKIP})" if are_good else "none is left"
+                raise FFRError(f"{source}: {what} refused, {why}:\n{log.table(errors=True)}")
             if not writer.rows:
                 raise FFRError(f"{source}: no rows in it")
             writer.finish()

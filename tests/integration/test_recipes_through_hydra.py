@@ -191,8 +191,19 @@ def test_an_edited_copy_is_used(run_python: RunPython) -> None:
     config = OmegaConf.create(run.stdout)
     assert config.optim.lr == 7e-4
     assert config.optim.lr_warmup_steps_ratio == 0.05, "inherited from the packaged recipe"
-    run = run_python("-m", "ffr_verl", "check", "--config-dir", "mine", "+recipe=my_ffr_sft_cpu")
+    check = ("-m", "ffr_verl", "check", "--config-dir", "mine", "+recipe=my_ffr_sft_cpu", "+model.mine=1")
+    once = copy.read_text()
+    copy.write_text(f"{once}trainer:\n  total_epoch: 2\n")
+    run = run_python(*check)
     assert run.returncode == 2
+    assert "found duplicate key trainer" in run.stderr
+    assert "Traceback" not in run.stderr
+    copy.write_text(once.replace("\ntrainer:\n", "\ntrainer:\n  total_epoch: 2\n"))
+    run = run_python(*check)
+    assert run.returncode == 2
+    assert run.stdout == (
+        "note: trainer.total_epoch: verl has no such key; did you mean 'total_epochs'? it may do nothing\n"
+    ), "what + gives is new on purpose"
     assert [line.split(" is not given")[0] for line in run.stderr.splitlines()] == [
         "ffr-verl: error: data.train_files",
         "ffr-verl: error: model.path",

@@ -550,8 +550,11 @@ def test_skip_invalid_writes_the_others_and_the_reasons(
     assert run(folder, [good_row()], monkeypatch, "--force") == 0
     assert not (folder / "out" / "t.rejected.jsonl").exists(), "it spoke of the earlier rows"
     image("no.png")(rows[0])
-    assert run(folder, rows[:2], monkeypatch, "--skip-invalid", "--force") == 2
-    assert "every row is refused" in capsys.readouterr().err
+    for options in (["--skip-invalid", "--force"], ["--force"]):
+        assert run(folder, rows[:2], monkeypatch, *options) == 2
+        told = capsys.readouterr().err
+        assert "2 rows are refused, none is left" in told
+        assert "writes the others" not in told
 
 
 def test_the_report_is_written_when_rows_are_refused(

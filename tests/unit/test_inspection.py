@@ -15,7 +15,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from ffr_verl.data.demo import demo_rows
 from ffr_verl.data.inspection import render_row
 from ffr_verl.data.prepare import prepare
+from ffr_verl.dialogues import Dialogue, Utterance
 from ffr_verl.errors import FFRError
+from ffr_verl.fragments import Fragment, format_fragment
 
 
 @pytest.fixture
@@ -43,6 +45,32 @@ def test_turns_images_query_and_gold(folder: Path, name: str) -> None:
     assert all(f"{image} (56 x 56 PNG, 4 tokens)" in text for image in row["images"])
     gold = [line for line in text.splitlines() if line.startswith("│ * ")]
     assert len(gold) == json.loads(row["solution"][17:].split("]")[0] + "]").__len__()
+
+
+@pytest.mark.parametrize(
+    ("response", "marks", "told"),
+    [
+        (
+            format_fragment(Fragment((0, 2), (0,))),
+            ["*+", "", "+"],
+            "gold (*): 1 utterance, 0 images, answer (+): 2",
+        ),
+        ("I think [0]", ["*", "", ""], "gold (*): 1 utterance, 0 images, answer: malformed (missing_tag)"),
+    ],
+)
+def test_a_prediction_shows_its_answer_beside_the_gold(
+    tmp_path: Path, response: str, marks: list[str], told: str
+) -> None:
+    turns = (Utterance(0, "a", "hi"), Utterance(1, "b", "yes"), Utterance(2, "a", "look", (0,)))
+    prompt = [{"role": "user", "content": Dialogue("d", turns, "q").to_prompt("Give the ids.")}]
+    row = {"dialogue_id": "d", "messages": prompt, "images": ["cat.png"], "response": response}
+    row["labels"] = format_fragment(Fragment((0,), ()))
+    (tmp_path / "pred.jsonl").write_text(json.dumps(row))
+    text = shown(tmp_path / "pred.jsonl", 0)
+    assert told in " ".join(text.split())
+    cells = [line.split("│") for line in text.splitlines() if re.match(r"│ [*+ ]+│ \d", line)]
+    assert [cell[1].strip() for cell in cells] == marks
+    assert ("image 0: cat.png (give --images-root to look at it) +" in text) == (marks[0] == "*+")
 
 
 def test_images_in_the_file_and_without_a_root(folder: Path) -> None:

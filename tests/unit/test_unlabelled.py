@@ -17,7 +17,7 @@ from ffr_verl.data.parquet_files import check_columns
 from ffr_verl.data.prepare import PrepareSummary, prepare
 from ffr_verl.data.sources.rows import read_queries
 from ffr_verl.data.statistics import table_rows
-from ffr_verl.errors import FFRError
+from ffr_verl.errors import FFRError, counted
 from ffr_verl.evaluation import evaluate, evaluate_file
 from ffr_verl.inference.score import score
 from ffr_verl.integrations.trl import trl_dataset
@@ -152,9 +152,9 @@ def test_three_commands_from_an_export_to_an_answer(
     (row,) = [json.loads(line) for line in (tmp_path / "pred.jsonl").read_text().splitlines()]
     assert row["labels"] is None
     starts = [0, 15, 30, 45, 50] if windows else [0]
-    marked = [int(line.split("│")[2]) for line in shown.splitlines() if line.startswith("│ * │")]
+    marked = [int(line.split("│")[2]) for line in shown.splitlines() if line.startswith("│ + │")]
     assert marked == starts
-    assert f"answer: {len(starts)} utterances, 0 images (*)" in " ".join(shown.split())
+    assert f"answer (+): {counted(len(starts), 'utterance')}, 0 images" in " ".join(shown.split())
     assert command(monkeypatch, "report", "pred.jsonl", "--output", "report.html") == 2
     assert "field labels is null: an unlabelled row" in capsys.readouterr().err
 

@@ -111,7 +111,7 @@ class RawReader:
                 last = number
             speaker = self.speaker(turn, f"{field}.speaker")
             if "utterance" not in turn:
-                missing = "missing; expected a text or a list of images"
+                missing = "missing; expected a text, or a list of texts and images"
                 self.report(ProblemKind.MISSING_FIELD, f"{field}.utterance", missing)
             text, images = self.content(turn.get("utterance", ""), f"{field}.utterance")
             image_ids = tuple(range(len(paths), len(paths) + len(images)))

@@ -28,7 +28,7 @@ from ffr_verl.data.parquet_files import (
     images_root,
     read_schema,
 )
-from ffr_verl.errors import INSTALL_FLASH_ATTENTION, INSTALL_STACK, FFRError
+from ffr_verl.errors import INSTALL_FLASH_ATTENTION, INSTALL_STACK, FFRError, counted
 from ffr_verl.integrations.verl import INSTALL_VERL, SUPPORTED_VERL
 from ffr_verl.recipes import Trainer, recipe_names, trainer_of
 from ffr_verl.settings import DataConfig
@@ -184,7 +184,12 @@ def _data(path: Path, root: Path | None) -> Check:
         found, _, mend = str(error).rpartition("; ")
         return Check(name, False, found, mend)
     rows = count_rows(path)
-    return Check(name, rows > 0, f"{kind}, {rows} rows, {opened} images under {root}", "no rows: prepare it again")
+    return Check(
+        name,
+        rows > 0,
+        f"{kind}, {counted(rows, 'row')}, {counted(opened, 'image')} under {root}",
+        "no rows: prepare it again",
+    )
 
 
 def run_checks(data: Sequence[Path] = (), root: Path | None = None) -> Iterator[Check]:

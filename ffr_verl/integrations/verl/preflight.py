@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
+import yaml
 from hydra import compose, initialize_config_module
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
@@ -274,6 +275,8 @@ def compose_run(trainer: str, overrides: Sequence[str], *, config_dir: Path | No
             hint = did_you_mean(last, beside) or did_you_mean(key, inside or same)
             raise FFRError(f"{key}: unknown key; {hint}a key that is to be new is given as +{key}=...") from None
         raise FFRError(" ".join(str(error).split())) from None
+    except yaml.YAMLError as error:
+        raise FFRError(f"a recipe is no YAML: {' '.join(str(error).split())}") from None
 
 
 def composed(trainer: str, overrides: Sequence[str], *, config_dir: Path | None = None) -> dict[str, Any]:
