@@ -88,7 +88,7 @@ def test_runs_are_overlaid_and_a_step_is_read_by_keys(run: Report, open_page: Op
     page.keyboard.press("ArrowRight")
     expect(chart.locator(".u-legend .u-value")).to_have_text(["2", "0.02", "0.04"])
     expect(page.locator("figure", has_text="KL").locator(".u-value").first).to_have_text("2")
-    page.get_by_text("Metrics that never change").click()
+    page.get_by_text("Metrics with one value").click()
     expect(page.get_by_role("rowheader", name="actor/lr")).to_be_visible()
 
 

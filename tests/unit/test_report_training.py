@@ -161,6 +161,10 @@ def test_curves_of_one_matter_share_a_chart() -> None:
     }
     charts = run_charts([run])
     assert charts.constants == [("ffr/malformed/empty", ["0.000"])], "what never changes is folded away"
+    validated_once = Run("mine", {**CURVES, "val-aux/ffr/mldr/cut_off/mean@1": [(2, 0.0)]}, ())
+    assert charts_of(validated_once) == charts_of(run), "and so is a component that was validated once"
+    first_step = Run("mine", {"val-aux/ffr/mldr/cut_off/mean@1": [(1, 0.0)]}, ())
+    assert charts_of(first_step) == {"Rewards": {"cut_off": ["held-out"]}}
     [f1] = charts.sections[1].charts
     assert f1.lines[0] == "training answers: first 0.000, last 1.000, highest 1.000"
     train, held_out = f1.data["series"]

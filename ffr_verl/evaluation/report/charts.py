@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -81,7 +82,7 @@ class RunCharts(NamedTuple):
     """What the page shows of runs."""
 
     sections: list[Section]
-    constants: list[tuple[str, list[str]]]  # metrics that never change, and their value in each run
+    constants: list[tuple[str, list[str]]]  # metrics with one value, and that of each run
 
 
 class _Series(NamedTuple):
@@ -124,12 +125,16 @@ def run_charts(runs: Sequence[Run]) -> RunCharts:
     for number, run in enumerate(runs):
         for name in run.metrics:
             owners.setdefault(_place(name)[:2], set()).add(number)
+    charted = Counter(_place(name)[:2] for name in names)
+    longest = max([len(curve) for run in runs for curve in run.metrics.values()], default=0)
     for name in names:
         curves = [run.metrics.get(name, []) for run in runs]
-        if all(len(curve) > 1 and len({value for _, value in curve}) == 1 for curve in curves if curve):
+        section, title, label, axis, source = _place(name)
+        # One validation of a component is a number, not a chart.
+        least = 1 if section == _REWARDS and charted[section, title] == 1 and longest > 1 else 2
+        if all(len(curve) >= least and len({value for _, value in curve}) == 1 for curve in curves if curve):
             constants[name] = [_number(curve[0][1]) if curve else "–" for curve in curves]
             continue
-        section, title, label, axis, source = _place(name)
         is_shared, is_held_out = len(owners[section, title]) > 1, name.startswith("val")
         of = f" ({source})" if source and len(sources) > 1 else ""
         if is_shared and label not in _COMMON:
