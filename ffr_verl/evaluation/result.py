@@ -302,9 +302,11 @@ def _sums(counts: RowCounts) -> tuple[np.ndarray, dict[str, list[Part]]]:
         statistics = row_statistics(some)
         total += statistics.sum(axis=0)
         for name in BREAKDOWNS:
-            is_in = parts_of(some, name) == np.arange(len(samples[name]))[:, None]
-            sums[name] += is_in.astype(np.float64) @ statistics
-            samples[name] += is_in.sum(axis=1)
+            part_of = parts_of(some, name)
+            samples[name] += np.bincount(part_of, minlength=len(samples[name]))
+            # No matrix product, whose threads wait for each other beside other work.
+            for part in range(len(samples[name])):
+                sums[name][part] += statistics[part_of == part].sum(axis=0)
     parts = {
         name: [
             Part(
