@@ -140,6 +140,13 @@ def utterance_spans(content: str) -> list[tuple[int, int]]:
 
 
 def _utterance(identifier: int, body: str) -> Utterance:
+    # First the usual line with an image, in half of the time.
+    said, _, shown = body.partition("<|img_id_start|>")
+    image, end, rest = shown.partition(f"<|img_id_end|>{IMAGE}")
+    speaker, colon, text = said.partition(": ")
+    is_plain = bool(end and colon) and rest in ("", "\n") and "<" not in said and "\n" not in speaker
+    if is_plain and "：" not in speaker and len(image) < 10 and image.isascii() and image.isdecimal():
+        return Utterance(identifier, speaker.strip(), text.strip(), (int(image),))
     image_ids: tuple[int, ...] = ()
     captions: tuple[str, ...] = ()
     if "<" in body:

@@ -25,8 +25,11 @@ def estimated_tokens(messages: Sequence[Mapping[str, Any]], image_tokens: Sequen
         >>> estimated_tokens([{"role": "user", "content": "where do they talk about the garden?"}], [64])
         84
     """
-    text = "".join([message["content"] for message in messages])
-    tags, size = text.count("<|"), len(text) if text.isascii() else len(text.encode(errors="replace"))
+    tags = size = 0
+    for message in messages:
+        text = message["content"]
+        tags += text.count("<|")
+        size += len(text) if text.isascii() else len(text.encode(errors="replace"))
     words = (size - _BYTES_OF_A_TAG * tags) / _BYTES_OF_A_TOKEN + _TOKENS_OF_A_TAG * tags
     return round(words) + _TOKENS_OF_A_MESSAGE * (len(messages) + 1) + sum(image_tokens)
 

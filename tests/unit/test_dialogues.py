@@ -48,6 +48,26 @@ def test_what_is_missing_is_named(rows: list[dict[str, str]], message: str) -> N
 
 
 words = st.text(st.characters(categories=["L", "N", "P", "Zs"], exclude_characters=":<>|"), min_size=1, max_size=20)
+
+
+@pytest.mark.parametrize(
+    ("said", "speaker", "text"),
+    [
+        ("a: b", "a", "b"),
+        ("a：b: c", "a", "b: c"),
+        ("a:\nb: c", "a", "b: c"),
+        ("a:b", "a", "b"),
+        ("at 12:30", "", "at 12:30"),
+        ("a <b>: c", "a <b>", "c"),
+    ],
+)
+@pytest.mark.parametrize("end", ["", "\n", " \n\n"])
+def test_a_line_with_an_image_is_read_like_one_without(said: str, speaker: str, text: str, end: str) -> None:
+    for image, ids in (("", ()), ("<|img_id_start|>4<|img_id_end|><image>", (4,))):
+        prompt = f"<|query_start|>q<|query_end|><|utt_id_start|>0<|utt_id_end|> {said}{image}{end}"
+        assert parse_dialogue(messages(prompt), "d").utterances == (Utterance(0, speaker, text, ids),)
+
+
 speakers = words.map(str.strip).filter(bool)
 
 
