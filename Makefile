@@ -93,7 +93,7 @@ e2e: install-cpu $(CPU_VENV)/trl $(CPU_VENV)/swift  ## real SFT and real GRPO on
 	@touch $@
 
 docs: .venv-docs/.docs  ## the pages with an API reference, in site/; a warning or a dead link is an error
-	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict  # --quiet would switch --strict off
 	@echo "site/index.html"
 
 e2e-all: export FFR_E2E_ALL=1

@@ -38,7 +38,7 @@ def json_fault(error: Exception, column: int | None = None) -> str:
     if isinstance(error, KeyTwiceError):
         return f"the key {printable(str(error)[:80])!r} stands twice in an object; keep one of them"
     if isinstance(error, json.JSONDecodeError):
-        return f"not JSON ({error.msg.removesuffix(' starting at')}{at})"
+        return f"not JSON ({error.msg.removesuffix(' at').removesuffix(' starting')}{at})"
     # Python reads numbers of no more than 4,300 digits.
     what = "nested too deeply" if isinstance(error, RecursionError) else "a number of thousands of digits"
     return f"not JSON ({what}{at})"

@@ -11,7 +11,7 @@ import typer
 from ffr_verl.cli.console import say, warn
 from ffr_verl.cli.options import Overrides
 from ffr_verl.errors import FFRError
-from ffr_verl.recipes import Trainer, trainer_of, unknown_keys
+from ffr_verl.recipes import Trainer, recipe_path, trainer_of
 
 
 def recipe_of(overrides: Sequence[str]) -> str:
@@ -50,15 +50,14 @@ def check(
     data.train_files=data/train.rl.parquet data.val_files=data/val.rl.parquet
     """
     chosen = chosen_trainer(overrides, trainer)
-    from ffr_verl.integrations.verl.preflight import compose_run, composed, find_problems
+    if config_dir is None:
+        recipe_path(recipe_of(overrides))  # before verl is loaded, which takes long
+    from ffr_verl.integrations.verl.preflight import compose_run, find_problems
 
-    found = find_problems(compose_run(chosen, overrides, config_dir=config_dir))
-    new = {one[1:].partition("=")[0] for one in overrides if one.startswith("+")}  # on purpose
-    unknown = unknown_keys(composed(chosen, overrides, config_dir=config_dir), composed(chosen, []))
-    absent = [f"{key}: verl has no such key; {hint}it may do nothing" for key, hint in unknown if key not in new]
-    notes = [*found.notes, *absent]
-    for text in notes:
+    refused: list[str] = []
+    found = find_problems(compose_run(chosen, overrides, config_dir=config_dir, refused=refused))
+    for text in found.notes:
         warn(f"note: {text}")
-    found.stop()
-    nothing = "nothing else" if notes else "no problem"
+    found._replace(problems=(*refused, *found.problems)).stop()
+    nothing = "nothing else" if found.notes else "no problem"
     say(f"{nothing} found for verl.trainer.{chosen} +recipe={recipe_of(overrides)}")

@@ -29,8 +29,8 @@ class _Console(Console):
 console = _Console(emoji=False)  # `:a:` in a name stays what it is
 
 SOURCE_FORMATS = (
-    "Of the source: auto (told from its start), mldr, dialogue, telegram, slack, wechat, locomo, photochat, dialogcc, "
-    "mmdialog, mmdd, a plugin's, pkg://module:name or FILE.py:name; list describes them and ends."
+    "Format of the source: auto (told from its start), mldr, dialogue, telegram, slack, wechat, locomo, photochat, "
+    "dialogcc, mmdialog, mmdd, a plugin's, pkg://module:name or FILE.py:name; list describes them and ends."
 )
 
 VectorDtype = Literal["float16", "float32"]

@@ -22,7 +22,7 @@ def embed(
     revision: Annotated[str | None, typer.Option(help="Revision of a hub model.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; the best there is by default.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Items that the model gets at a time.")] = 64,
-    dtype: Annotated[VectorDtype, typer.Option(help="Of the stored vectors.")] = "float16",
+    dtype: Annotated[VectorDtype, typer.Option(help="Type of the stored vectors.")] = "float16",
     normalize: Annotated[bool, typer.Option(help="Scale vectors to length 1.")] = True,
     images_root: Annotated[
         Path | None, typer.Option(help="Folder of the images; by default the one recorded in the files.")

@@ -31,7 +31,7 @@ def evaluate(
         bool, typer.Option("--lenient", help="Leave out lines that cannot be used, and count them.")
     ] = False,
     bootstrap: Annotated[int, typer.Option(min=0, help="Resamples for the 95 % intervals; 0 for none.")] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="Of the resamples.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the resamples.")] = 0,
     row_format: RowFormat = "ffr",
     answer_style: RewardedStyle = None,
     reward_kwargs: RewardKwargs = None,

@@ -35,7 +35,7 @@ def infer(
     top_p: Annotated[
         float, typer.Option(min=0.01, max=1.0, help="Share of the probability that tokens are drawn from.")
     ] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="Of drawn answers; 0 by default, a server's own otherwise.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of drawn answers; by default 0, or a server's own.")] = None,
     logprobs: Annotated[
         bool, typer.Option("--logprobs", help="Write the log-probabilities of the answers' tokens.")
     ] = False,

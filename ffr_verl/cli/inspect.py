@@ -25,7 +25,7 @@ def inspect(
     ] = None,
     model_family: Annotated[
         str | None,
-        typer.Option(help="Of the model: sizes of images. By default --tokenizer's, or what a parquet file records."),
+        typer.Option(help="The model's, for sizes of images; by default --tokenizer's, or that of a parquet file."),
     ] = None,
 ) -> None:
     """Show a row: turns, images, the query, the gold fragment marked.

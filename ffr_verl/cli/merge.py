@@ -21,7 +21,7 @@ def merge(
         str | None,
         typer.Option(
             metavar="METRIC",
-            help="Of a GRPO run: the checkpoint whose validation was best by this metric, such as micro_joint_f1, "
+            help="Take the checkpoint of a GRPO run whose validation was best by this metric, such as micro_joint_f1, "
             "instead of the newest.",
         ),
     ] = None,

@@ -101,7 +101,7 @@ Model = Annotated[
 Lora = Annotated[Path | None, typer.Option(help="Folder of a LoRA adapter for the model.")]
 WrittenStyle = Annotated[
     AnswerStyle,
-    typer.Option(help="Of windows' answers: plain, or reasoning for <think>…</think><answer>…</answer>."),
+    typer.Option(help="Form of windows' answers: plain, or reasoning for <think>…</think><answer>…</answer>."),
 ]
 Endpoint = Annotated[
     str | None,
@@ -116,11 +116,12 @@ HeaderEnv = Annotated[
         "OpenAI-Organization=OPENAI_ORG_ID; may be repeated.",
     ),
 ]
-ServedFamily = Annotated[str, typer.Option(help="Of the server's model: sizes to which large images are shrunk.")]
+ServedFamily = Annotated[str, typer.Option(help="Family of the server's model: how large images are shrunk.")]
 Concurrency = Annotated[int, typer.Option(min=1, help="Most requests to the server in flight.")]
 Timeout = Annotated[float, typer.Option(min=1.0, help="Seconds that a whole request may take.")]
 Retries = Annotated[
-    int, typer.Option(min=0, help="Of a request that fails for the moment: 429, 5xx, timeouts, lost connections.")
+    int,
+    typer.Option(min=0, help="Retries of a request that failed for the moment: 429, 5xx, timeout, lost connection."),
 ]
 Body = Annotated[
     str | None,

@@ -67,7 +67,7 @@ def prepare(
     ] = None,
     model_family: Annotated[
         str | None,
-        typer.Option(help="Of the model, such as qwen3_vl: sizes of images, chat format. By default --tokenizer's."),
+        typer.Option(help="The model's, such as qwen3_vl: sizes of images, chat format. By default --tokenizer's."),
     ] = None,
     max_prompt_tokens: Annotated[
         int, typer.Option(min=1, help="Most tokens of a prompt; data.max_prompt_length of a run. Needs --tokenizer.")
@@ -81,7 +81,8 @@ def prepare(
         ),
     ] = None,
     language: Annotated[
-        Language | None, typer.Option(help="Of the instructions around raw dialogues; each dialogue's own by default.")
+        Language | None,
+        typer.Option(help="Of the instructions around raw dialogues; by default that of each dialogue."),
     ] = None,
     template: Annotated[
         Path | None,

@@ -65,7 +65,7 @@ def report(
     thumbnail_size: Annotated[
         int, typer.Option(min=16, max=1024, help="Most pixels of a picture's longer side.")
     ] = 240,
-    title: Annotated[str | None, typer.Option(help="Of the page.")] = None,
+    title: Annotated[str | None, typer.Option(help="Title of the page.")] = None,
     force: Force = False,
 ) -> None:
     """Write predictions, or a run, as one HTML file to look at.
@@ -74,7 +74,8 @@ def report(
     answers that it wrote down. The file holds small copies of the images and needs neither network nor another file.
 
     Example: ffr-verl report pred.jsonl --output report.html --images-root data
-             ffr-verl report --training logs/run.jsonl --output run.html --follow 30
+
+    Example: ffr-verl report --training logs/run.jsonl --output run.html --follow 30
     """
     options = {name: value for name, value in locals().items() if value is not None}
     options |= {name: tuple(options[name]) for name in ("training", "rollouts") if name in options}

@@ -46,7 +46,7 @@ def score(
     ] = None,
     row_format: Annotated[
         PredictionFormat,
-        typer.Option("--format", help="Of --predictions: ffr, or verl for a file of trainer.validation_data_dir."),
+        typer.Option("--format", help="Format of --predictions: ffr, or verl for one of trainer.validation_data_dir."),
     ] = "ffr",
     answer_style: Annotated[
         AnswerStyle, typer.Option(help="plain, or reasoning for <think>…</think><answer>…</answer>.")

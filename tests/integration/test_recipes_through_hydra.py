@@ -191,7 +191,8 @@ def test_an_edited_copy_is_used(run_python: RunPython) -> None:
     config = OmegaConf.create(run.stdout)
     assert config.optim.lr == 7e-4
     assert config.optim.lr_warmup_steps_ratio == 0.05, "inherited from the packaged recipe"
-    check = ("-m", "ffr_verl", "check", "--config-dir", "mine", "+recipe=my_ffr_sft_cpu", "+model.mine=1")
+    options = ("--config-dir", "mine", "+recipe=my_ffr_sft_cpu", "+model.mine=1", "+trainer.nnode=1")
+    check = ("-m", "ffr_verl", "check", *options, "model.pth=x", "data.train_flies=y")
     once = copy.read_text()
     copy.write_text(f"{once}trainer:\n  total_epoch: 2\n")
     run = run_python(*check)
@@ -201,13 +202,19 @@ def test_an_edited_copy_is_used(run_python: RunPython) -> None:
     copy.write_text(once.replace("\ntrainer:\n", "\ntrainer:\n  total_epoch: 2\n"))
     run = run_python(*check)
     assert run.returncode == 2
-    assert run.stdout == (
-        "note: trainer.total_epoch: verl has no such key; did you mean 'total_epochs'? it may do nothing\n"
-    ), "what + gives is new on purpose"
-    assert [line.split(" is not given")[0] for line in run.stderr.splitlines()] == [
-        "ffr-verl: error: data.train_files",
-        "ffr-verl: error: model.path",
+    notes = [
+        "trainer.total_epoch: verl has no such key; did you mean 'total_epochs'? it may do nothing",
+        "trainer.nnode: verl has no such key; did you mean 'nnodes'? it may do nothing",
     ]
+    assert run.stdout.splitlines() == [f"note: {note}" for note in notes], "what + gives is new, unless it is near"
+    errors = ("model.pth", "did you mean 'path'"), ("data.train_flies", "did you mean 'train_files'")
+    for line, (key, meant) in zip(run.stderr.splitlines(), errors, strict=False):
+        assert line.startswith(f"ffr-verl: error: {key}: unknown key; {meant}")
+    not_given = ["ffr-verl: error: data.train_files", "ffr-verl: error: model.path"]
+    assert [line.split(" is not given")[0] for line in run.stderr.splitlines()][2:] == not_given
+    run = run_python("-m", "verl.trainer.sft_trainer", *options)
+    assert [line for line in run.stderr.splitlines() if "note:" in line] == [f"ffr-verl: note: {one}" for one in notes]
+    assert [line.split(" is not given")[0] for line in run.stderr.splitlines()][-2:] == not_given
 
 
 def test_real_commands_end_with_one_clear_message(run_python: RunPython, parquet: Path, base_model: Path) -> None:

@@ -401,7 +401,7 @@ def test_the_command(folder: Path) -> None:
     arguments = ["report", str(folder / "pred.jsonl"), "--output", str(folder / "r.html")]
     run = CliRunner().invoke(app, [*arguments, "--training", str(folder / "run.jsonl"), "--title", "Mine"])
     assert run.exit_code == 0, run.output
-    assert "1 rows, 2 pictures" in run.output
+    assert "1 row, 2 pictures" in run.output
     page = (folder / "r.html").read_text()
     assert "<h1>Mine</h1>" in page
     assert "critic/score/mean" in page

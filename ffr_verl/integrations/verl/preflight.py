@@ -16,12 +16,13 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import yaml
 from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import OmegaConf
@@ -52,7 +53,7 @@ from ffr_verl.integrations.verl.live_runs import check_no_other_run, joined_clus
 from ffr_verl.integrations.verl.training_rows import TrainingRows
 from ffr_verl.model_families import ModelFamily, family_of_model, has_chat_template, is_absent, read_json
 from ffr_verl.ray_clusters import check_cluster, check_nodes
-from ffr_verl.recipes import leaves, recipe_path
+from ffr_verl.recipes import leaves, recipe_names, recipe_path, unknown_keys
 from ffr_verl.rewards import CoherenceScorer, RewardConfig
 from ffr_verl.rewards.components import Component, resolved
 from ffr_verl.rewards.ffr import score_keys
@@ -106,7 +107,10 @@ class RecipeCallback(Callback):
     def on_job_start(self, config: Any, **_kwargs: Any) -> None:
         with _problems_end_the_process():
             try:
-                find_problems(config, starts=True).stop()
+                found = find_problems(config, starts=True)
+                for text in found.unknown:
+                    sys.stderr.write(f"ffr-verl: note: {text}\n")
+                found.stop()
             except FFRError:
                 raise
             except Exception:  # Hydra would leave out what comes after it, too
@@ -163,6 +167,7 @@ class Findings(NamedTuple):
 
     problems: tuple[str, ...]
     notes: tuple[str, ...]
+    unknown: tuple[str, ...] = ()  # of the notes, those that a run's start says, too: keys that verl does not have
 
     def stop(self) -> None:
         """Raise an `FFRError` with a line for each problem, if there is any."""
@@ -177,7 +182,8 @@ def find_problems(config: Any, *, starts: bool = False) -> Findings:
     problem only where this one `starts` now.
     """
     problems: list[str] = []
-    notes: list[str] = []
+    unknown = _unknown_key_notes(config)
+    notes = [*unknown]
 
     def attempt(check: Callable[..., _T], *arguments: Any) -> _T | None:
         try:
@@ -243,20 +249,41 @@ def find_problems(config: Any, *, starts: bool = False) -> Findings:
     attempt(_check_folder, config, "grpo" if is_grpo else "sft", starts)
     if cluster is not None and not problems:
         attempt(_check_nodes, cluster, config, data_config, rewards)
-    return Findings(tuple(problems), tuple(notes))
+    return Findings(tuple(problems), tuple(notes), tuple(unknown))
 
 
-def compose_run(trainer: str, overrides: Sequence[str], *, config_dir: Path | None = None) -> Any:
+def _unknown_key_notes(config: Any) -> list[str]:
+    """Of a composed config, with Hydra's own node, the keys that verl does not have: those of a recipe of one's own,
+    and those given with `+` that are near one of verl's."""
+    recipe, overrides = select(config, "hydra.runtime.choices.recipe"), select(config, "hydra.overrides.task") or []
+    new = {one[1:].partition("=")[0] for one in overrides if one.startswith("+")} - {"recipe"}
+    if recipe is None or (recipe in recipe_names() and not new):
+        return []
+    defaults = composed("main_ppo" if "actor_rollout_ref" in config else "sft_trainer", [])
+    found = unknown_keys(_without_hydra(config), defaults)
+    return [
+        f"{key}: verl has no such key; {hint}it may do nothing"
+        for key, hint in found
+        if hint or not any(f"{key}.".startswith(f"{one}.") for one in new)
+    ]
+
+
+def compose_run(
+    trainer: str, overrides: Sequence[str], *, config_dir: Path | None = None, refused: list[str] | None = None
+) -> Any:
     """The config that `main_ppo` or `sft_trainer` composes for a command line, with Hydra's own node.
 
-    An `FFRError` when Hydra cannot, as for a recipe that is not there or a key that verl does not know.
+    An `FFRError` when Hydra cannot, as for a recipe that is not there or a key that verl does not know; with a list of
+    `refused` such keys are told there and left out.
     """
     import verl  # noqa: F401  # loads the plugin, as `python -m verl.trainer...` does
 
     quoted = str(config_dir and config_dir.absolute()).replace('"', '\\"')
     folders = [] if config_dir is None else [f'hydra.searchpath=["file://{quoted}"]']
     try:
-        with initialize_config_module("verl.trainer.config", version_base=None):
+        # In a run Hydra is there, with verl's configs.
+        there = GlobalHydra.instance().is_initialized()
+        with nullcontext() if there else initialize_config_module("verl.trainer.config", version_base=None):
             name = {"main_ppo": "ppo_trainer", "sft_trainer": "sft_trainer_engine"}[trainer]
             return compose(name, overrides=[*overrides, *folders], return_hydra_config=True)
     except HydraException as error:
@@ -265,15 +292,20 @@ def compose_run(trainer: str, overrides: Sequence[str], *, config_dir: Path | No
             recipe_path(absent[1])  # its error lists ours only
         unknown = re.match(r"Could not override '([^']+)'", str(error))
         if unknown:
-            key = unknown[1]
+            key, further = unknown[1], list[str]()
             others = [one for one in overrides if one.partition("=")[0] != key]
-            known = [name for name, _ in leaves(composed(trainer, others, config_dir=config_dir))]
+            rest = compose_run(trainer, others, config_dir=config_dir, refused=further)
+            known = [name for name, _ in leaves(_without_hydra(rest))]
             node, _, last = key.rpartition(".")
             beside = [name.removeprefix(f"{node}.") for name in known if name.startswith(f"{node}.")]
             inside = [name for name in known if name.endswith(f".{key}")]
             same = [name for name in known if name.rpartition(".")[2] == last]
             hint = did_you_mean(last, beside) or did_you_mean(key, inside or same)
-            raise FFRError(f"{key}: unknown key; {hint}a key that is to be new is given as +{key}=...") from None
+            text = f"{key}: unknown key; {hint}a key that is to be new is given as +{key}=..."
+            if refused is None:
+                raise FFRError("\nffr-verl: error: ".join([text, *further])) from None
+            refused += [text, *further]
+            return rest
         raise FFRError(" ".join(str(error).split())) from None
     except yaml.YAMLError as error:
         raise FFRError(f"a recipe is no YAML: {' '.join(str(error).split())}") from None
@@ -281,7 +313,11 @@ def compose_run(trainer: str, overrides: Sequence[str], *, config_dir: Path | No
 
 def composed(trainer: str, overrides: Sequence[str], *, config_dir: Path | None = None) -> dict[str, Any]:
     """What `compose_run` gives, without Hydra's own node; interpolations as they stand."""
-    found = OmegaConf.to_container(compose_run(trainer, overrides, config_dir=config_dir), resolve=False)
+    return _without_hydra(compose_run(trainer, overrides, config_dir=config_dir))
+
+
+def _without_hydra(config: Any) -> dict[str, Any]:
+    found = OmegaConf.to_container(config, resolve=False)
     assert isinstance(found, dict)
     return {str(name): value for name, value in found.items() if name != "hydra"}
 
