@@ -9,7 +9,6 @@ of appearance.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -57,7 +56,7 @@ class Utterance(NamedTuple):  # a tuple, because millions are made
         return f"<|utt_id_start|>{self.id}<|utt_id_end|> {self.speaker}: {self.text}{images}"
 
 
-_ID, _IMAGES_OF = operator.attrgetter("id"), operator.attrgetter("image_ids")
+_ID = operator.attrgetter("id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +75,7 @@ class Dialogue:
     @property
     def image_ids(self) -> tuple[int, ...]:
         """All image ids in the order of the dialogue."""
-        return tuple(itertools.chain.from_iterable(map(_IMAGES_OF, self.utterances)))
+        return tuple([image for one in self.utterances if one.image_ids for image in one.image_ids])
 
     @property
     def tagged_query(self) -> str:
