@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import psutil
 
@@ -50,14 +50,21 @@ SUPPORTED = (
     ("hydra-core", "1.3", "pip install 'hydra-core>=1.3.2,<1.4' (1.4 rejects verl's config)"),
 )
 _DATASETS = {"main_ppo": "FFRDataset", "sft_trainer": "FFRSFTDataset"}
-# Of the other recipes one process a trainer composes them all: importing verl takes most of the time.
-_COMPOSE = """
+# In one process, because importing verl takes most of the time: is the plugin loaded, what platform does verl choose,
+# and how do its trainers compose the recipes.
+_ASK = """
 import sys
+import verl
+print("plugin", "loaded" if "ffr_verl.plugin" in sys.modules else "not loaded", flush=True)
+import torch
+from verl.plugin.platform import get_platform
+print("platform", get_platform().device_name, torch.cuda.device_count() * torch.cuda.is_available(), flush=True)
 from ffr_verl.errors import FFRError
 from ffr_verl.integrations.verl.preflight import compose_run
-for name in sys.argv[2:]:
+from ffr_verl.recipes import trainer_of
+for name in sys.argv[1:]:
     try:
-        print(name, compose_run(sys.argv[1], [f"+recipe={name}"]).data.custom_cls.name, flush=True)
+        print(name, compose_run(trainer_of(name), [f"+recipe={name}"]).data.custom_cls.name, flush=True)
     except FFRError as error:
         print(name, error, flush=True)
 """
@@ -90,19 +97,17 @@ def _run(*arguments: str) -> tuple[int, list[str]]:
         run = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, timeout=180)
     except subprocess.TimeoutExpired:
         return 124, ["no end after 180 s"]
-    output = run.stdout if run.returncode == 0 else (run.stderr or run.stdout)
+    output = run.stdout if run.returncode == 0 else f"{run.stdout}\n{run.stderr}"
     return run.returncode, output.strip().splitlines() or ["(no output)"]
 
 
-def _plugin() -> Check:
+def _plugin(found: str) -> Check:
     if not importlib.metadata.entry_points(group="verl.plugins", name="ffr_verl"):
-        found = "no entry point ffr_verl in group verl.plugins"
-        return Check("plugin installed", False, found, INSTALL_STACK)
-    code = "import verl, sys; print('loaded' if 'ffr_verl.plugin' in sys.modules else 'not loaded')"
-    status, output = _run("-c", code)
+        absent = "no entry point ffr_verl in group verl.plugins"
+        return Check("plugin installed", False, absent, INSTALL_STACK)
     is_default = os.environ.get("VERL_USE_EXTERNAL_PLUGINS", "auto") == "auto"
     mend = "see the WARNING of `python -c 'import verl'`" if is_default else "unset VERL_USE_EXTERNAL_PLUGINS"
-    return Check("plugin loaded by `import verl`", status == 0 and output[-1] == "loaded", output[-1], mend)
+    return Check("plugin loaded by `import verl`", found == "loaded", found, mend)
 
 
 def _recipe_line(name: str, trainer: Trainer, found: str) -> Check:
@@ -121,22 +126,21 @@ def _trained(name: str) -> list[Check]:
     return [_recipe_line(name, trainer, _DATASETS[trainer] if not status and expected in "\n".join(output) else found)]
 
 
-def _composed(trainer: Trainer, names: Sequence[str]) -> list[Check]:
-    """Recipes through the trainer's composition of its config, in one fresh process."""
-    status, output = _run("-c", _COMPOSE, trainer, *names)
-    found = dict(line.split(" ", 1) for line in output if line.split(" ", 1)[0] in names)
-    return [_recipe_line(name, trainer, found.get(name, f"exit status {status}: {output[-1]}")) for name in names]
+def _asked(names: Sequence[str]) -> list[Check]:
+    """Plugin, platform, and recipes through the trainers' composition of their config, of one fresh process."""
+    status, output = _run("-c", _ASK, *names)
+    found = dict(line.split(" ", 1) for line in output if line.split(" ", 1)[0] in ("plugin", "platform", *names))
+    lost = f"exit status {status}: {output[-1]}"
+    recipes = [_recipe_line(name, trainer_of(name), found[name]) for name in names if name in found]
+    if status:
+        recipes.append(Check("the other recipes", False, lost, "see the lines above"))
+    return [_plugin(found.get("plugin", lost)), _platform(found.get("platform", lost)), *recipes]
 
 
-def _platform() -> Check:
-    code = (
-        "import verl; from verl.plugin.platform import get_platform; import torch; p = get_platform(); "
-        "print(p.device_name, torch.cuda.device_count() if torch.cuda.is_available() else 0)"
-    )
-    status, output = _run("-c", code)
-    if status != 0:
-        return Check("platform", False, output[-1], "unset VERL_PLATFORM, or set it to a platform that verl knows")
-    device, count = output[-1].split()
+def _platform(told: str) -> Check:
+    device, _, count = told.partition(" ")
+    if not count.isdecimal():
+        return Check("platform", False, told, "unset VERL_PLATFORM, or set it to a platform that verl knows")
     wanted = os.environ.get("VERL_PLATFORM")
     why = f"VERL_PLATFORM={wanted}" if wanted else "verl's own detection"
     found = f"{device} ({why})"
@@ -144,7 +148,7 @@ def _platform() -> Check:
         return Check(
             "platform", True, f"{found}; no device in sight: use the *_cpu recipes, which choose cpu themselves"
         )
-    return Check("platform", True, f"{found}, {count} devices")
+    return Check("platform", True, f"{found}, {counted(int(count), 'device')}")
 
 
 def _flash_attention() -> Check:
@@ -200,11 +204,8 @@ def run_checks(data: Sequence[Path] = (), root: Path | None = None) -> Iterator[
     steps: list[Callable[[], list[Check]]] = []
     if importlib.util.find_spec("verl") is not None:
         trained = ("ffr_sft", "ffr_grpo")
-        steps = [lambda: [_plugin()], *(functools.partial(_trained, name) for name in trained)]
-        for trainer in get_args(Trainer):
-            names = [name for name in recipe_names() if trainer_of(name) == trainer and name not in trained]
-            steps.append(functools.partial(_composed, trainer, names))
-        steps.append(lambda: [_platform()])
+        others = [name for name in recipe_names() if name not in trained]
+        steps = [lambda: _asked(others), *(functools.partial(_trained, name) for name in trained)]
     # Each starts a process of its own, which takes seconds: as many at a time as there are cores.
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
         for checks in pool.map(lambda step: step(), [*steps, lambda: [_vllm(), _flash_attention()]]):
