@@ -34,6 +34,7 @@ __all__ = [
     "Stage",
     "answers_by_row",
     "check_steps",
+    "is_written",
     "latest",
     "online_sampler",
     "run_stage",
@@ -169,6 +170,12 @@ def stop_when(condition: Callable[[], bool], signal_number: int, *, named: str =
 
     threading.Thread(target=watch, daemon=True).start()
     return done
+
+
+def is_written(rollouts: Path) -> bool:
+    """Whether all answers of the first step stand in verl's dump of them."""
+    file = rollouts / "1.jsonl"
+    return file.is_file() and file.read_bytes().count(b"\n") == ONLINE_BATCH * ONLINE_ANSWERS
 
 
 def latest(checkpoints: Path) -> str:

