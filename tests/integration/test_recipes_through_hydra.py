@@ -191,7 +191,7 @@ def test_an_edited_copy_is_used(run_python: RunPython) -> None:
     config = OmegaConf.create(run.stdout)
     assert config.optim.lr == 7e-4
     assert config.optim.lr_warmup_steps_ratio == 0.05, "inherited from the packaged recipe"
-    options = ("--config-dir", "mine", "+recipe=my_ffr_sft_cpu", "+model.mine=1", "+trainer.nnode=1")
+    options = ("--config-dir", "mine", "+recipe=my_ffr_sft_cpu", "++model.mine=1", "+trainer.nnode=1")
     check = ("-m", "ffr_verl", "check", *options, "model.pth=x", "data.train_flies=y")
     once = copy.read_text()
     copy.write_text(f"{once}trainer:\n  total_epoch: 2\n")

@@ -256,7 +256,7 @@ def _unknown_key_notes(config: Any) -> list[str]:
     """Of a composed config, with Hydra's own node, the keys that verl does not have: those of a recipe of one's own,
     and those given with `+` that are near one of verl's."""
     recipe, overrides = select(config, "hydra.runtime.choices.recipe"), select(config, "hydra.overrides.task") or []
-    new = {one[1:].partition("=")[0] for one in overrides if one.startswith("+")} - {"recipe"}
+    new = {one.lstrip("+").partition("=")[0] for one in overrides if one.startswith("+")} - {"recipe"}
     if recipe is None or (recipe in recipe_names() and not new):
         return []
     defaults = composed("main_ppo" if "actor_rollout_ref" in config else "sft_trainer", [])
@@ -291,7 +291,7 @@ def compose_run(
         if absent and config_dir is None:
             recipe_path(absent[1])  # its error lists ours only
         unknown = re.match(r"Could not override '([^']+)'", str(error))
-        if unknown:
+        if unknown and unknown[1] in [one.partition("=")[0] for one in overrides]:
             key, further = unknown[1], list[str]()
             others = [one for one in overrides if one.partition("=")[0] != key]
             rest = compose_run(trainer, others, config_dir=config_dir, refused=further)
@@ -302,7 +302,7 @@ def compose_run(
             same = [name for name in known if name.rpartition(".")[2] == last]
             hint = did_you_mean(last, beside) or did_you_mean(key, inside or same)
             text = f"{key}: unknown key; {hint}a key that is to be new is given as +{key}=..."
-            if refused is None:
+            if refused is None or key == "recipe":  # without a recipe there is nothing to check
                 raise FFRError("\nffr-verl: error: ".join([text, *further])) from None
             refused += [text, *further]
             return rest
