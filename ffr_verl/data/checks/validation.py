@@ -40,9 +40,7 @@ _LONGEST_PATH = 4096
 _ID = operator.attrgetter("id")
 _IMAGE_WITH_ID = f"<|img_id_end|>{IMAGE}"
 _ANGLES_OF_UTTERANCE, _ANGLES_OF_IMAGE = 2, 3
-# The start of an utterance that is surely "speaker: text": of the first one behind its first tag, of the next ones.
-_FIRST_LINE = re.compile(r"[0-9]{1,9}<\|utt_id_end\|> [^\n:：<]{0,64}: ")
-_NEXT_LINE = re.compile(rf"()\n<\|utt_id_start\|>{_FIRST_LINE.pattern}")  # the group spares copies of the lines
+# The start of an utterance that is surely "speaker: text", behind its first tag.
 _GOOD_LINE = re.compile(r"<\|utt_id_end\|> [^\n:：<]{0,64}:(?: |(?=\n|\Z|<\|img_id_start))")
 # What a picture's file starts with.
 _BASE64 = re.compile("(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR)[A-Za-z0-9+/]{40}")
@@ -338,11 +336,10 @@ class _Check:
 
     def _lines(self, dialogue: Dialogue, user_text: str, rest: str) -> None:
         """Ids in the middle of a line, and lines whose speaker is not surely one."""
-        count = len(dialogue.utterances)
-        if _FIRST_LINE.match(rest) and 1 + len(_NEXT_LINE.findall(rest)) == count:  # true of nearly all rows
+        if dialogue.has_plain_lines:
             return
         spans = list(zip(dialogue.utterances, utterance_spans(user_text), strict=True))
-        if rest.count(f"\n{UTTERANCE_START}") < count - 1:
+        if rest.count(f"\n{UTTERANCE_START}") < len(dialogue.utterances) - 1:
             inner = [start for _, (start, _) in spans[1:] if user_text[start - 1] != "\n"]
             start = user_text[inner[0] :][:80]
             message = f"{len(inner)} utterances start in the middle of a line, the first at {start!r}"
