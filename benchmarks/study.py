@@ -49,6 +49,15 @@ ARMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "strata alone": ("ffr_grpo_published_cpu", (f"{_CURRICULUM}.order=competence", f"{_CURRICULUM}.strata=gold")),
     "micro reward alone": ("ffr_grpo_cpu", (*_SHUFFLED, f"{_ADVANTAGE}.credit=answer")),
     "gdpo alone": ("ffr_gdpo_cpu", _SHUFFLED),
+    "gdpo, micro reward": (
+        "ffr_gdpo_cpu",
+        (
+            *_SHUFFLED,
+            f"{_REWARD}.f1_mode=micro_f1_mcc",
+            *(f"~{_ADVANTAGE}.components.f1_{kind}" for kind in ("utterances", "images")),
+            *(f"+{_ADVANTAGE}.components.f1_micro_{kind}=0.5" for kind in ("utterances", "images")),
+        ),
+    ),
     "shuffled, strata": ("ffr_grpo_cpu", (f"{_CURRICULUM}.order=shuffled",)),
     "competence": ("ffr_grpo_cpu", (f"{_CURRICULUM}.order=competence",)),
     "group filter": ("ffr_grpo_cpu", ("algorithm.filter_groups.enable=true",)),

@@ -192,7 +192,7 @@ def test_an_edited_copy_is_used(run_python: RunPython) -> None:
     assert config.optim.lr == 7e-4
     assert config.optim.lr_warmup_steps_ratio == 0.05, "inherited from the packaged recipe"
     options = ("--config-dir", "mine", "+recipe=my_ffr_sft_cpu", "++model.mine=1", "+trainer.nnode=1")
-    check = ("-m", "ffr_verl", "check", *options, "model.pth=x", "data.train_flies=y")
+    check = ("-m", "ffr_verl", "check", *options, "model.pth=x", "data.train_flies=y", "optim={lrr:1}")
     once = copy.read_text()
     copy.write_text(f"{once}trainer:\n  total_epoch: 2\n")
     run = run_python(*check)
@@ -207,11 +207,11 @@ def test_an_edited_copy_is_used(run_python: RunPython) -> None:
         "trainer.nnode: verl has no such key; did you mean 'nnodes'? it may do nothing",
     ]
     assert run.stdout.splitlines() == [f"note: {note}" for note in notes], "what + gives is new, unless it is near"
-    errors = ("model.pth", "did you mean 'path'"), ("data.train_flies", "did you mean 'train_files'")
-    for line, (key, meant) in zip(run.stderr.splitlines(), errors, strict=False):
-        assert line.startswith(f"ffr-verl: error: {key}: unknown key; {meant}")
+    errors = {"model.pth": "path", "data.train_flies": "train_files", "optim.lrr": "lr"}
+    for line, (key, meant) in zip(run.stderr.splitlines(), errors.items(), strict=False):
+        assert line.startswith(f"ffr-verl: error: {key}: unknown key; did you mean '{meant}'"), line
     not_given = ["ffr-verl: error: data.train_files", "ffr-verl: error: model.path"]
-    assert [line.split(" is not given")[0] for line in run.stderr.splitlines()][2:] == not_given
+    assert [line.split(" is not given")[0] for line in run.stderr.splitlines()][3:] == not_given
     run = run_python("-m", "verl.trainer.sft_trainer", *options)
     assert [line for line in run.stderr.splitlines() if "note:" in line] == [f"ffr-verl: note: {one}" for one in notes]
     assert [line.split(" is not given")[0] for line in run.stderr.splitlines()][-2:] == not_given

@@ -296,6 +296,8 @@ def compose_run(
             others = [one for one in overrides if one.partition("=")[0] != key]
             rest = compose_run(trainer, others, config_dir=config_dir, refused=further)
             known = [name for name, _ in leaves(_without_hydra(rest))]
+            inner = str(getattr(error.__cause__, "full_key", ""))  # of KEY={...}
+            key = inner if inner.startswith(f"{key}.") else key
             node, _, last = key.rpartition(".")
             beside = [name.removeprefix(f"{node}.") for name in known if name.startswith(f"{node}.")]
             inside = [name for name in known if name.endswith(f".{key}")]
