@@ -17,11 +17,11 @@ from typing import Any, get_args
 import numpy as np
 
 from ffr_verl.data.parquet_files import rows_of_files
-from ffr_verl.dialogues import Ids
 from ffr_verl.evaluation import BootstrapSettings, evaluate
 from ffr_verl.fragments import Fragment, format_fragment, parse_leniently
 from ffr_verl.rewards import compute_score
 from ffr_verl.rewards.ffr import F1Mode
+from ffr_verl.rewards.reading import row_universes
 
 Policy = Callable[[Fragment, Mapping[str, Any]], Fragment]
 
@@ -29,9 +29,9 @@ POLICIES: Mapping[str, Policy] = {
     "the gold": lambda gold, info: gold,
     "nothing at all": lambda gold, info: Fragment((), ()),
     "the gold without its images": lambda gold, info: Fragment(gold.utterance_ids, ()),
-    "everything": lambda gold, info: Fragment(tuple(info["utterance_ids"]), tuple(range(len(info["images"] or ())))),
+    "everything": lambda gold, info: Fragment(tuple(info["utterance_ids"]), tuple(info["image_ids"])),
     "the first turn": lambda gold, info: Fragment(
-        (0,), tuple([image for image, turn in enumerate(info["image_utterances"] or ()) if turn == 0])
+        (0,), tuple([one for one, turn in zip(info["image_ids"], info["image_utterances"], strict=True) if turn == 0])
     ),
     "no fragment (malformed)": lambda gold, info: Fragment((), ()),
 }
@@ -44,9 +44,9 @@ def table_of(file: Path) -> str:
     ]
     golds = [parse_leniently(solution) for _, solution, _ in rows]
     counts = {}
-    for kind, name, ids in (("utterance", "utterance_ids", "utterance_ids"), ("image", "images", "image_ids")):
+    universes = np.mean([row_universes(info) for info, *_ in rows], axis=0).tolist()
+    for kind, ids, universe in (("utterance", "utterance_ids", universes[0]), ("image", "image_ids", universes[1])):
         gold = float(np.mean([len(getattr(one, ids)) for one in golds]))
-        universe = float(np.mean([Ids(0, len(info[name] or ())).universe for info, *_ in rows]))
         counts[kind] = [gold / 2, gold, max(gold, 1e-3), universe]
     modes = get_args(F1Mode)
     lines = [

@@ -34,6 +34,7 @@ from ffr_verl.evaluation.counts import RowCounts
 from ffr_verl.evaluation.result import count_records, result_of
 from ffr_verl.evaluation.row_statistics import nested
 from ffr_verl.files import whole_or_nothing
+from ffr_verl.predictions import read_verl_dump
 
 _REWARD, _CURRICULUM = "reward.custom_reward_function.reward_kwargs", "data.ffr.curriculum"
 _SHUFFLED = (f"{_CURRICULUM}.order=shuffled", f"{_CURRICULUM}.strata=null")
@@ -281,18 +282,8 @@ def slug(arm: str) -> str:
 
 def counts_of(dump: Path) -> RowCounts:
     """The counts of a validation, its rows in the order of prompt and gold, so that two models' rows are pairs."""
-    answers = [json.loads(line) for line in dump.read_text(encoding="utf-8").splitlines()]
-    answers.sort(key=lambda answer: (str(answer["input"]), str(answer["gts"])))
-    records = [
-        {
-            "response": answer["output"],
-            "labels": answer["gts"],
-            "dialogue_id": str(number),
-            "messages": [{"role": "user", "content": answer["input"]}],
-        }
-        for number, answer in enumerate(answers)
-    ]
-    return count_records(records)
+    answers = sorted(read_verl_dump(dump), key=lambda one: (one.prompt, one.labels))
+    return count_records(answers)
 
 
 def generated(metrics: Path, settings: StudySettings) -> dict[int, int]:

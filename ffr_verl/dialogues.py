@@ -217,10 +217,10 @@ def with_query(messages: Sequence[Mapping[str, Any]], query: str) -> list[dict[s
     if fault is not None or piece is not None or not query.strip():
         raise ValueError(fault or (piece and f"holds {piece}, which has a meaning in the prompt") or "is empty")
     tagged = Dialogue("", (), query.strip()).tagged_query
-    return [
-        {**one, "content": _QUERY.sub(lambda _: tagged, one["content"], count=1)} if one["role"] == "user" else {**one}
-        for one in messages
-    ]
+    made, place = [dict(one) for one in messages], dialogue_place([(one["role"], one["content"]) for one in messages])
+    if place is not None:
+        made[place]["content"] = _QUERY.sub(lambda _: tagged, made[place]["content"], count=1)
+    return made
 
 
 def content_text(content: Any, *, image: str = IMAGE) -> str:
@@ -245,17 +245,20 @@ def content_text(content: Any, *, image: str = IMAGE) -> str:
     return text
 
 
+def dialogue_place(messages: Sequence[tuple[str, str]]) -> int | None:
+    """Of messages as role and text, the place of the one that holds the dialogue: the last of the user's with an
+    utterance in it, for what stands before are examples of how to answer; the user's last one where none has any, and
+    `None` without a message of the user's."""
+    of_user = [place for place, (role, _) in enumerate(messages) if role == "user"]
+    with_dialogue = [place for place in of_user if UTTERANCE_START in messages[place][1]]
+    found = with_dialogue or of_user
+    return found[-1] if found else None
+
+
 def dialogue_message(messages: Sequence[tuple[str, str]]) -> str | None:
-    """Of messages as role and text, the text that holds the dialogue: the last of the user's with an utterance in it,
-    for what stands before are examples of how to answer; the user's last one where none has any, and `None` without a
-    message of the user's."""
-    last = None
-    for role, text in reversed(messages):
-        if role == "user":
-            if "<|utt_id_start|>" in text:
-                return text
-            last = text if last is None else last
-    return last
+    """The text of the message at `dialogue_place`."""
+    place = dialogue_place(messages)
+    return None if place is None else messages[place][1]
 
 
 # Greatest id of the universe of a dialogue that has no ids of a modality, as published.

@@ -43,6 +43,16 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception says first, or its name where it says nothing.
+
+    Example:
+        >>> first_line(ValueError("no such key\\nat line 3")), first_line(KeyboardInterrupt())
+        ('no such key', 'KeyboardInterrupt')
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def install_extra(extra: str) -> str:
     """How to install what one of our extras needs.
 

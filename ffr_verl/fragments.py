@@ -19,9 +19,11 @@ __all__ = [
     "AnswerStyle",
     "Fragment",
     "MalformedReason",
+    "answer_tags",
     "format_fragment",
     "locate_ids",
     "malformed_reason",
+    "parse_either",
     "parse_fragment",
     "parse_gold",
     "parse_leniently",
@@ -48,7 +50,7 @@ match_quickly = re.compile(
 ).fullmatch
 _SMALL_IDS = {str(identifier): identifier for identifier in range(1024)}.__getitem__
 _DIGITS = re.compile("[0-9]+")
-_OPEN_THINK, _CLOSE_THINK, _OPEN_ANSWER, _CLOSE_ANSWER = "<think>", "</think>", "<answer>", "</answer>"
+_WRAPPER = _OPEN_THINK, _CLOSE_THINK, _OPEN_ANSWER, _CLOSE_ANSWER = "<think>", "</think>", "<answer>", "</answer>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,16 @@ class MalformedReason(str, enum.Enum):
     BAD_ID_LIST = "bad_id_list"
     REPEATED_ID = "repeated_id"
     ID_OUTSIDE_DIALOGUE = "id_outside_dialogue"
+
+
+def answer_tags(style: AnswerStyle) -> tuple[str, ...]:
+    """What an answer cannot be read without: a tokenizer that drops one of them makes every answer malformed.
+
+    Example:
+        >>> len(answer_tags("plain")), answer_tags("reasoning")[-1]
+        (4, '</answer>')
+    """
+    return TAGS if style == "plain" else (*TAGS, *_WRAPPER)
 
 
 def _ids(text: str) -> tuple[int, ...]:
@@ -194,6 +206,18 @@ def parse_leniently(text: str, *, style: AnswerStyle = "plain") -> Fragment:
     """
     text = _answer_part(text, style)
     return Fragment(_lenient_ids(text, *TAGS[:2]), _lenient_ids(text, *TAGS[2:]))
+
+
+def parse_either(text: str, *, style: AnswerStyle = "plain") -> Fragment:
+    """The ids that an answer names, read strictly, or leniently where that fails: for what shows or unites answers.
+
+    Example:
+        >>> text = "<|utt_ids_start|>[07]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>"  # [07] is no JSON
+        >>> parse_either(text), parse_leniently(text)
+        (Fragment(utterance_ids=(7,), image_ids=()), Fragment(utterance_ids=(), image_ids=()))
+    """
+    strict = parse_fragment(text, style=style)
+    return parse_leniently(text, style=style) if strict is None else strict
 
 
 def parse_gold(solution: str) -> Fragment | None:

@@ -26,6 +26,8 @@ from ffr_verl.model_families import QWEN2_VL, ModelFamily
 MOST_PIXELS = 89_478_485
 # Pillow can read more, some of it by starting other programs (EPS). MPO is a JPEG with a preview beside it.
 _FORMATS = ("PNG", "JPEG", "MPO", "GIF", "WEBP", "BMP", "PPM", "TIFF", "JPEG2000", "AVIF")
+# How names of picture files end, as a pattern: those of the formats, and HEIC, which is one and cannot be opened.
+PICTURE_ENDINGS = r"\.(?:jpe?g|png|gif|webp|bmp|ppm|tiff?|jp2|avif|heic)"
 # What other programs show as open_picture does, if there is nothing else to it.
 _MEDIA_TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif"}
 _PLAIN_MODES = ("RGB", "L", "P", "1")

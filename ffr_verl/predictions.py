@@ -113,7 +113,7 @@ def info_of(one: Prediction, dialogue: Dialogue) -> dict[str, Any]:
     """`extra_info` of a prediction whose dialogue has been read; an image without a path has an empty one."""
     count = len(dialogue.image_ids)
     names = [*one.images, *[""] * count][:count]
-    return extra_info(dialogue, names, split=str(one.extra.get("split", "")))
+    return extra_info(dialogue, names, split=str(one.extra.get("split") or ""))
 
 
 def row_key(dialogue_id: str, query: str, solution: str) -> int:

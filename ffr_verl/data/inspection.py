@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from ffr_verl.data.sources.raw_dialogues import RawDialogueError
 from ffr_verl.data.sources.rows import RowSettings, rows_of_record
 from ffr_verl.data.sources.source import Notes
 from ffr_verl.data.tokens import PromptTokens, estimated_tokens
-from ffr_verl.dialogues import parse_dialogue
+from ffr_verl.dialogues import content_text, parse_dialogue
 from ffr_verl.errors import FFRError, counted, printable, printable_lines
 from ffr_verl.files import disk_errors, refuse_special
 from ffr_verl.fragments import Fragment, parse_gold, reason_of_malformed
@@ -37,7 +37,7 @@ _MARKS = {"gold": "*", "answer": "+"}
 
 
 class _Row(NamedTuple):
-    messages: list[Mapping[str, Any]]  # without the answer
+    messages: Sequence[Mapping[str, Any]]  # without the answer
     images: list[Any]
     dialogue_id: str
     solution: str | None  # the gold answer; `None` where there is none
@@ -59,11 +59,9 @@ def _of_rows(file: Path, number: int, source_format: str) -> _Row:
                 one[name] if isinstance(one.get(name), list) else [] for name in ("messages", "images")
             )
             texts = [
-                message
+                {**message, "content": content_text(message.get("content"))}
                 for message in messages
-                if isinstance(message, Mapping)
-                and message.get("role") != "assistant"
-                and isinstance(message.get("content"), str)
+                if isinstance(message, Mapping) and message.get("role") != "assistant"
             ]
             gold, answer = one.get("solution", one.get("labels")), one.get("response")
             shown = [text if isinstance(text, str) or text is None else str(text) for text in (gold or None, answer)]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ffr_verl.dialogues import IMAGE
-from ffr_verl.errors import FFRError
+from ffr_verl.errors import FFRError, first_line
 from ffr_verl.model_families import family_of_model
 
 # Of Qwen's vocabulary on English and Chinese dialogues, where the tags of the wire format are plain text.
@@ -58,9 +58,8 @@ class PromptTokens:
         try:
             self._tokenizer = Tokenizer.from_file(str(file)) if path.exists() else Tokenizer.from_pretrained(tokenizer)
         except Exception as error:  # noqa: BLE001  # the package raises plain Exception
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise FFRError(
-                f"--tokenizer {tokenizer}: {first}; give a model's folder, a tokenizer.json or a hub model"
+                f"--tokenizer {tokenizer}: {first_line(error)}; give a model's folder, a tokenizer.json or a hub model"
             ) from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()

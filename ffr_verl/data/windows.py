@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ffr_verl.dialogues import extra_info, parse_dialogue, shift_image_ids, utterance_spans
+from ffr_verl.dialogues import dialogue_place, extra_info, parse_dialogue, shift_image_ids, utterance_spans
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import Fragment, format_fragment, parse_fragment, parse_gold
 
@@ -115,11 +115,11 @@ def cut_prompt(content: str, window: Window) -> str:
 
 
 def cut_messages(messages: Sequence[Mapping[str, Any]], window: Window) -> list[dict[str, Any]]:
-    """The messages of a prompt with the window's utterances only."""
-    return [
-        {**message, "content": cut_prompt(message["content"], window)} if message["role"] == "user" else dict(message)
-        for message in messages
-    ]
+    """The messages of a prompt with the window's utterances only; examples before the dialogue stay whole."""
+    made, place = [dict(one) for one in messages], dialogue_place([(one["role"], one["content"]) for one in messages])
+    if place is not None:
+        made[place]["content"] = cut_prompt(made[place]["content"], window)
+    return made
 
 
 def cut_row(row: Mapping[str, Any], settings: WindowSettings) -> list[dict[str, Any]]:

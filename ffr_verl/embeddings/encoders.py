@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ffr_verl.errors import FFRError, install_extra
+from ffr_verl.errors import FFRError, first_line, install_extra
 from ffr_verl.images import open_picture
 from ffr_verl.model_families import folder_revision, is_absent
 
@@ -48,11 +48,10 @@ class SentenceEncoder:
                 trust_remote_code=settings.trust_remote_code,
             )
         except (OSError, ValueError, RuntimeError, ImportError) as error:
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
             where = f" on --device {settings.device}" if settings.device is not None else ""
             raise FFRError(
-                f"--model {settings.model}: cannot be loaded{where}: {first} (give a folder or the hub name of a "
-                "sentence-transformers model, and a device that is here)"
+                f"--model {settings.model}: cannot be loaded{where}: {first_line(error)} (give a folder or the hub "
+                "name of a sentence-transformers model, and a device that is here)"
             ) from None
         self._settings = settings
         found = getattr(self._model.model_card_data, "base_model_revision", None)

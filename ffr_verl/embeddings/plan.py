@@ -74,7 +74,7 @@ def make_plan(
         names: dict[str, str] = {}
         for number, row in enumerate(rows_of_files([file], columns=("prompt", "extra_info"))):
             where = f"{file}: row {number}"
-            dialogue_id, split = str(row["extra_info"]["dialogue_id"]), str(row["extra_info"].get("split", ""))
+            dialogue_id, split = str(row["extra_info"]["dialogue_id"]), str(row["extra_info"].get("split") or "")
             try:
                 dialogue = parse_dialogue(row["prompt"], dialogue_id)
             except (ValueError, KeyError, TypeError) as error:

@@ -14,7 +14,7 @@ import ray.data
 
 from ffr_verl.embeddings.embed import Chunk, encode_chunk
 from ffr_verl.embeddings.encoders import EncoderSettings, SentenceEncoder
-from ffr_verl.errors import FFRError
+from ffr_verl.errors import FFRError, first_line
 from ffr_verl.ray_clusters import check_cluster
 
 
@@ -48,7 +48,7 @@ def encode_on_ray(
                 include_dashboard=False if address == "local" else None,
             )
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise FFRError(f"--ray {address}: {str(error).strip().splitlines()[0]}") from None
+            raise FFRError(f"--ray {address}: {first_line(error)}") from None
     folder = Path(settings.model).expanduser()
     if folder.is_dir():  # a worker has another working directory
         settings = replace(settings, model=str(folder.resolve()))

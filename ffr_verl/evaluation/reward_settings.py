@@ -8,16 +8,10 @@ from typing import Any
 
 from ffr_verl.errors import FFRError
 from ffr_verl.recipes import read_recipe
-from ffr_verl.rewards.ffr import RewardConfig
+from ffr_verl.rewards.config import RewardConfig, reward_node
 
 _RELATIVE = "relative paths in it start at the current folder, as in a run of verl"
-# The second is read by the reward manager `ffr` where no function is named.
-_PLACES = (
-    "reward.custom_reward_function.reward_kwargs",
-    "reward.reward_kwargs",
-    "custom_reward_function.reward_kwargs",
-    "reward_kwargs",
-)
+_PLACES = ("custom_reward_function.reward_kwargs", "reward_kwargs")  # of a file that does not say which function it is
 
 
 def read_reward_kwargs(path: Path) -> dict[str, Any]:
@@ -37,10 +31,13 @@ def read_reward_kwargs(path: Path) -> dict[str, Any]:
     except FFRError as error:
         raise FFRError(f"--reward-kwargs {error}") from None
     is_whole = not {"reward", "data", "trainer", "custom_reward_function"}.isdisjoint(found)
-    places = [one for place in _PLACES if (one := _at(found, place))]
+    reward = found["reward"] if isinstance(found.get("reward"), Mapping) else found
+    node = reward_node(reward)
+    places = [one for place in ([node] if node else _PLACES) if (one := _at(reward, place))]
     kwargs = places[0] if places else {} if is_whole else found
     if not kwargs:
-        raise FFRError(f"{file}: no {_PLACES[0]}; give a recipe, a run's .hydra/config.yaml, or them alone")
+        what = f"reward.{node or _PLACES[0]}"
+        raise FFRError(f"{file}: no {what}; give a recipe, a run's .hydra/config.yaml, or them alone")
     try:
         RewardConfig.from_kwargs(kwargs)
     except FFRError as error:

@@ -11,7 +11,7 @@ from ffr_verl.data.chat import Chat, asked
 from ffr_verl.data.windows import WindowSettings
 from ffr_verl.dialogues import Dialogue, Utterance, parse_dialogue
 from ffr_verl.errors import FFRError, printable
-from ffr_verl.fragments import AnswerStyle, Fragment, parse_fragment, parse_leniently
+from ffr_verl.fragments import AnswerStyle, Fragment, parse_either, parse_fragment
 from ffr_verl.inference.endpoint import EndpointSettings, ask_endpoint, unanswered
 from ffr_verl.inference.generate import GeneratorSettings, generate_answers
 from ffr_verl.inference.journal import Answers
@@ -177,12 +177,12 @@ def _found(row: Mapping[str, Any], made: Sequence[Mapping[str, Any]], style: Ans
     merged = united_prediction(row, made, style=style)
     dialogue = parse_dialogue(row["prompt"], row["extra_info"]["dialogue_id"])
     turns = {utterance.id for utterance in dialogue.utterances}
-    named = parse_leniently(merged["response"], style=style)
+    named = parse_either(merged["response"], style=style)
     wrong: tuple[list[int], list[int]] = ([one for one in named.utterance_ids if one not in turns], [])
     malformed = []
     for part in made:
         shown = parse_dialogue(part["messages"], "").image_ids
-        wrong[1].extend([one for one in parse_leniently(part["response"], style=style).image_ids if one not in shown])
+        wrong[1].extend([one for one in parse_either(part["response"], style=style).image_ids if one not in shown])
         if "error" not in part and parse_fragment(part["response"], style=style) is None:
             malformed.append(part["response"])
     images = [one for one in named.image_ids if one in dialogue.image_ids]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ffr_verl.dialogues import with_image_parts
-from ffr_verl.errors import INSTALL_STACK, FFRError
+from ffr_verl.errors import INSTALL_STACK, FFRError, first_line
 from ffr_verl.images import image_source, model_picture
 from ffr_verl.inference.journal import Answers
 from ffr_verl.inference.orphans import ends_with_us
@@ -101,7 +101,7 @@ class Generator:
                 settings.model, trust_remote_code=settings.trust_remote_code
             )
         except (OSError, ValueError) as error:
-            raise FFRError(f"--model {settings.model}: {_first_line(error)}") from None
+            raise FFRError(f"--model {settings.model}: {first_line(error)}") from None
         self._family = family_of_model(settings.model)
         if not getattr(self._processor, "chat_template", None):
             raise FFRError(
@@ -130,7 +130,7 @@ class Generator:
                 self._llm.llm_engine.add_lora(self._lora)
             except Exception as error:  # noqa: BLE001  # what fails in the engine's process arrives as plain Exception
                 raise FFRError(
-                    f"--lora {settings.lora}: vLLM cannot load it over {settings.model}: {_first_line(error)}"
+                    f"--lora {settings.lora}: vLLM cannot load it over {settings.model}: {first_line(error)}"
                 ) from None
         common: dict[str, Any] = {"max_tokens": settings.max_new_tokens, "skip_special_tokens": False}
         self._first = vllm.SamplingParams(
@@ -151,7 +151,7 @@ class Generator:
             found = iter(self._answers(good))
         except self._engine_dead as error:
             raise FFRError(
-                f"vLLM has ended ({_first_line(error)}): its own log above says why; run the same command again"
+                f"vLLM has ended ({first_line(error)}): its own log above says why; run the same command again"
             ) from None
         except ValueError:  # vLLM refuses a prompt and does not say which; it has dropped the others too
             found = iter([self._answer_or_error(prompt) for prompt in good])
@@ -168,7 +168,7 @@ class Generator:
         try:
             return self._answers([prompt])[0]
         except ValueError as error:
-            told = _first_line(error)
+            told = first_line(error)
             if "longer than the maximum model length" in told:
                 told = f"{told.partition('. ')[0]}; raise --max-model-len, or cut long dialogues into windows"
             return Answer("", error=told)
@@ -269,8 +269,4 @@ def _reason(error: Exception) -> str:
             text = line.partition("Value error, ")[2].partition(" [type=")[0]
             too_long = "greater than the derived max_model_len" in text
             return text.partition(". ")[0] + "; give a smaller --max-model-len" if too_long else text
-    return _first_line(error)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return first_line(error)

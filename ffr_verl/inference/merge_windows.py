@@ -16,7 +16,7 @@ from ffr_verl.data.parquet_files import rows_of_files
 from ffr_verl.data.windows import Window, WindowIds, whole_fragment, window_id
 from ffr_verl.dialogues import Dialogue, parse_dialogue
 from ffr_verl.errors import FFRError
-from ffr_verl.fragments import AnswerStyle, Fragment, format_fragment, parse_fragment, parse_leniently
+from ffr_verl.fragments import AnswerStyle, Fragment, format_fragment, parse_either, parse_fragment
 from ffr_verl.predictions import (
     ANSWERED,
     Prediction,
@@ -185,7 +185,7 @@ def _part(whole: Dialogue, answer: WindowAnswer, style: AnswerStyle) -> tuple[Wi
         ids = "published"
     else:
         raise ValueError(f"{answer.dialogue_id} has the image ids {list(answer.image_ids)}, not {count} in order")
-    fragment = parse_leniently(answer.response, style=style)
+    fragment = parse_either(answer.response, style=style)
     images = tuple([identifier for identifier in fragment.image_ids if identifier in answer.image_ids])
     window = Window(split[0], split[1], (first, end), (before, before + count), ids)
     return window, Fragment(fragment.utterance_ids, images)

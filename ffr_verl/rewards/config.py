@@ -16,7 +16,24 @@ from ffr_verl.rewards.table import DEFAULT_WEIGHTS, REWARDS
 from ffr_verl.settings import refuse_unknown_keys
 
 F1Mode = Literal["published", "pooled", "micro", "micro_f1_mcc"]
+REWARDS_PATH = "pkg://ffr_verl.rewards"
 MCC_SHARES: Mapping[str, float] = {"micro": 0.0, "micro_f1_mcc": 0.5}
+
+
+def reward_node(reward: Mapping[str, Any]) -> str | None:
+    """Where in the node `reward` of a run's config the settings of our reward stand; `None` where another one is used.
+
+    Example:
+        >>> reward_node({"custom_reward_function": {"path": "pkg://ffr_verl.rewards", "name": "compute_score"}})
+        'custom_reward_function.reward_kwargs'
+        >>> reward_node({"custom_reward_function": {"path": None}, "reward_manager": {"name": "ffr"}})
+        'reward_kwargs'
+    """
+    custom = reward.get("custom_reward_function") or {}
+    if custom.get("path"):
+        is_ours = (custom["path"], custom.get("name", "compute_score")) == (REWARDS_PATH, "compute_score")
+        return "custom_reward_function.reward_kwargs" if is_ours else None
+    return "reward_kwargs" if (reward.get("reward_manager") or {}).get("name") == "ffr" else None
 
 
 @dataclass(frozen=True, slots=True)

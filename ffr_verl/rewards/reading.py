@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ffr_verl.dialogues import content_text
+from ffr_verl.dialogues import Ids, content_text
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import AnswerStyle, Fragment, parse_fragment, parse_gold
 
@@ -97,6 +97,14 @@ def row_ids(info: Any) -> tuple[Collection[int], Collection[int]]:
     count = len(_values(info, "images"))
     images = _universe(_ids(info, "image_ids")) if info.get("image_ids") is not None else range(count)
     return _universe(_ids(info, "utterance_ids")), images
+
+
+def row_universes(info: Mapping[str, Any]) -> tuple[int, int]:
+    """Sizes of the universes of the row's utterance ids and of its image ids, as `ffr-verl evaluate` takes them from
+    the prompt; a field that is missing counts as empty."""
+    told = {name: value for name, value in info.items() if value is not None}
+    utterances, images = row_ids({"utterance_ids": (), "images": (), **told})
+    return Ids(0, max(utterances, default=-1) + 1).universe, Ids(0, max(images, default=-1) + 1).universe
 
 
 def is_outside(predicted: Fragment, utterances: Collection[int], images: Collection[int]) -> bool:

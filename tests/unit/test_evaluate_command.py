@@ -217,6 +217,7 @@ def test_what_a_recipe_inherits_is_read_too() -> None:
     [
         "defaults: [ours]\nreward: {reward_manager: {name: ffr}, reward_kwargs: {length_penalty: 0.5}}",
         "defaults: [ours]\nreward: {custom_reward_function: {reward_kwargs: {length_penalty: 0.5}}}",
+        "defaults: [ffr_grpo]\nreward: {custom_reward_function: {path: null}, reward_kwargs: {length_penalty: 0.5}}",
         "defaults: [_self_, theirs]\nreward_kwargs: {length_penalty: 0.9}",
     ],
 )

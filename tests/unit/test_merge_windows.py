@@ -148,6 +148,7 @@ def answer(utterances: tuple[int, ...], images: tuple[int, ...]) -> str:
         ("global", answer((), (3,)), answer((), (0,)), answer((), ()), 0),
         ("global", answer((5,), ()), answer((99,), ()), answer((5, 99), ()), 0),
         ("published", "so: " + answer((1,), (0,)), answer((), ()), answer((1,), (0,)), 1),
+        ("global", answer((1,), ()).replace("1", "01"), answer((), ()), answer((1,), ()), 0),
         ("published", "no idea", answer((), ()), answer((), ()), 1),
         ("published", "no idea", "none", "", 2),
     ],
@@ -158,6 +159,7 @@ def answer(utterances: tuple[int, ...], images: tuple[int, ...]) -> str:
         "an image of the dialogue that the window does not show",
         "utterances are taken as they are",
         "read leniently",
+        "well-formed and no JSON",
         "one malformed",
         "all malformed",
     ],
@@ -250,6 +252,13 @@ def test_windows_of_a_row_are_those_that_prepare_writes(data: Path, ids: WindowI
             for name in ("index", "split"):
                 del row["extra_info"][name]
         assert one == other
+    example = [{"role": "user", "content": "Find a cat."}, {"role": "assistant", "content": "none"}]
+    row = rows_of(data / "whole.rl.parquet")[0]
+    taught = cut_row({**row, "prompt": [*example, *row["prompt"]]}, WindowSettings(7, 4, ids))
+    assert [part["prompt"][2:] for part in taught] == [
+        part["prompt"] for part in cut_row(row, WindowSettings(7, 4, ids))
+    ]
+    assert [part["prompt"][:2] for part in taught] == [example] * len(taught)
     with pytest.raises(FFRError, match=r"_split_0: is a window already; give the file of whole dialogues"):
         cut_row(next(row for row in written if row["extra_info"]["window"]), WindowSettings(3, 3, ids))
 

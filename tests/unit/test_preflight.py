@@ -655,8 +655,8 @@ def test_no_store(grpo: dict[str, Any], tmp_path: Path, make: Callable[[Path], N
 
 
 def test_answer_tags_that_are_special_need_our_reward_manager(grpo: dict[str, Any], model: Path) -> None:
-    def write(*, special: bool) -> None:
-        tokens = [{"content": "<|utt_ids_start|>", "special": special}, {"content": "<|im_end|>", "special": True}]
+    def write(*, special: bool, tag: str = "<|utt_ids_start|>") -> None:
+        tokens = [{"content": tag, "special": special}, {"content": "<|im_end|>", "special": True}]
         (model / "tokenizer.json").write_text(json.dumps({"added_tokens": tokens}))
 
     put(grpo, "reward.reward_manager", {"name": "naive"})
@@ -667,6 +667,12 @@ def test_answer_tags_that_are_special_need_our_reward_manager(grpo: dict[str, An
         check(grpo)
     put(grpo, "reward.reward_manager", {"name": "ffr"})
     check(grpo)
+    put(grpo, "reward.reward_manager", {"name": "naive"})
+    write(special=True, tag="</think>")
+    check(grpo)
+    put(grpo, "reward.custom_reward_function.reward_kwargs.answer_style", "reasoning")
+    with pytest.raises(FFRError, match="it drops special tokens, and </think> is one"):
+        check(grpo)
 
 
 def test_settings_of_the_reward_manager_alone(grpo: dict[str, Any]) -> None:

@@ -70,6 +70,10 @@ def test_the_policy_starts_where_the_sft_model_stands(tmp_path: Path) -> None:
     """Right and named ids of its answers, when the rows were scored; else half of the golds."""
     means, weight = rows_of().micro_start
     assert means.tolist() == [[0.75, 1.5, 1.5, 4.0], [0.375, 0.75, 0.75, 2.0]]
+    window = {**ROWS[0], "extra_info": {**ROWS[0]["extra_info"], "utterance_ids": [4, 5, 6], "image_ids": [2, 3]}}
+    table = datasets.Dataset.from_list([window])
+    means_of_window, _ = TrainingRows.of(table, CurriculumConfig(), ["train.rl.parquet"]).micro_start
+    assert means_of_window[:, 3].tolist() == [7.0, 4.0], "as the reward manager and evaluate count them"
     answers = [Fragment((0, 3), ()), Fragment((), ()), Fragment((2,), (1,)), Fragment((1, 2, 2), (0,))]
     predictions = [{"response": format_fragment(answer), "logprobs": []} for answer in answers]
     path = tmp_path / "difficulty.parquet"

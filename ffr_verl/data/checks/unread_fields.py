@@ -8,6 +8,7 @@ from typing import Any
 
 from ffr_verl.data.checks.problems import clipped
 from ffr_verl.errors import printable
+from ffr_verl.images import PICTURE_ENDINGS
 
 _WORD = re.compile("[A-Z]?[a-z]+|[A-Z]+")
 _PICTURES = re.compile("image|img|picture|pic|photo|sticker|emoji|screenshot|video|media|attachment|file|url|path")
@@ -17,7 +18,7 @@ _WORDS = re.compile(
 )
 # Words of a name that speaks of something beside the dialogue.
 _BESIDE = re.compile("id|idx|index|hash|md5|sha|avatar|icon|type|kind|format|lang|language|source|license")
-_PICTURE_FILE = re.compile(r"data:image/.*|.*\.(?:jpe?g|png|gif|webp|bmp|tiff?|heic|avif)", re.IGNORECASE | re.DOTALL)
+_PICTURE_FILE = re.compile(rf"data:image/.*|.*{PICTURE_ENDINGS}", re.IGNORECASE | re.DOTALL)
 
 
 def _texts(value: Any) -> Iterator[str]:

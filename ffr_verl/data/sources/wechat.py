@@ -24,6 +24,7 @@ from ffr_verl.data.sources.chats import Message, cut_chat, seconds
 from ffr_verl.data.sources.source import Notes, Probe, ReadSettings, Source, take_left_out
 from ffr_verl.errors import FFRError
 from ffr_verl.files import disk_errors, refuse_special
+from ffr_verl.images import PICTURE_ENDINGS
 
 _EXPECTED = "a WeChat export as CSV or text (docs/data.md)"
 # What a column is for: its names, in the tools' files.
@@ -76,7 +77,7 @@ _LEFT = {
     "表情包": "stickers, a mark stands for each",
     "文件": "files, a mark stands for each",
 }
-_PICTURE_FILE = re.compile(r"[^\n<>:\"|?*]+\.(?:jpe?g|png|gif|webp|bmp)", re.IGNORECASE)
+_PICTURE_FILE = re.compile(rf"[^\n<>:\"|?*]+{PICTURE_ENDINGS}", re.IGNORECASE)
 _SHOWN = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)\)")  # chatlog writes pictures as Markdown does
 _MARK = re.compile(r"\[(图片|语音|视频|动画表情|表情包|文件)[\]:：, ]")
 _XML = ("<?xml", "<msg", "<sysmsg", "<voipmsg", "<appmsg")

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ffr_verl.dialogues import Dialogue, parse_dialogue
-from ffr_verl.fragments import AnswerStyle, Fragment, MalformedReason, parse_fragment, parse_gold, parse_leniently
+from ffr_verl.fragments import AnswerStyle, Fragment, MalformedReason, parse_either, parse_fragment, parse_gold
 from ffr_verl.predictions import Prediction, info_of
 from ffr_verl.rewards.coherence import CoherenceMode
 from ffr_verl.rewards.config import RewardConfig
@@ -143,7 +143,7 @@ class ReportRows:
     def _answer(
         self, prediction: Prediction, dialogue: Dialogue | None, rewards: Mapping[str, float]
     ) -> dict[str, Any]:
-        predicted = self._read(prediction.response)
+        predicted = parse_either(prediction.response, style=self._style)
         shown = info_of(prediction, dialogue) if dialogue else None
         reason = diagnose(prediction.response, prediction.labels, extra_info=shown, style=self._style).malformed
         fault = UNANSWERED if prediction.error else None if reason is None else reason.value
@@ -157,15 +157,10 @@ class ReportRows:
             "rewards": {name: round(value, 4) for name, value in rewards.items()},
         }
 
-    def _read(self, response: str) -> Fragment:
-        """The ids that can be read in an answer."""
-        strict = parse_fragment(response, style=self._style)
-        return parse_leniently(response, style=self._style) if strict is None else strict
-
     def _other(self, other: Prediction) -> dict[str, Any]:
         """What the page shows of another model's prediction."""
         return {
-            "predicted": _ids(self._read(other.response)),
+            "predicted": _ids(parse_either(other.response, style=self._style)),
             "answer": _clipped(other.error or other.response, _LONGEST_ANSWER),
             "f1": round(self.f1(other.rewarded, other.labels), 4),
         }

@@ -46,7 +46,7 @@ from ffr_verl.dialogues import IMAGE
 from ffr_verl.doors import parse_door
 from ffr_verl.embeddings.store import EmbeddingStore
 from ffr_verl.errors import INSTALL_FLASH_ATTENTION, INSTALL_STACK, FFRError, did_you_mean, error_lines
-from ffr_verl.fragments import TAGS, Fragment, parse_gold
+from ffr_verl.fragments import Fragment, answer_tags, parse_gold
 from ffr_verl.integrations.verl import INSTALL_VERL, SUPPORTED_VERL
 from ffr_verl.integrations.verl.checkpoint_folders import CONTENTS, Stage, check_resume
 from ffr_verl.integrations.verl.live_runs import check_no_other_run, joined_cluster
@@ -56,6 +56,7 @@ from ffr_verl.ray_clusters import check_cluster, check_nodes
 from ffr_verl.recipes import leaves, recipe_names, recipe_path, unknown_keys
 from ffr_verl.rewards import CoherenceScorer, RewardConfig
 from ffr_verl.rewards.components import Component, resolved
+from ffr_verl.rewards.config import reward_node
 from ffr_verl.rewards.ffr import score_keys
 from ffr_verl.rewards.relevance import check_queries, relevance_reward
 from ffr_verl.samplers.curriculum import RowDifficulty
@@ -73,7 +74,6 @@ logger = logging.getLogger(__name__)
 select = OmegaConf.select  # `None` where a key is missing, or must be given (`???`)
 
 _LEAST_FREE_BYTES = 256 * 2**20
-REWARD_NODES = ("reward.custom_reward_function.reward_kwargs", "reward.reward_kwargs")
 ORDER_NODE = "data.ffr.curriculum.order"
 _DATASETS = ("pkg://ffr_verl.integrations.verl.datasets", "pkg://ffr_verl.data.datasets")  # the second: older copies
 _T = TypeVar("_T")
@@ -156,9 +156,9 @@ def resolve_doors(config: Any) -> None:
     order = select(config, ORDER_NODE)
     if isinstance(order, str) and (door := parse_door(order, where=ORDER_NODE)).file is not None:
         OmegaConf.update(config, ORDER_NODE, str(door))
-    for place in REWARD_NODES:
-        if isinstance(select(config, f"{place}.components"), Mapping):
-            OmegaConf.update(config, f"{place}.components", resolved(select(config, f"{place}.components")))
+    place = f"{_reward_node(config)}.components"
+    if isinstance(select(config, place), Mapping):
+        OmegaConf.update(config, place, resolved(select(config, place)))
 
 
 class Findings(NamedTuple):
@@ -245,7 +245,7 @@ def find_problems(config: Any, *, starts: bool = False) -> Findings:
                     attempt(_try_component, config, rewards, component)
     attempt(_check_model, config, "actor_rollout_ref.model" if is_grpo else "model")
     if rewards is not None:
-        attempt(_check_answer_tags, config)
+        attempt(_check_answer_tags, config, rewards)
     attempt(_check_folder, config, "grpo" if is_grpo else "sft", starts)
     if cluster is not None and not problems:
         attempt(_check_nodes, cluster, config, data_config, rewards)
@@ -598,24 +598,27 @@ def _training_rows(files: Sequence[str], curriculum: CurriculumConfig) -> RowDif
     return TrainingRows.of(concatenate_datasets(tables), curriculum, files).difficulty
 
 
+def _reward_node(config: Any) -> str | None:
+    """Where the settings of our reward stand; `None` when another one is asked for."""
+    node = reward_node(select(config, "reward") or {})
+    return node and f"reward.{node}"
+
+
 def _reward_config(config: Any) -> RewardConfig | None:
-    """The settings of our reward, however it is asked for; `None` when another one is."""
-    path = select(config, "reward.custom_reward_function.path")
-    if str(path) == "pkg://ffr_verl.rewards":
-        return RewardConfig.from_kwargs(select(config, "reward.custom_reward_function.reward_kwargs") or {})
-    if not path and select(config, "reward.reward_manager.name") == "ffr":
-        return RewardConfig.from_kwargs(select(config, "reward.reward_kwargs") or {})
-    return None
+    """The settings of our reward; `None` when another one is asked for."""
+    node = _reward_node(config)
+    return None if node is None else RewardConfig.from_kwargs(select(config, node) or {})
 
 
-def _check_answer_tags(config: Any) -> None:
+def _check_answer_tags(config: Any, rewards: RewardConfig) -> None:
     """verl's own reward managers drop special tokens, and with them the tags of the answer."""
     manager = select(config, "reward.reward_manager.name")
     folder = _model_folder(config)
     if manager == "ffr":
         return
     added = read_json(folder / "tokenizer.json").get("added_tokens") or ()
-    special = [token["content"] for token in added if token.get("special") and token.get("content") in TAGS]
+    tags = answer_tags(rewards.answer_style)
+    special = [token["content"] for token in added if token.get("special") and token.get("content") in tags]
     if special:
         raise FFRError(
             f"reward.reward_manager.name={manager}: it drops special tokens, and {special[0]} is one in {folder}, so "
@@ -636,7 +639,7 @@ def _try_component(config: Any, rewards: RewardConfig, component: Component) -> 
 def _check_embeddings(config: Any, rewards: RewardConfig) -> None:
     """That the store is as it was written (all of it is read, once a run), and holds the utterances and images of the
     data files (of rows spread over them), and the queries where relevance asks for them."""
-    key, path = "reward.custom_reward_function.reward_kwargs.embeddings", str(rewards.embeddings)
+    key, path = f"{_reward_node(config)}.embeddings", str(rewards.embeddings)
     asks_queries = any(component.function is relevance_reward for component in rewards.components)
     try:
         store = EmbeddingStore.open(path, verify=os.environ.get("RANK", "0") == "0")

@@ -22,25 +22,23 @@ from verl import DataProto
 from verl.experimental.reward_loop.reward_manager import register
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 
-from ffr_verl.dialogues import Ids
 from ffr_verl.errors import FFRError
-from ffr_verl.fragments import TAGS, AnswerStyle, Fragment, parse_fragment, parse_gold, parse_leniently
+from ffr_verl.fragments import AnswerStyle, Fragment, answer_tags, parse_fragment, parse_gold, parse_leniently
 from ffr_verl.metrics import confusion
 from ffr_verl.rewards.coherence import open_scorer
-from ffr_verl.rewards.config import RewardConfig
+from ffr_verl.rewards.config import RewardConfig, reward_node
 from ffr_verl.rewards.diagnosis import diagnose
 from ffr_verl.rewards.ffr import compute_score, id_credits
-from ffr_verl.rewards.reading import row_ids
+from ffr_verl.rewards.reading import row_universes
 from ffr_verl.samplers.reward_metrics import REWARD_ERROR
 
 BUFFER_NODE = "trainer.v1.sampler.custom_sampler.path"
-_ANSWER_TAGS = (*TAGS, "<think>", "</think>", "<answer>", "</answer>")
 
 
 def closing_tokens(tokenizer: Any) -> frozenset[int]:
     """Special tokens that may end a completion without being part of the answer: `<|im_end|>`, padding and so on."""
-    vocabulary = tokenizer.get_vocab()
-    return frozenset(tokenizer.all_special_ids) - {vocabulary[tag] for tag in _ANSWER_TAGS if tag in vocabulary}
+    vocabulary, tags = tokenizer.get_vocab(), answer_tags("reasoning")
+    return frozenset(tokenizer.all_special_ids) - {vocabulary[tag] for tag in tags if tag in vocabulary}
 
 
 def decode_answer(tokenizer: Any, token_ids: Sequence[int], closing: frozenset[int]) -> str:
@@ -64,12 +62,10 @@ class FFRRewardManager(RewardManagerBase):
 
     def __init__(self, config: Any, tokenizer: Any, compute_score: Any, **router: Any) -> None:
         super().__init__(config, tokenizer, compute_score)
-        custom = config.reward.get("custom_reward_function") or {}
-        path, name = custom.get("path"), custom.get("name")
-        node = custom.get("reward_kwargs") if path else config.reward.get("reward_kwargs")
-        is_ours = not path or (path == "pkg://ffr_verl.rewards" and name == "compute_score")
+        node = reward_node(config.reward)
+        given = OmegaConf.select(config.reward, node) if node else None
         # Plain mappings: nodes of the config would take longer to read, on every call, than the rewards to compute.
-        plain = OmegaConf.to_container(node, resolve=True) if is_ours and node else {}
+        plain = OmegaConf.to_container(given, resolve=True) if given else {}
         self._reward_kwargs = cast(dict[str, Any], plain)
         # An exception here only fails a group, and verl trains on with what is left: our replay buffer, where it is
         # used, is told of what the user must mend, and ends the run with it.
@@ -81,7 +77,7 @@ class FFRRewardManager(RewardManagerBase):
             if not self._tells_buffer:
                 raise
             self._settings, self._problem = RewardConfig(), str(error)
-        if is_ours or compute_score is None:
+        if node is not None or compute_score is None:
             compute_score = functools.partial(_compute_score, **self._reward_kwargs)
         self._score: Callable[..., Any] = compute_score
         self._router = router if router.get("reward_router_address") is not None else {}
@@ -200,14 +196,10 @@ class FFRRewardManager(RewardManagerBase):
 def _confusion(completion: str, solution: str, extra_info: Mapping[str, Any], style: AnswerStyle) -> list[list[int]]:
     """Of utterances and of images, as `ffr-verl evaluate` counts them."""
     answer, gold = parse_leniently(completion, style=style), parse_gold(solution) or Fragment((), ())
-    told = {name: value for name, value in extra_info.items() if value is not None}
-    utterances, images = row_ids({"utterance_ids": (), "images": (), **told})
+    utterances, images = row_universes(extra_info)
     return [
-        list(confusion(guess, truth, universe=Ids(0, max(ids, default=-1) + 1).universe))
-        for guess, truth, ids in (
-            (answer.utterance_ids, gold.utterance_ids, utterances),
-            (answer.image_ids, gold.image_ids, images),
-        )
+        list(confusion(answer.utterance_ids, gold.utterance_ids, universe=utterances)),
+        list(confusion(answer.image_ids, gold.image_ids, universe=images)),
     ]
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ffr_verl.dialogues import Ids
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import Fragment, parse_gold
+from ffr_verl.rewards.reading import row_universes
 from ffr_verl.samplers.curriculum import GOLD_STRATA, RowDifficulty
 from ffr_verl.samplers.difficulty_file import DifficultyFile, row_key
 from ffr_verl.samplers.micro_estimate import SCORED_ANSWERS
@@ -47,8 +47,8 @@ class TrainingRows:
                 keys.append(row_key(info["dialogue_id"], info["query"], solution))
                 kinds.append(2 if gold.image_ids else 1 if gold.utterance_ids else 0)
                 turns.append(len(info["utterance_ids"] or ()))
-                universes = [Ids(0, len(info[name] or ())).universe for name in ("utterance_ids", "images")]
-                sizes.append((len(gold.utterance_ids), universes[0], len(gold.image_ids), universes[1]))
+                utterances, images = row_universes(info)
+                sizes.append((len(gold.utterance_ids), utterances, len(gold.image_ids), images))
                 values.append(", ".join([f"{name}={one}" for name, one in zip(columns, of_columns, strict=True)]))
         difficulty = RowDifficulty.unknown(np.array(kinds) == 0)
         scored: np.ndarray | None = None
