@@ -20,6 +20,8 @@ import psutil
 
 from ffr_verl.errors import FFRError
 
+GZIP, PARQUET = b"\x1f\x8b", b"PAR1"  # how such files begin
+
 
 @contextlib.contextmanager
 def disk_errors(place: Path | str, mend: str = "give another --output") -> Iterator[None]:

@@ -105,6 +105,16 @@ CONTROL_TOKENS = frozenset(
 VISION_TOWERS = frozenset(family.vision_tower for family in FAMILIES.values())
 
 
+def is_in_vision_tower(parameter: str) -> bool:
+    """Whether a parameter of this name is one of a vision tower.
+
+    Example:
+        >>> is_in_vision_tower("model.visual.blocks.0.norm1.weight"), is_in_vision_tower("lm_head.weight")
+        (True, False)
+    """
+    return not VISION_TOWERS.isdisjoint(parameter.split("."))
+
+
 def family_named(name: str) -> ModelFamily:
     """The family of a `--model-family`.
 

@@ -34,7 +34,7 @@ from ffr_verl.dialogues import (
     extra_info,
 )
 from ffr_verl.errors import FFRError
-from ffr_verl.files import refuse_special
+from ffr_verl.files import GZIP, PARQUET, refuse_special
 from ffr_verl.fragments import parse_gold
 from ffr_verl.json_text import KeyTwiceError, decoder, json_fault
 from ffr_verl.model_families import FAMILIES
@@ -410,7 +410,7 @@ def _prediction(
 
 
 def _parsed(line: bytes) -> dict[str, Any]:
-    if line.startswith(b"PAR1"):
+    if line.startswith(PARQUET):
         raise ValueError("a parquet file; make predictions of a data set with `ffr-verl infer`")
     if b"\0" in line:
         raise ValueError("holds NUL bytes, as after an interrupted write or copy; make the file again")
@@ -445,7 +445,7 @@ def _lines(
     try:
         refuse_special(path)
         with io.BufferedReader(io.FileIO(path), _BLOCK) as raw:
-            is_packed = raw.peek(2).startswith(b"\x1f\x8b")
+            is_packed = raw.peek(2).startswith(GZIP)
             file: Any = gzip.GzipFile(fileobj=raw) if is_packed else raw
             start = file.peek(64)
             if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, b"{\0", b"\0{"):

@@ -18,11 +18,18 @@ from ffr_verl.errors import FFRError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_MAX_PIXELS = 602_112  # published
+# Published; the recipes say the same to verl.
+DEFAULT_MAX_PIXELS = 602_112  # of an image
+DEFAULT_MAX_IMAGES = 8  # of a prompt
+DEFAULT_MAX_PROMPT_TOKENS, DEFAULT_MAX_NEW_TOKENS = 14_512, 1_024
+DEFAULT_MAX_MODEL_LEN = DEFAULT_MAX_PROMPT_TOKENS + DEFAULT_MAX_NEW_TOKENS
 Share = Annotated[float, Meta(ge=0, le=1)]
 Name = Annotated[str, Meta(min_length=1)]
 ORDER_NAMES = ("file", "published", "ascending", "competence", "shuffled", "online")
 ORDER_ENTRY_POINTS = "ffr_verl.orders"
+# How a run asks for our replay buffer.
+BUFFER_NODE, BUFFER_PATH = "trainer.v1.sampler.custom_sampler", "pkg://ffr_verl.samplers"
+BUFFER = f"{BUFFER_NODE}: {{path: {BUFFER_PATH}, name: FFRReplayBuffer}}"
 _Self = TypeVar("_Self", bound="Settings")
 
 

@@ -26,13 +26,12 @@ from ffr_verl.data.sources.source import Notes
 from ffr_verl.data.tokens import PromptTokens, estimated_tokens
 from ffr_verl.dialogues import content_text, parse_dialogue
 from ffr_verl.errors import FFRError, counted, printable, printable_lines
-from ffr_verl.files import disk_errors, refuse_special
+from ffr_verl.files import PARQUET, disk_errors, refuse_special
 from ffr_verl.fragments import Fragment, parse_gold, reason_of_malformed
 from ffr_verl.images import image_source, image_tokens, read_image_facts
 from ffr_verl.model_families import ModelFamily, family_of_model
 from ffr_verl.settings import DEFAULT_MAX_PIXELS
 
-_PARQUET = b"PAR1"
 _MARKS = {"gold": "*", "answer": "+"}
 
 
@@ -135,7 +134,7 @@ def render_row(
     is_parquet = False
     if file.is_file():
         with disk_errors(file, "give a file that can be read"), file.open("rb") as start:
-            is_parquet = start.read(4) == _PARQUET
+            is_parquet = start.read(4) == PARQUET
     row = _of_parquet(file, number) if is_parquet else _of_rows(file, number, source_format)
     if root is not None:
         root = root.expanduser().resolve()

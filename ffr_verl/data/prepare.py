@@ -29,7 +29,7 @@ from ffr_verl.errors import FFRError, printable
 from ffr_verl.files import check_output, disk_errors, whole_or_nothing
 from ffr_verl.images import read_image_facts, resolve_image
 from ffr_verl.model_families import family_of_model
-from ffr_verl.settings import DEFAULT_MAX_PIXELS
+from ffr_verl.settings import DEFAULT_MAX_IMAGES, DEFAULT_MAX_PIXELS, DEFAULT_MAX_PROMPT_TOKENS
 
 _COLLECT_AFTER = 100_000  # more than a row group holds
 _SKIP = "--skip-invalid writes the others"
@@ -65,11 +65,11 @@ def prepare(
     skip_invalid: bool = False,
     decode: bool = False,
     embed_images: bool = False,
-    max_images: int = 8,
+    max_images: int = DEFAULT_MAX_IMAGES,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     tokenizer: str | None = None,
     model_family: str | None = None,
-    max_prompt_tokens: int = 14_512,
+    max_prompt_tokens: int = DEFAULT_MAX_PROMPT_TOKENS,
     against: Sequence[Path] = (),
     window: WindowSettings | None = None,
     language: Language | None = None,

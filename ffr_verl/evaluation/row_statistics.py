@@ -64,10 +64,15 @@ def row_statistics(counts: RowCounts) -> np.ndarray:
     is_answered = ~counts.is_unanswered & (counts.is_readable | (_ids(counts, "predicted") > 0))
     of_rows = [Scores(*[value * is_answered for value in row_scores(one)]) for one in confusions]
     of_rows.append(joint_scores(*of_rows))
-    rewards = [_f1_reward(counts, modality) for modality in MODALITIES[:2]]
-    weights = (counts.reward.utterance_weight, counts.reward.image_weight)
-    f1 = weights[0] * rewards[0] + weights[1] * rewards[1]
-    rewards = [f1, *rewards, counts.is_well_formed, counts.column("is_exact")]
+    utterances, images = (_f1_reward(counts, modality) for modality in MODALITIES[:2])
+    reward_of = {
+        "f1": counts.reward.utterance_weight * utterances + counts.reward.image_weight * images,
+        "f1_utterances": utterances,
+        "f1_images": images,
+        "format": counts.is_well_formed,
+        "exact_match": counts.column("is_exact"),
+    }
+    rewards = [reward_of[key] for key in REWARDS]
     columns = [*[count for one in confusions for count in one], *[value for one in of_rows for value in one]]
     has_outside = (counts.column("utterance_outside") > 0) | (counts.column("image_outside") > 0)
     answers = [counts.has_fault, has_outside, _ids(counts, "predicted") == 0, _ids(counts, "gold") == 0]

@@ -10,7 +10,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from ffr_verl.errors import printable
+from ffr_verl.errors import counted, printable
 from ffr_verl.evaluation.comparison import Comparison
 from ffr_verl.evaluation.counts import FAULTS, RowCounts
 from ffr_verl.evaluation.result import EvaluationResult
@@ -27,7 +27,7 @@ def result_tables(result: EvaluationResult, *, title: str) -> Iterator[Table]:
     intervals = result.intervals
     level = f", with {intervals['level']:.0%} intervals" if intervals else ""
     averages = {"micro": result.micro, "macro": result.macro}
-    heading = f"{title}: {_counted(result.samples, 'answer')}{level}"
+    heading = f"{title}: {counted(result.samples, 'answer')}{level}"
     yield _metrics_table(averages, intervals, title=_as_it_stands(heading))
     yield _answers_table(result.to_dict(), intervals)
     settings = ", ".join(f"{name} {value}" for name, value in result.reward_settings.items() if name != "from")
@@ -46,7 +46,7 @@ def comparison_tables(comparison: Comparison, *, title: str) -> Iterator[Table]:
     """Differences of the metrics and of the rewards, and what they are differences of."""
     found = comparison.intervals
     level = f"its {found['level']:.0%} interval, " if found else ""
-    heading = f"{title}: difference on {_counted(comparison.matched, 'row')}, below it {level}both values"
+    heading = f"{title}: difference on {counted(comparison.matched, 'row')}, below it {level}both values"
     both = (comparison.first, comparison.second)
     yield _metrics_table(comparison.difference, found, title=_as_it_stands(heading), of=both)
     yield _answers_table(comparison.difference, found, of=both)
@@ -162,10 +162,6 @@ def _cell(value: float, bounds: Any, *, of: Sequence[float] = ()) -> str:
     return "\n".join(lines)
 
 
-def _counted(count: int, what: str) -> str:
-    return f"{count:,} {what}{'s' * (count != 1)}"
-
-
 def repeated_rows(counts: RowCounts) -> str:
     """Says that rows come more than once; nothing where none does."""
     if not counts.repeated:
@@ -180,7 +176,7 @@ def repeated_rows(counts: RowCounts) -> str:
 def not_shown(path: Path, skipped: int, counts: RowCounts, style: AnswerStyle) -> Iterator[str]:
     """What the numbers of a file do not show."""
     if skipped:
-        yield f"{path}: {_counted(skipped, 'line')} left out"
+        yield f"{path}: {counted(skipped, 'line')} left out"
     if repeats := repeated_rows(counts):
         yield f"{path}: {repeats}"
     if unanswered := int(counts.is_unanswered.sum()):

@@ -27,7 +27,7 @@ from ffr_verl.inference.journal import Answers
 from ffr_verl.inference.replies import FailedReply, LostReply, answer_of
 from ffr_verl.inference.server import Server, proxy_of
 from ffr_verl.model_families import QWEN2_VL, ModelFamily, family_named
-from ffr_verl.settings import DEFAULT_MAX_PIXELS
+from ffr_verl.settings import DEFAULT_MAX_IMAGES, DEFAULT_MAX_NEW_TOKENS, DEFAULT_MAX_PIXELS
 
 _FREE = ("images_root", "api_key_env", "header_env", "concurrency", "timeout", "retries")
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 8.0  # seconds, where the server asks for no time
@@ -54,8 +54,8 @@ class EndpointSettings:
     images_root: Path  # resolved folder that image paths are relative to
     api_key_env: str | None = None  # `None` where the server wants no key
     header_env: Mapping[str, str] = field(default_factory=dict)  # further headers: the variable that each is read from
-    max_new_tokens: int = 1024
-    max_images: int = 8
+    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
+    max_images: int = DEFAULT_MAX_IMAGES
     max_pixels: int = DEFAULT_MAX_PIXELS  # to which images are shrunk before they are sent, as the family has it
     model_family: str = QWEN2_VL.name
     temperature: float = 0.0

@@ -17,7 +17,12 @@ from ffr_verl.inference.journal import Answers
 from ffr_verl.inference.orphans import ends_with_us
 from ffr_verl.model_families import ModelFamily, family_of_model, folder_revision, looks_local
 from ffr_verl.predictions import LEAST_LOGPROB, cut_off_before_text
-from ffr_verl.settings import DEFAULT_MAX_PIXELS
+from ffr_verl.settings import (
+    DEFAULT_MAX_IMAGES,
+    DEFAULT_MAX_MODEL_LEN,
+    DEFAULT_MAX_NEW_TOKENS,
+    DEFAULT_MAX_PIXELS,
+)
 
 _BATCH_ROWS = 64
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM takes no others
@@ -31,9 +36,9 @@ class GeneratorSettings:
 
     model: str
     images_root: Path  # resolved folder that image paths are relative to
-    max_new_tokens: int = 1024
-    max_model_len: int = 15_536
-    max_images: int = 8
+    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
+    max_model_len: int = DEFAULT_MAX_MODEL_LEN
+    max_images: int = DEFAULT_MAX_IMAGES
     max_pixels: int = DEFAULT_MAX_PIXELS  # to which images are shrunk
     samples: int = 0  # answers drawn at temperature 1 beside the greedy one, for a pass rate
     tensor_parallel_size: int = 1

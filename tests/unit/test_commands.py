@@ -14,14 +14,19 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
-from ffr_verl.cli import app, build, console, embed, evaluate, infer, prepare, score
+from ffr_verl import settings
+from ffr_verl.cli import app, ask, build, console, embed, evaluate, infer, label, prepare, report, score
 from ffr_verl.data.compose import ComposeSettings
 from ffr_verl.data.prepare import prepare as prepare_rows
+from ffr_verl.data.sources import SOURCES
+from ffr_verl.data.sources.source import ReadSettings
 from ffr_verl.embeddings.encoders import EncoderSettings
 from ffr_verl.evaluation import BootstrapSettings
+from ffr_verl.evaluation.report.build import ReportSettings
 from ffr_verl.inference.endpoint import EndpointSettings
 from ffr_verl.inference.generate import GeneratorSettings
-from ffr_verl.recipes import recipe_names
+from ffr_verl.inference.label import LabelSettings
+from ffr_verl.recipes import read_recipe, recipe_names, recipe_path
 
 ROOT = Path(__file__).parents[2]
 TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -93,12 +98,19 @@ def test_options_that_texts_name_are_there() -> None:
 @pytest.mark.parametrize(
     ("command", "library", "names"),
     [
-        (prepare.prepare, prepare_rows, "source_format max_images max_pixels max_prompt_tokens"),
+        (prepare.prepare, prepare_rows, "source_format gap_hours max_images max_pixels max_prompt_tokens"),
         (build.build, ComposeSettings, "topics layout negatives queries"),
         (embed.embed, EncoderSettings, "batch_size normalize"),
         (infer.infer, EndpointSettings, "temperature top_p max_images model_family concurrency timeout retries"),
         (infer.infer, GeneratorSettings, "max_new_tokens max_model_len tensor_parallel_size gpu_memory_utilization"),
         (score.score, GeneratorSettings, "max_new_tokens max_model_len max_images gpu_memory_utilization samples"),
+        (ask.ask, GeneratorSettings, "max_new_tokens max_model_len max_images gpu_memory_utilization"),
+        (ask.ask, EndpointSettings, "model_family concurrency timeout retries"),
+        (ask.ask, ReadSettings, "gap_hours"),
+        (label.label, LabelSettings, "queries negatives tries text_only"),
+        (label.label, ReadSettings, "gap_hours"),
+        (build.build, ReadSettings, "gap_hours"),
+        (report.report, ReportSettings, "most_rows thumbnail_size"),
         (evaluate.evaluate, BootstrapSettings, "seed"),
     ],
 )
@@ -108,6 +120,14 @@ def test_defaults_are_those_of_the_library(command: Callable[..., Any], library:
         for function in (command, library)
     )
     assert {name: ours[name] for name in names.split()} == {name: theirs[name] for name in names.split()}
+
+
+def test_published_bounds_are_those_of_the_recipes() -> None:
+    grpo, sft = (read_recipe(recipe_path(name)) for name in ("ffr_grpo", "ffr_sft"))
+    assert grpo["data"]["max_prompt_length"] == settings.DEFAULT_MAX_PROMPT_TOKENS
+    assert grpo["data"]["max_response_length"] == settings.DEFAULT_MAX_NEW_TOKENS
+    assert grpo["actor_rollout_ref"]["rollout"]["limit_images"] == settings.DEFAULT_MAX_IMAGES
+    assert sft["data"]["max_length"] == settings.DEFAULT_MAX_MODEL_LEN
 
 
 @pytest.mark.parametrize(
@@ -126,3 +146,7 @@ def test_choices_are_those_of_the_library(name: str, module: str) -> None:
     """They stand in `cli.console` too, since `--help` does not load what holds them."""
     theirs = getattr(importlib.import_module(f"ffr_verl.{module}"), name)
     assert set(get_args(getattr(console, name))) == set(get_args(theirs))
+
+
+def test_the_help_names_every_source_format() -> None:
+    assert [name for name in SOURCES if name not in console.SOURCE_FORMATS.replace(",", " ").split()] == []

@@ -12,20 +12,19 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from ffr_verl.errors import FFRError
-from ffr_verl.files import disk_errors, refuse_special
+from ffr_verl.files import GZIP, PARQUET, disk_errors, refuse_special
 from ffr_verl.json_text import KeyTwiceError, decoder, is_cut_off, json_fault
 
 _BLOCK = 2**20
 _LARGEST_ROW = 64 * 2**20
 _LONGEST_ESCAPE = 12
 _NEXT = re.compile(r"[^ \t\n\r]")
-_GZIP = b"\x1f\x8b"
 _OTHER_FILES = {
     b"PK\x03\x04": "a zip file; unpack it first",
     b"BZh": "a bzip2 file; unpack it first (only gzip is read as it is)",
     b"\xfd7zXZ\x00": "an xz file; unpack it first (only gzip is read as it is)",
     b"\x28\xb5\x2f\xfd": "a zstd file; unpack it first (only gzip is read as it is)",
-    b"PAR1": "a parquet file, which training, infer and score read; give the rows as a JSON list or JSONL",
+    PARQUET: "a parquet file, which training, infer and score read; give the rows as a JSON list or JSONL",
 }
 _NAMES = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
 _START = 4096  # bytes that tell what kind of file it is
@@ -159,7 +158,7 @@ def _opened(path: Path) -> BinaryIO:
 
 def _unpacked(path: Path, raw: BinaryIO) -> tuple[BinaryIO, bytes]:
     """The bytes of a file, unpacked, and the first of them; kinds that are not read are refused."""
-    is_packed = raw.read(len(_GZIP)) == _GZIP
+    is_packed = raw.read(len(GZIP)) == GZIP
     raw.seek(0)
     file = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if is_packed else raw
     start = file.read(_START)

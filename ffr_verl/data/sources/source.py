@@ -14,13 +14,12 @@ from typing import Any, NamedTuple
 
 from ffr_verl.data.checks.unread_fields import unread_fields
 from ffr_verl.errors import FFRError
-from ffr_verl.files import disk_errors, read_text
+from ffr_verl.files import GZIP, disk_errors, read_text
 
 DEFAULT_GAP_HOURS = 8.0
 _PROBED = 2**18  # bytes
 _KEY = re.compile(r'(?<!\\)"(\w+)"\s*:')
 _JSON = re.compile(r"\s*(?:\{|\[\s*(?:\{|\]|\Z))")
-_GZIP = b"\x1f\x8b"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +91,7 @@ class Probe(NamedTuple):
         if path.is_file():
             with disk_errors(path, "give a file that can be read"), path.open("rb") as file:
                 start = file.read(_PROBED)
-            if start.startswith(_GZIP):
+            if start.startswith(GZIP):
                 try:
                     with gzip.open(path) as packed:
                         start = packed.read(_PROBED)

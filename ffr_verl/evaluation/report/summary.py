@@ -7,9 +7,10 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ffr_verl.errors import counted
 from ffr_verl.evaluation.comparison import Comparison
 from ffr_verl.evaluation.result import EvaluationResult
-from ffr_verl.evaluation.row_statistics import AVERAGES, REWARDS
+from ffr_verl.evaluation.row_statistics import AVERAGES
 from ffr_verl.fragments import MalformedReason
 from ffr_verl.metrics import Scores
 
@@ -44,10 +45,6 @@ _REWARDS = {
 }
 
 
-def _rows(count: int) -> str:
-    return f"{count:,} row{'s' * (count != 1)}"
-
-
 def _at(values: Any, *path: str) -> Any:
     return functools.reduce(operator.getitem, path, values)
 
@@ -71,7 +68,7 @@ def figures(result: EvaluationResult) -> list[tuple[str, str, str]]:
     ):
         value = _at(getattr(result, path[0]), *path[1:])
         found.append((title, f"{value:.3f}", f"{level}{_interval(result, *path)}"))
-    note = f"{faults:,} of {_rows(result.samples)}; {outside:,} with ids outside the dialogue"
+    note = f"{faults:,} of {counted(result.samples, 'row')}; {outside:,} with ids outside the dialogue"
     return [
         *found,
         ("Exact answers", f"{result.rewards['exact_match']:.1%}", "both lists equal to the gold's"),
@@ -113,8 +110,7 @@ def overview_charts(result: EvaluationResult, *, coherence: float | None, settin
     counts = {reason: result.malformed.get(reason.value, 0) for reason in FAULTS}
     most = max(1, *counts.values())
     faults = [(FAULTS[reason][0], f"{count:,}", count / most, "") for reason, count in counts.items() if count]
-    own = {name: name for name in result.rewards if name not in REWARDS}
-    rewards = {title: result.rewards[name] for name, title in {**_REWARDS, **own}.items()}
+    rewards = {_REWARDS.get(name, name): value for name, value in result.rewards.items()}
     if coherence is not None:
         rewards["coherence"] = coherence
     bars = [(title, f"{value:.3f}", min(1.0, max(0.0, value)), "") for title, value in rewards.items()]
@@ -137,5 +133,5 @@ def breakdown_charts(result: EvaluationResult) -> list[BarChart]:
 
 def _breakdown(result: EvaluationResult, name: str, title: str) -> BarChart:
     scored = [(part, part.macro["joint"]["f1"]) for part in result.breakdowns[name]]
-    bars = [(part.name, f"{value:.3f}", value, _rows(part.samples)) for part, value in scored]
+    bars = [(part.name, f"{value:.3f}", value, counted(part.samples, "row")) for part, value in scored]
     return title, "Joint F1, mean over the rows.", bars

@@ -15,6 +15,7 @@ import torch
 from verl.trainer.ppo.core_algos import register_adv_est
 
 from ffr_verl.errors import FFRError
+from ffr_verl.settings import BUFFER
 
 ESTIMATOR = "ffr"
 _published: dict[str, np.ndarray] = {}
@@ -45,8 +46,7 @@ def compute_ffr_advantage(
     if not known:
         raise FFRError(
             "algorithm.adv_estimator=ffr: no advantages for these answers; it needs our replay buffer "
-            "(trainer.v1.sampler.custom_sampler: {path: pkg://ffr_verl.samplers, name: FFRReplayBuffer}) with "
-            "sampler_kwargs.advantage"
+            f"({BUFFER}) with sampler_kwargs.advantage"
         )
     advantages = advantages * response_mask
     return advantages, advantages

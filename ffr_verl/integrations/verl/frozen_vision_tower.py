@@ -20,7 +20,7 @@ from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from ffr_verl.integrations.verl import text_only
-from ffr_verl.model_families import VISION_TOWERS
+from ffr_verl.model_families import is_in_vision_tower
 
 __all__ = ["FrozenVisionTowerEngine", "freeze_vision_tower", "text_only"]
 
@@ -38,7 +38,7 @@ def freeze_vision_tower(module: Any) -> int:
     """
     frozen = 0
     for name, parameter in module.named_parameters():
-        if not VISION_TOWERS.isdisjoint(name.split(".")):
+        if is_in_vision_tower(name):
             parameter.requires_grad_(False)
             frozen += 1
     return frozen

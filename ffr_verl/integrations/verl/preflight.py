@@ -63,7 +63,11 @@ from ffr_verl.samplers.curriculum import RowDifficulty
 from ffr_verl.samplers.difficulty_file import DifficultyFile, row_keys
 from ffr_verl.samplers.sampler import CurriculumSampler, needs_difficulty, rehearse
 from ffr_verl.settings import (
+    BUFFER,
+    BUFFER_NODE,
+    BUFFER_PATH,
     ORDER_NAMES,
+    AdvantageConfig,
     CurriculumConfig,
     DataConfig,
     SamplerConfig,
@@ -74,7 +78,7 @@ logger = logging.getLogger(__name__)
 select = OmegaConf.select  # `None` where a key is missing, or must be given (`???`)
 
 _LEAST_FREE_BYTES = 256 * 2**20
-ORDER_NODE = "data.ffr.curriculum.order"
+ORDER_NODE = f"{CurriculumConfig.node}.order"
 _DATASETS = ("pkg://ffr_verl.integrations.verl.datasets", "pkg://ffr_verl.data.datasets")  # the second: older copies
 _T = TypeVar("_T")
 _LOGGER_PACKAGES = ("wandb", "mlflow", "swanlab", "tensorboard", "clearml", "trackio")  # each called as its logger
@@ -205,8 +209,8 @@ def find_problems(config: Any, *, starts: bool = False) -> Findings:
             notes.append("the reward is not ours: its keyword arguments were not checked")
         if rewards is not None and rewards.embeddings is None and dict(rewards.weights).get("coherence"):
             notes.append("no embeddings are given: the coherence reward is 0 and its weight does not count")
-        if select(config, "trainer.v1.sampler.custom_sampler.path") == "pkg://ffr_verl.samplers":
-            kwargs = select(config, "trainer.v1.sampler.sampler_kwargs") or {}
+        if select(config, f"{BUFFER_NODE}.path") == BUFFER_PATH:
+            kwargs = select(config, SamplerConfig.node) or {}
             sampler = attempt(SamplerConfig.from_mapping, kwargs)
         if len(problems) == before:
             attempt(_check_advantages, config, sampler, rewards)
@@ -513,7 +517,7 @@ def _family_of_run(config: Any, node: str) -> ModelFamily | None:
 def _check_advantages(config: Any, sampler: SamplerConfig | None, rewards: RewardConfig | None) -> None:
     """That reward, advantages and replay buffer suit each other."""
     estimator = select(config, "algorithm.adv_estimator")
-    key, node = "algorithm.adv_estimator", "trainer.v1.sampler.sampler_kwargs.advantage"
+    key, node = "algorithm.adv_estimator", AdvantageConfig.node
     advantage = None if sampler is None else sampler.advantage
     if estimator == "gdpo":
         raise FFRError(
@@ -523,8 +527,7 @@ def _check_advantages(config: Any, sampler: SamplerConfig | None, rewards: Rewar
     if estimator == "ffr" and advantage is None:
         raise FFRError(
             f"{key}=ffr: {node} is not given; give {node}={{credit: id}}, with our replay buffer "
-            "(trainer.v1.sampler.custom_sampler: {path: pkg://ffr_verl.samplers, name: FFRReplayBuffer}), or "
-            f"{key}=grpo for verl's own"
+            f"({BUFFER}), or {key}=grpo for verl's own"
         )
     if estimator != "ffr" and advantage is not None:
         raise FFRError(f"{node} is not read with {key}={estimator}; give {key}=ffr, or {node}=null")

@@ -31,8 +31,7 @@ from ffr_verl.rewards.diagnosis import diagnose
 from ffr_verl.rewards.ffr import compute_score, id_credits
 from ffr_verl.rewards.reading import row_universes
 from ffr_verl.samplers.reward_metrics import REWARD_ERROR
-
-BUFFER_NODE = "trainer.v1.sampler.custom_sampler.path"
+from ffr_verl.settings import BUFFER_NODE, BUFFER_PATH
 
 
 def closing_tokens(tokenizer: Any) -> frozenset[int]:
@@ -69,7 +68,7 @@ class FFRRewardManager(RewardManagerBase):
         self._reward_kwargs = cast(dict[str, Any], plain)
         # An exception here only fails a group, and verl trains on with what is left: our replay buffer, where it is
         # used, is told of what the user must mend, and ends the run with it.
-        self._tells_buffer = OmegaConf.select(config, BUFFER_NODE) == "pkg://ffr_verl.samplers"
+        self._tells_buffer = OmegaConf.select(config, f"{BUFFER_NODE}.path") == BUFFER_PATH
         self._problem: str | None = None
         try:
             self._settings = RewardConfig.from_kwargs(self._reward_kwargs)

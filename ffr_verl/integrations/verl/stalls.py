@@ -11,11 +11,13 @@ import threading
 import time
 from collections.abc import Hashable
 
-from ffr_verl.errors import FFRError
+from ffr_verl.errors import FFRError, error_lines
+from ffr_verl.settings import SamplerConfig
 
 _REMEDY = (
     "look above for the process that died or hangs; the same command resumes from the newest checkpoint. Where this "
-    "is how long it takes, raise trainer.v1.sampler.sampler_kwargs.stall_timeout, or give null for no limit"
+    "is how long it takes, raise "
+    f"{SamplerConfig.node}.stall_timeout, or give null for no limit"
 )
 
 
@@ -60,6 +62,6 @@ class StallWatch:
 
     def _end(self) -> None:
         where = "after its answers were there (update, weight sync, checkpoint)"
-        sys.stderr.write(f"ffr-verl: error: no step has ended {self._seconds:.0f} s {where}: {_REMEDY}\n")
+        sys.stderr.write(error_lines(f"no step has ended {self._seconds:.0f} s {where}: {_REMEDY}"))
         sys.stderr.flush()
         os._exit(1)

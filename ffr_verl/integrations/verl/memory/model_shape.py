@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ffr_verl.errors import FFRError
-from ffr_verl.model_families import VISION_TOWERS, ModelFamily, family_of_model
+from ffr_verl.model_families import ModelFamily, family_of_model, is_in_vision_tower
 
 PARTS = ("vision tower", "language layers", "embeddings", "head", "other")
 
@@ -128,7 +128,7 @@ def read_model(folder: Path, training: Training) -> ModelShape:
         model = _with_lora(model, training)
     elif training.freeze_tower:
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(not _is_tower(name))
+            parameter.requires_grad_(not is_in_vision_tower(name))
     trained = {name: one.numel() for name, one in model.named_parameters() if one.requires_grad}
     root, units, trained_unit = _fsdp_units(model, tied=config.tie_word_embeddings, strategy=training.strategy)
     text = config.get_text_config()
@@ -140,7 +140,7 @@ def read_model(folder: Path, training: Training) -> ModelShape:
         parameters=parts,
         lora=sum(trained.values()) if training.lora_rank else 0,
         trained=sum(trained.values()),
-        trains_tower=any(_is_tower(name) for name in trained),
+        trains_tower=any(is_in_vision_tower(name) for name in trained),
         root=root,
         units=units,
         trained_unit=trained_unit,
@@ -161,10 +161,6 @@ def read_model(folder: Path, training: Training) -> ModelShape:
     )
 
 
-def _is_tower(name: str) -> bool:
-    return not VISION_TOWERS.isdisjoint(name.split("."))
-
-
 def _parameters_by_part(model: Any) -> dict[str, int]:
     """`named_parameters` tells a tied head once, as the embeddings that it is."""
     embeddings, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
@@ -174,7 +170,7 @@ def _parameters_by_part(model: Any) -> dict[str, int]:
             part = "embeddings"
         elif parameter is head:
             part = "head"
-        elif _is_tower(name):
+        elif is_in_vision_tower(name):
             part = "vision tower"
         else:
             part = "language layers" if ".layers." in name else "other"

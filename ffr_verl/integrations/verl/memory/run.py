@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from ffr_verl.errors import FFRError
 from ffr_verl.integrations.verl.memory.model_shape import ModelShape, Training
-from ffr_verl.settings import DEFAULT_MAX_PIXELS
+from ffr_verl.settings import DEFAULT_MAX_IMAGES, DEFAULT_MAX_PIXELS
 
 _SIZES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2, "half": 2}
 
@@ -182,7 +182,7 @@ def read_run(
     most = int(get("data.ffr.max_pixels", DEFAULT_MAX_PIXELS if is_ours else shape.family.max_pixels))
     most = min(most, shape.family.max_pixels)
     of_image = most // shape.family.factor**2
-    images = images if images is not None else int(get("actor_rollout_ref.rollout.limit_images", 8))
+    images = images if images is not None else int(get("actor_rollout_ref.rollout.limit_images", DEFAULT_MAX_IMAGES))
     together = max(tokens, log_prob_tokens) * sequence  # of the ranks that share a micro-batch
     visual = min(max(1, together // row) * min(images * of_image, row), together) if shape.tower else 0
 
