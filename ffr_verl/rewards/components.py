@@ -22,7 +22,7 @@ from ffr_verl.embeddings.store import open_store
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import AnswerStyle
 from ffr_verl.rewards.reading import Completion, completion_text
-from ffr_verl.rewards.table import REWARDS
+from ffr_verl.rewards.table import MODE_KEYS, REWARDS
 from ffr_verl.settings import plain, refuse_unknown_keys
 
 ENTRY_POINTS = "ffr_verl.rewards"
@@ -32,11 +32,11 @@ _METRIC = re.compile("[A-Za-z][A-Za-z0-9_]*")
 # What stands beside the components in what a reward returns, or has a meaning of its own where metrics are named.
 _TAKEN = frozenset(
     {
-        *("score", "reward", "acc", "f1_pooled", "f1_micro", "f1_micro_utterances", "f1_micro_images", "malformed"),
+        *("score", "reward", "acc", "malformed"),
         *("predicted_utterances", "predicted_images", "gold_utterances", "gold_images", "missing_embeddings"),
         *("confusion", "cut_off", "id_credits", "reward_error"),
     }
-).union(REWARDS, *[reward.keys for reward in REWARDS.values()])
+).union(REWARDS, *[reward.keys for reward in REWARDS.values()], *MODE_KEYS.values())
 _NUMBERS = (int, float, np.integer, np.floating, np.bool_)
 _PROMISE = "a component returns one finite number for any completion, see docs/rewards.md"
 

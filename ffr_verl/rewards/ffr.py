@@ -14,7 +14,7 @@ from ffr_verl.rewards.config import MCC_SHARES, F1Mode, RewardConfig
 from ffr_verl.rewards.f1 import pooled_f1_of_fragments
 from ffr_verl.rewards.micro import LOWEST, MODALITIES, NEUTRAL, MicroCounts, id_values, micro_counts, micro_value
 from ffr_verl.rewards.reading import completion_text, is_outside, read_answer, read_gold, row_ids
-from ffr_verl.rewards.table import COMPONENTS, REWARDS, Reward, Values
+from ffr_verl.rewards.table import COMPONENTS, MODE_KEYS, REWARDS, Reward, Values
 
 __all__ = [
     "COMPONENTS",
@@ -69,12 +69,12 @@ def _rewards_of(config: RewardConfig) -> tuple[Reward, ...]:
 
 def score_keys(config: RewardConfig) -> tuple[str, ...]:
     """The keys of what `compute_score` returns with these settings."""
-    keys = ["score", *[key for one in _rewards_of(config) for key in one.keys]]
-    if config.f1_mode == "pooled":
-        keys.append("f1_pooled")
-    elif config.is_micro:
-        keys += ["f1_micro", "f1_micro_utterances", "f1_micro_images"]
-    return (*keys, *[one.name for one in config.components])
+    own = [one.name for one in config.components]
+    return (*_plain_keys(config), *MODE_KEYS[config.f1_mode], *own)
+
+
+def _plain_keys(config: RewardConfig) -> tuple[str, ...]:
+    return ("score", *[key for one in _rewards_of(config) for key in one.keys])
 
 
 @functools.lru_cache(maxsize=64)
@@ -86,13 +86,11 @@ def _settings_of(items: tuple[tuple[str, Any], ...]) -> _Settings:
     weights = dict(config.weights)
     if weights.get("coherence") and config.embeddings is None and _SAID.acquire(blocking=False):
         logger.warning("no embeddings configured: the coherence reward is 0 and its weight does not count")
-    trained = "f1" if config.f1_mode == "published" else "f1_pooled" if config.f1_mode == "pooled" else "f1_micro"
-    rewards = _rewards_of(config)
+    trained = (*MODE_KEYS[config.f1_mode], "f1")[0]
     counted = tuple([(trained if name == "f1" else name, weight) for name, weight in config.weights])
     given = dict(config.micro_counts or ())
     micro = tuple([MicroCounts(*given.get(kind, NEUTRAL)) for kind in MODALITIES]) if config.is_micro else None
-    keys = ("score", *[key for one in rewards for key in one.keys])
-    return _Settings(config, keys, tuple([one.values for one in rewards]), counted, micro)
+    return _Settings(config, _plain_keys(config), tuple([one.values for one in _rewards_of(config)]), counted, micro)
 
 
 def _items(mapping: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:

@@ -82,6 +82,12 @@ _REWARDS = (
            "Matthews correlation over all ids of the dialogue", "published evaluation"),
 )
 # fmt: on
+# What `compute_score` returns beside these with each `f1_mode`; the weight of f1 counts the first, where there is one.
+MODE_KEYS: Mapping[str, tuple[str, ...]] = {
+    "published": (),
+    "pooled": ("f1_pooled",),
+    **dict.fromkeys(("micro", "micro_f1_mcc"), ("f1_micro", "f1_micro_utterances", "f1_micro_images")),
+}
 REWARDS: Mapping[str, Reward] = {reward.name: reward for reward in _REWARDS}
 COMPONENTS = tuple(REWARDS)
 DEFAULT_WEIGHTS = {name: reward.weight for name, reward in REWARDS.items() if reward.weight}
