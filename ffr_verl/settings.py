@@ -97,7 +97,7 @@ class OnlineConfig(Settings, frozen=True):
     metric: Name = "reward"
     # Weight of what was known of a row when its next group is observed.
     decay: Annotated[float, Meta(ge=0, lt=1)] = 0.5
-    # Weight of rows without spread, beside 1 of those with the most, so that none is forgotten.
+    # Weight of rows without spread, beside 1 of a typical row, so that none is forgotten.
     floor: Annotated[float, Meta(gt=0, le=1)] = 0.1
     # No longer read: rows were drawn around a score before. Kept for older recipes.
     scale: float | None = None

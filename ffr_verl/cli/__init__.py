@@ -44,8 +44,8 @@ app = typer.Typer(
     help="Fine-grained fragment retrieval training on verl.\n\n"
     "The order of a project: prepare the data (inspect shows a row), embed it for the coherence reward, train stage 1 "
     "(verl.trainer.sft_trainer +recipe=ffr_sft), merge its checkpoint, score how hard the rows are, train stage 2 "
-    "(verl.trainer.main_ppo +recipe=ffr_grpo), merge, infer, evaluate, report. `ffr-verl demo` does it all on a small "
-    "scale.",
+    "(verl.trainer.main_ppo +recipe=ffr_grpo), merge, infer, evaluate, report. `ffr-verl demo` does it on a small "
+    "scale, without the embeddings.",
 )
 
 

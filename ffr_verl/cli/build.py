@@ -23,7 +23,7 @@ def build(
         float | None,
         typer.Option(help="Wanted span of a fragment over its size in interleaved dialogues, from 1 (dense)."),
     ] = None,
-    negatives: Annotated[float, typer.Option(help="Share of queries that ask for what is not there, 0 to 1.")] = 0.15,
+    negatives: Annotated[float, typer.Option(help="Share of dialogues asked for what is not there, 0 to 1.")] = 0.15,
     queries: Annotated[int, typer.Option(min=1, help="Queries of a dialogue, each for another topic.")] = 1,
     query_field: Annotated[
         list[str] | None, typer.Option(help="Field of a short dialogue with its query or queries; may be repeated.")

@@ -39,10 +39,10 @@ def embed(
     force: Force = False,
     restart: Annotated[bool, typer.Option(help="Forget what an interrupted run left.")] = False,
 ) -> None:
-    """Embed utterances and images for the coherence reward.
+    """Embed utterances, images and queries for rewards.
 
-    Each different text and each different picture is embedded once. A multimodal model embeds both; a text-only one
-    embeds the utterances, and says so. A run that was interrupted is resumed when it is started again.
+    Each different text and each different picture is embedded once. A multimodal model embeds all; a text-only one
+    embeds utterances and queries, and says so. A run that was interrupted is resumed when it is started again.
 
     Use the store with reward.custom_reward_function.reward_kwargs.embeddings=OUTPUT.
 

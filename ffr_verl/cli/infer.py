@@ -80,9 +80,9 @@ def infer(
 ) -> None:
     """Answer the rows of a data set with a model.
 
-    Answers are greedy and are written as predictions. The model runs here in vLLM, or is asked over the network with
-    --endpoint; nothing else is contacted. A run that was interrupted is resumed when it is started again.
-    docs/inference.md describes the rows, windows and servers.
+    Answers are greedy by default and are written as predictions. The model runs here in vLLM, or is asked over the
+    network with --endpoint; nothing else is contacted. A run that was interrupted is resumed when it is started
+    again. docs/inference.md describes the rows, windows and servers.
 
     Example: ffr-verl infer --model models/grpo --data data/test.rl.parquet --output pred.jsonl --logprobs
 

@@ -101,7 +101,7 @@ Model = Annotated[
 Lora = Annotated[Path | None, typer.Option(help="Folder of a LoRA adapter for the model.")]
 WrittenStyle = Annotated[
     AnswerStyle,
-    typer.Option(help="Form of windows' answers: plain, or reasoning for <think>…</think><answer>…</answer>."),
+    typer.Option(help="Form of answers that are read: plain, or reasoning for <think>…</think><answer>…</answer>."),
 ]
 Endpoint = Annotated[
     str | None,

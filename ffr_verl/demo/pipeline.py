@@ -214,7 +214,7 @@ _FIGURES = (
     ("macro F1, gold with utterances", ("macro_where_gold", "utterance")),
     ("macro F1, gold with images", ("macro_where_gold", "image")),
     ("utterances named a row", ("answers", "utterances")),
-    ("images named a row", ("answers", "images")),
+    ("images named per row", ("answers", "images")),
     ("empty answers", ("answers", "empty")),
     ("malformed", ("answers", "malformed")),
     ("ids outside the dialogue", ("answers", "outside")),

@@ -211,7 +211,7 @@ def compute_score(
     Args:
         data_source: not used; part of verl's signature.
         solution_str: the completion. Whatever the model wrote, and be it nothing (`None`), nothing is raised.
-        ground_truth: the gold answer; a malformed one earns 0 in all but format.
+        ground_truth: the gold answer; a malformed one earns 0 in all but format, and the least in `f1_micro`.
         extra_info: of the row, as `ffr-verl prepare` writes it; coherence and mcc need it.
         reward_router_address: not used; part of verl's signature.
         reward_model_tokenizer: not used; part of verl's signature.
