@@ -110,6 +110,8 @@ _COLUMNS = {
     "macro F1, gold with images": "macro_where_gold_image",
     "macro F1 of the published reward": "rewards_f1",
 }
+# What the short table shows: gains by seed.
+_GAINS = ("micro joint F1", "micro image F1", "micro utterance F1", "macro F1 of the published reward")
 _BOOTSTRAP = BootstrapSettings(resamples=2000)
 _ANSWERS = 8  # of a prompt
 
@@ -352,6 +354,10 @@ def _change(line: Mapping[str, Any]) -> str:
     return f"{line['sft']:.3f} → {line['grpo']:.3f} ({line['difference']:+.3f}, {bounds})"
 
 
+def _gain(line: Mapping[str, Any] | None) -> str:
+    return "–" if line is None else f"{line['difference']:+.3f}"
+
+
 def _at(values: Any, path: Sequence[str]) -> Any:
     for name in path:
         values = values[name]
@@ -359,7 +365,7 @@ def _at(values: Any, path: Sequence[str]) -> Any:
 
 
 def write_results(root: Path, arms: Sequence[str], settings: StudySettings) -> str:
-    """What is finished, of every seed, as `study.jsonl`, `study.md` and `study.png`; returns the table."""
+    """What is finished, of every seed, as `study.jsonl`, `study.md` and `study.png`; returns the tables."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -373,10 +379,18 @@ def write_results(root: Path, arms: Sequence[str], settings: StudySettings) -> s
     last = [line for line in lines if line["steps"] == steps_of(line["arm"], settings)]
     rows = [f"| {' | '.join(['arm', 'seed', *_COLUMNS, 'ids outside', 'answers', 'seconds'])} |"]
     rows.append("|" + "---|" * (len(_COLUMNS) + 5))
+    gains = [f"| arm (seeds {', '.join(map(str, seeds))}) | {' | '.join(_GAINS)} | answers |"]
+    gains.append("|" + "---|" * (len(_GAINS) + 2))
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for arm in arms:
+        of_arm = {(line["metric"], line["seed"]): line for line in last if line["arm"] == arm}
+        if of_arm:
+            cells = [", ".join([_gain(of_arm.get((_COLUMNS[name], seed))) for seed in seeds]) for name in _GAINS]
+            answers = sorted({line["generated_answers"] for line in of_arm.values()})
+            cells.append(" to ".join([f"{count:,}" for count in dict.fromkeys((answers[0], answers[-1]))]))
+            gains.append(f"| {arm} | {' | '.join(cells)} |")
         for seed in seeds:
             found = {line["metric"]: line for line in last if line["arm"] == arm and line["seed"] == seed}
             if found:
@@ -399,7 +413,7 @@ def write_results(root: Path, arms: Sequence[str], settings: StudySettings) -> s
     axes.set_ylabel("held-out micro joint F1 less the SFT model's")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    table = "\n".join(rows) + "\n"
+    table = "\n".join([*gains, "", *rows]) + "\n"
     outputs = [root / name for name in ("study.jsonl", "study_curves.jsonl", "study.md", "study.png")]
     with whole_or_nothing(outputs) as (records, curves, text, picture):
         for path, found_lines in ((records, last), (curves, lines)):

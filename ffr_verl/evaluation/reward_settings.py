@@ -8,10 +8,9 @@ from typing import Any
 
 from ffr_verl.errors import FFRError
 from ffr_verl.recipes import read_recipe
-from ffr_verl.rewards.config import RewardConfig, reward_node
+from ffr_verl.rewards.config import REWARD_NODES, RewardConfig, reward_node
 
 _RELATIVE = "relative paths in it start at the current folder, as in a run of verl"
-_PLACES = ("custom_reward_function.reward_kwargs", "reward_kwargs")  # of a file that does not say which function it is
 
 
 def read_reward_kwargs(path: Path) -> dict[str, Any]:
@@ -33,10 +32,10 @@ def read_reward_kwargs(path: Path) -> dict[str, Any]:
     is_whole = not {"reward", "data", "trainer", "custom_reward_function"}.isdisjoint(found)
     reward = found["reward"] if isinstance(found.get("reward"), Mapping) else found
     node = reward_node(reward)
-    places = [one for place in ([node] if node else _PLACES) if (one := _at(reward, place))]
+    places = [one for place in ([node] if node else REWARD_NODES) if (one := _at(reward, place))]
     kwargs = places[0] if places else {} if is_whole else found
     if not kwargs:
-        what = f"reward.{node or _PLACES[0]}"
+        what = f"reward.{node or REWARD_NODES[0]}"
         raise FFRError(f"{file}: no {what}; give a recipe, a run's .hydra/config.yaml, or them alone")
     try:
         RewardConfig.from_kwargs(kwargs)

@@ -17,6 +17,8 @@ from ffr_verl.settings import refuse_unknown_keys
 
 F1Mode = Literal["published", "pooled", "micro", "micro_f1_mcc"]
 REWARDS_PATH = "pkg://ffr_verl.rewards"
+# Where settings of a reward may stand in the node `reward` of a run's config.
+REWARD_NODES = ("custom_reward_function.reward_kwargs", "reward_kwargs")
 MCC_SHARES: Mapping[str, float] = {"micro": 0.0, "micro_f1_mcc": 0.5}
 
 
@@ -29,11 +31,14 @@ def reward_node(reward: Mapping[str, Any]) -> str | None:
         >>> reward_node({"custom_reward_function": {"path": None}, "reward_manager": {"name": "ffr"}})
         'reward_kwargs'
     """
-    custom = reward.get("custom_reward_function") or {}
+    custom, manager = (
+        one if isinstance(one := reward.get(name), Mapping) else {}
+        for name in ("custom_reward_function", "reward_manager")
+    )
     if custom.get("path"):
         is_ours = (custom["path"], custom.get("name", "compute_score")) == (REWARDS_PATH, "compute_score")
-        return "custom_reward_function.reward_kwargs" if is_ours else None
-    return "reward_kwargs" if (reward.get("reward_manager") or {}).get("name") == "ffr" else None
+        return REWARD_NODES[0] if is_ours else None
+    return REWARD_NODES[1] if manager.get("name") == "ffr" else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -233,6 +233,7 @@ def test_settings_of_rewards_are_read_as_hydra_merges_them(tmp_path: Path, text:
     [
         ("length_penality: 0.5", "reward_kwargs.length_penality: unknown key; did you mean 'length_penalty'"),
         ("length_penalty: two", "reward_kwargs.length_penalty: found 'two', expected a number from 0 to 1"),
+        ("reward: {custom_reward_function: 5, reward_manager: 5}", "no reward.custom_reward_function.reward_kwargs"),
         ("reward: {}", "no reward.custom_reward_function.reward_kwargs; give a recipe"),
         ("defaults: [mine]", "inherits mine, which is neither beside it nor packaged"),
         ("- 1", "found no mapping"),

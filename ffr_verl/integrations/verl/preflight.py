@@ -56,7 +56,7 @@ from ffr_verl.ray_clusters import check_cluster, check_nodes
 from ffr_verl.recipes import leaves, recipe_names, recipe_path, unknown_keys
 from ffr_verl.rewards import CoherenceScorer, RewardConfig
 from ffr_verl.rewards.components import Component, resolved
-from ffr_verl.rewards.config import reward_node
+from ffr_verl.rewards.config import REWARD_NODES, reward_node
 from ffr_verl.rewards.ffr import score_keys
 from ffr_verl.rewards.relevance import check_queries, relevance_reward
 from ffr_verl.samplers.curriculum import RowDifficulty
@@ -160,9 +160,9 @@ def resolve_doors(config: Any) -> None:
     order = select(config, ORDER_NODE)
     if isinstance(order, str) and (door := parse_door(order, where=ORDER_NODE)).file is not None:
         OmegaConf.update(config, ORDER_NODE, str(door))
-    place = f"{_reward_node(config)}.components"
-    if isinstance(select(config, place), Mapping):
-        OmegaConf.update(config, place, resolved(select(config, place)))
+    for place in [f"reward.{node}.components" for node in REWARD_NODES]:
+        if isinstance(select(config, place), Mapping):
+            OmegaConf.update(config, place, resolved(select(config, place)))
 
 
 class Findings(NamedTuple):
