@@ -15,7 +15,7 @@ from ffr_verl.integrations.verl.merge import check_shards, find_shards, merge_ch
 def checkpoint(folder: Path, *, ranks: tuple[int, ...] = (0, 1), world_size: int = 2, whole: bool = True) -> Path:
     folder.mkdir(parents=True)
     for rank in ranks:
-        (folder / f"model_world_size_{world_size}_rank_{rank}.pt").write_bytes(b"of another torch")
+        (folder / f"model_world_size_{world_size}_rank_{rank}.pt").touch()
     if whole:
         (folder / "huggingface").mkdir()
     return folder
@@ -48,9 +48,6 @@ def test_a_checkpoint_cut_short_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         FFRError, match=r"the end of model_world_size_2_rank_0\.pt missing, the checkpoint was cut short"
     ):
-        find_shards(shard.parent)
-    shard.write_bytes(b"")
-    with pytest.raises(FFRError, match=r"the end of model_world_size_2_rank_0\.pt missing"):
         find_shards(shard.parent)
     os.mkfifo(shard.parent / "fsdp_config.json")
     with pytest.raises(FFRError, match=r"fsdp_config\.json: a pipe or a device"):

@@ -57,9 +57,9 @@ def find_shards(checkpoint: Path) -> Path:
 
 
 def _is_cut(shard: Path) -> bool:
-    """Whether an archive, as torch writes one, ends before its table of contents, or is empty."""
+    """Whether an archive, as torch writes one, ends before its table of contents."""
     with shard.open("rb") as file:
-        return (start := file.read(4)) == b"" or (start == b"PK\x03\x04" and not zipfile.is_zipfile(shard))
+        return file.read(4) == b"PK\x03\x04" and not zipfile.is_zipfile(shard)
 
 
 def check_shards(shards: Path) -> None:
