@@ -69,8 +69,8 @@ def test_a_prediction_shows_its_answer_beside_the_gold(
     text = shown(tmp_path / "pred.jsonl", 0)
     assert told in " ".join(text.split())
     parts = [{"role": "user", "content": [{"type": "text", "text": prompt[0]["content"]}]}]
-    (tmp_path / "parts.jsonl").write_text(json.dumps({**row, "messages": parts}))
-    assert shown(tmp_path / "parts.jsonl", 0) == text.replace("pred.jsonl", "parts.jsonl")
+    (tmp_path / "part.jsonl").write_text(json.dumps({**row, "messages": parts}))
+    assert shown(tmp_path / "part.jsonl", 0) == text.replace("pred.jsonl", "part.jsonl")
     cells = [line.split("│") for line in text.splitlines() if re.match(r"│ [*+ ]+│ \d", line)]
     assert [cell[1].strip() for cell in cells] == marks
     assert ("image 0: cat.png (give --images-root to look at it) +" in text) == (marks[0] == "*+")
