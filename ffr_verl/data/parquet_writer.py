@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +85,6 @@ class SplitWriter:
             pq.ParquetWriter(file, schema, compression="zstd", write_statistics=False, write_page_checksum=True)
             for file, schema in zip(self._files, schemas, strict=True)
         ]
-        # Files are compressed and written while the next rows are checked: that takes a tenth of the time.
-        self._threads = ThreadPoolExecutor(1)
-        self._in_work: list[Future[None]] = []
         self._waiting: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._bytes = 0
         self._checksum = 0
@@ -108,31 +104,18 @@ class SplitWriter:
         self.rows += 1
         self._bytes += sum([len(message["content"]) for message in row.messages])
         if len(self._waiting) == _ROW_GROUP or self._bytes > _ROW_GROUP_BYTES:
-            self._start()
-
-    def _start(self) -> None:
-        """Write what waits, after what is being written."""
-        self._join()
-        for writer, rows in zip(self._writers, zip(*self._waiting, strict=True), strict=True):
-            table = pa.Table.from_pylist(rows, schema=writer.schema)
-            self._in_work.append(self._threads.submit(writer.write_table, table))
-        self._waiting.clear()
-        self._bytes = 0
-
-    def _join(self) -> None:
-        written, self._in_work = self._in_work, []
-        for one in written:
-            one.result()
+            self.finish()
 
     def finish(self) -> None:
         """Write what waits."""
         if self._waiting:
-            self._start()
-        self._join()
+            for writer, rows in zip(self._writers, zip(*self._waiting, strict=True), strict=True):
+                writer.write_table(pa.Table.from_pylist(rows, schema=writer.schema))
+        self._waiting.clear()
+        self._bytes = 0
 
     def close(self) -> None:
         """Close both files."""
-        self._threads.shutdown()
         for writer, file, path in zip(self._writers, self._files, self._paths, strict=True):
             writer.add_key_value_metadata({PAIR_KEY: f"{self.rows} {self._checksum}".encode()})
             writer.close()
