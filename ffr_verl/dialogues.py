@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import operator
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -217,9 +217,19 @@ def with_query(messages: Sequence[Mapping[str, Any]], query: str) -> list[dict[s
     if fault is not None or piece is not None or not query.strip():
         raise ValueError(fault or (piece and f"holds {piece}, which has a meaning in the prompt") or "is empty")
     tagged = Dialogue("", (), query.strip()).tagged_query
-    made, place = [dict(one) for one in messages], dialogue_place([(one["role"], one["content"]) for one in messages])
+    return with_dialogue(messages, lambda text: _QUERY.sub(lambda _: tagged, text, count=1))
+
+
+def with_dialogue(messages: Sequence[Mapping[str, Any]], change: Callable[[str], str]) -> list[dict[str, Any]]:
+    """The messages of a prompt, with another text where the dialogue is; examples before it stay as they are.
+
+    Example:
+        >>> with_dialogue([{"role": "user", "content": "look"}], str.upper)
+        [{'role': 'user', 'content': 'LOOK'}]
+    """
+    made, place = [dict(one) for one in messages], _dialogue_place([(one["role"], one["content"]) for one in messages])
     if place is not None:
-        made[place]["content"] = _QUERY.sub(lambda _: tagged, made[place]["content"], count=1)
+        made[place]["content"] = change(made[place]["content"])
     return made
 
 
@@ -245,10 +255,7 @@ def content_text(content: Any, *, image: str = IMAGE) -> str:
     return text
 
 
-def dialogue_place(messages: Sequence[tuple[str, str]]) -> int | None:
-    """Of messages as role and text, the place of the one that holds the dialogue: the last of the user's with an
-    utterance in it, for what stands before are examples of how to answer; the user's last one where none has any, and
-    `None` without a message of the user's."""
+def _dialogue_place(messages: Sequence[tuple[str, str]]) -> int | None:
     of_user = [place for place, (role, _) in enumerate(messages) if role == "user"]
     with_dialogue = [place for place in of_user if UTTERANCE_START in messages[place][1]]
     found = with_dialogue or of_user
@@ -256,8 +263,10 @@ def dialogue_place(messages: Sequence[tuple[str, str]]) -> int | None:
 
 
 def dialogue_message(messages: Sequence[tuple[str, str]]) -> str | None:
-    """The text of the message at `dialogue_place`."""
-    place = dialogue_place(messages)
+    """Of messages as role and text, the text that holds the dialogue: the last of the user's with an utterance in it,
+    for what stands before are examples of how to answer; the user's last one where none has any, and `None` without a
+    message of the user's."""
+    place = _dialogue_place(messages)
     return None if place is None else messages[place][1]
 
 

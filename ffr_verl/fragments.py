@@ -11,15 +11,17 @@ from __future__ import annotations
 import enum
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 __all__ = [
+    "ALL_TAGS",
+    "NEEDED_TAGS",
     "TAGS",
     "AnswerStyle",
     "Fragment",
     "MalformedReason",
-    "answer_tags",
     "format_fragment",
     "locate_ids",
     "malformed_reason",
@@ -50,7 +52,10 @@ match_quickly = re.compile(
 ).fullmatch
 _SMALL_IDS = {str(identifier): identifier for identifier in range(1024)}.__getitem__
 _DIGITS = re.compile("[0-9]+")
-_WRAPPER = _OPEN_THINK, _CLOSE_THINK, _OPEN_ANSWER, _CLOSE_ANSWER = "<think>", "</think>", "<answer>", "</answer>"
+_OPEN_THINK, _CLOSE_THINK, _OPEN_ANSWER, _CLOSE_ANSWER = "<think>", "</think>", "<answer>", "</answer>"
+# All that an answer is written with, in either style, and of these what it cannot be read without.
+ALL_TAGS = (*TAGS, _OPEN_THINK, _CLOSE_THINK, _OPEN_ANSWER, _CLOSE_ANSWER)
+NEEDED_TAGS: Mapping[AnswerStyle, tuple[str, ...]] = {"plain": TAGS, "reasoning": (*TAGS, _CLOSE_THINK)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +79,6 @@ class MalformedReason(str, enum.Enum):
     BAD_ID_LIST = "bad_id_list"
     REPEATED_ID = "repeated_id"
     ID_OUTSIDE_DIALOGUE = "id_outside_dialogue"
-
-
-def answer_tags(style: AnswerStyle) -> tuple[str, ...]:
-    """What an answer cannot be read without: a tokenizer that drops one of them makes every answer malformed.
-
-    Example:
-        >>> len(answer_tags("plain")), answer_tags("reasoning")[-1]
-        (4, '</answer>')
-    """
-    return TAGS if style == "plain" else (*TAGS, *_WRAPPER)
 
 
 def _ids(text: str) -> tuple[int, ...]:
@@ -210,6 +205,7 @@ def parse_leniently(text: str, *, style: AnswerStyle = "plain") -> Fragment:
 
 def parse_either(text: str, *, style: AnswerStyle = "plain") -> Fragment:
     """The ids that an answer names, read strictly, or leniently where that fails: for what shows or unites answers.
+    Never raises.
 
     Example:
         >>> text = "<|utt_ids_start|>[07]<|utt_ids_end|>;<|img_ids_start|>[]<|img_ids_end|>"  # [07] is no JSON

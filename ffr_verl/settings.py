@@ -1,4 +1,5 @@
-"""Every setting of ours in a recipe: key, range, default (the published numbers); docs/recipes.md has their table.
+"""Every setting of ours in a recipe: key, range, default (the published numbers). docs/recipes.md has the
+values of `ffr_grpo`.
 
 A misspelled key or a value out of range is an error that names the key, never a setting that is silently ignored.
 """
@@ -27,9 +28,10 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 Name = Annotated[str, Meta(min_length=1)]
 ORDER_NAMES = ("file", "published", "ascending", "competence", "shuffled", "online")
 ORDER_ENTRY_POINTS = "ffr_verl.orders"
-# How a run asks for our replay buffer.
+# How a run asks for our datasets (the second is of older copies of a recipe), and for our replay buffer.
+DATASET_PATHS = ("pkg://ffr_verl.integrations.verl.datasets", "pkg://ffr_verl.data.datasets")
 BUFFER_NODE, BUFFER_PATH = "trainer.v1.sampler.custom_sampler", "pkg://ffr_verl.samplers"
-BUFFER = f"{BUFFER_NODE}: {{path: {BUFFER_PATH}, name: FFRReplayBuffer}}"
+BUFFER_SETTING = f"{BUFFER_NODE}: {{path: {BUFFER_PATH}, name: FFRReplayBuffer}}"
 _Self = TypeVar("_Self", bound="Settings")
 
 

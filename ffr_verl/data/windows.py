@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ffr_verl.dialogues import dialogue_place, extra_info, parse_dialogue, shift_image_ids, utterance_spans
+from ffr_verl.dialogues import extra_info, parse_dialogue, shift_image_ids, utterance_spans, with_dialogue
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import Fragment, format_fragment, parse_fragment, parse_gold
 
@@ -116,10 +116,7 @@ def cut_prompt(content: str, window: Window) -> str:
 
 def cut_messages(messages: Sequence[Mapping[str, Any]], window: Window) -> list[dict[str, Any]]:
     """The messages of a prompt with the window's utterances only; examples before the dialogue stay whole."""
-    made, place = [dict(one) for one in messages], dialogue_place([(one["role"], one["content"]) for one in messages])
-    if place is not None:
-        made[place]["content"] = cut_prompt(made[place]["content"], window)
-    return made
+    return with_dialogue(messages, lambda text: cut_prompt(text, window))
 
 
 def cut_row(row: Mapping[str, Any], settings: WindowSettings) -> list[dict[str, Any]]:

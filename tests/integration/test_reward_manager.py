@@ -25,8 +25,7 @@ from ffr_verl.embeddings import write_store
 from ffr_verl.errors import FFRError
 from ffr_verl.fragments import TAGS
 from ffr_verl.integrations.verl.reward_manager import FFRRewardManager, closing_tokens, decode_answer
-from ffr_verl.rewards import compute_score
-from ffr_verl.rewards.components import _TAKEN
+from ffr_verl.rewards import RewardConfig, compute_score
 
 GOLD = format_fragment(Fragment((1, 2), (0,)))
 INFO = {
@@ -174,7 +173,9 @@ def test_ids_are_credited_to_their_tokens(worker: Any, model: str, request: pyte
     assert sum(value for *_, value in credits) == pytest.approx(info["f1_micro"])
     assert json.loads(info["confusion"]) == [[1, 1, 1, 0], [1, 0, 0, 0]]
     assert info["cut_off"] == 0.0
-    assert set(info) <= _TAKEN, "names that no reward of one's own may have"
+    for name in info:
+        with pytest.raises(FFRError, match="there is a metric of this name already"):
+            RewardConfig.from_kwargs({"components": {name: "pkg://mine:brevity"}})
     assert score(ours, "no", tail="")["reward_extra_info"]["id_credits"] == ""
     assert score(ours, "no", tail="")["reward_extra_info"]["cut_off"] == 1.0
 

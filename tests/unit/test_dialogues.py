@@ -81,3 +81,26 @@ def test_to_prompt_then_parse_is_the_same(turns: list[tuple[str, str, int]], que
         image += images
     dialogue = Dialogue("d", tuple(utterances), query)
     assert parse_dialogue(messages(dialogue.to_prompt("Give the ids.")), "d") == dialogue
+
+
+PIECES = st.sampled_from(
+    [
+        *(
+            f"\n<|utt_id_start|>{number}<|utt_id_end|> {name}"
+            for number in (0, 7)
+            for name in ("Ann: ", "Bo Li: ", "")
+        ),
+        *("\n", ": ", "：", "<", "hello", " ", "Ann:hello", "x" * 65 + ": ", "http://x.org"),
+        *("<|img_id_start|>4<|img_id_end|><image>", "<|img_id_start|>5<|img_id_end|>", "<|utt_id_start|>"),
+    ]
+)
+
+
+@given(st.lists(PIECES, max_size=12))
+def test_a_line_reads_the_same_beside_plain_and_other_lines(pieces: list[str]) -> None:
+    """Where every line is plain they are split in one go; one that is not, behind them, must change nothing."""
+    prompt = f"<|query_start|>q<|query_end|>\n<|utt_id_start|>1<|utt_id_end|> Ann: hi{''.join(pieces)}"
+    other = "\n<|utt_id_start|>9<|utt_id_end|> no speaker"
+    alone, beside = (parse_dialogue(messages(content), "d") for content in (prompt, prompt + other))
+    assert not beside.has_plain_lines
+    assert beside.utterances == (*alone.utterances, Utterance(9, "", "no speaker"))

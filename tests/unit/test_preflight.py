@@ -669,10 +669,12 @@ def test_answer_tags_that_are_special_need_our_reward_manager(grpo: dict[str, An
     check(grpo)
     put(grpo, "reward.reward_manager", {"name": "naive"})
     write(special=True, tag="</think>")
-    check(grpo)
+    check(grpo)  # of plain answers
     put(grpo, "reward.custom_reward_function.reward_kwargs.answer_style", "reasoning")
     with pytest.raises(FFRError, match="it drops special tokens, and </think> is one"):
         check(grpo)
+    write(special=True, tag="<answer>")  # may be missing
+    check(grpo)
 
 
 def test_settings_of_the_reward_manager_alone(grpo: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ import torch
 from verl.trainer.ppo.core_algos import register_adv_est
 
 from ffr_verl.errors import FFRError
-from ffr_verl.settings import BUFFER
+from ffr_verl.settings import BUFFER_SETTING
 
 ESTIMATOR = "ffr"
 _published: dict[str, np.ndarray] = {}
@@ -46,7 +46,7 @@ def compute_ffr_advantage(
     if not known:
         raise FFRError(
             "algorithm.adv_estimator=ffr: no advantages for these answers; it needs our replay buffer "
-            f"({BUFFER}) with sampler_kwargs.advantage"
+            f"({BUFFER_SETTING}) with sampler_kwargs.advantage"
         )
     advantages = advantages * response_mask
     return advantages, advantages

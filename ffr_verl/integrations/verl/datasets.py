@@ -15,7 +15,7 @@ from verl.utils.dataset.rl_dataset import RLHFDataset
 from ffr_verl.data.parquet_files import Kind, as_list, check_columns, check_images, count_rows, images_root
 from ffr_verl.errors import FFRError
 from ffr_verl.images import image_source, model_picture
-from ffr_verl.integrations.verl import ROW
+from ffr_verl.integrations.verl import ROW_NUMBER
 from ffr_verl.integrations.verl.training_rows import TrainingRows
 from ffr_verl.model_families import QWEN2_VL, ModelFamily, family_of_processor
 from ffr_verl.rewards.ffr import MICRO_COUNTS
@@ -130,7 +130,7 @@ class FFRDataset(RLHFDataset):
         row = super().__getitem__(number)
         if self.curriculum.micro is not None:
             row["extra_info"] = {**row["extra_info"], MICRO_COUNTS: self.curriculum.micro.counts()}
-        return {**row, ROW: number}
+        return {**row, ROW_NUMBER: number}
 
     def state_dict(self) -> dict[str, Any]:
         """State of the curriculum; empty without one."""

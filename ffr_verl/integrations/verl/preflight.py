@@ -46,7 +46,7 @@ from ffr_verl.dialogues import IMAGE
 from ffr_verl.doors import parse_door
 from ffr_verl.embeddings.store import EmbeddingStore
 from ffr_verl.errors import INSTALL_FLASH_ATTENTION, INSTALL_STACK, FFRError, did_you_mean, error_lines
-from ffr_verl.fragments import Fragment, answer_tags, parse_gold
+from ffr_verl.fragments import NEEDED_TAGS, Fragment, parse_gold
 from ffr_verl.integrations.verl import INSTALL_VERL, SUPPORTED_VERL
 from ffr_verl.integrations.verl.checkpoint_folders import CONTENTS, Stage, check_resume
 from ffr_verl.integrations.verl.live_runs import check_no_other_run, joined_cluster
@@ -63,9 +63,10 @@ from ffr_verl.samplers.curriculum import RowDifficulty
 from ffr_verl.samplers.difficulty_file import DifficultyFile, row_keys
 from ffr_verl.samplers.sampler import CurriculumSampler, needs_difficulty, rehearse
 from ffr_verl.settings import (
-    BUFFER,
     BUFFER_NODE,
     BUFFER_PATH,
+    BUFFER_SETTING,
+    DATASET_PATHS,
     ORDER_NAMES,
     AdvantageConfig,
     CurriculumConfig,
@@ -79,7 +80,6 @@ select = OmegaConf.select  # `None` where a key is missing, or must be given (`?
 
 _LEAST_FREE_BYTES = 256 * 2**20
 ORDER_NODE = f"{CurriculumConfig.node}.order"
-_DATASETS = ("pkg://ffr_verl.integrations.verl.datasets", "pkg://ffr_verl.data.datasets")  # the second: older copies
 _T = TypeVar("_T")
 _LOGGER_PACKAGES = ("wandb", "mlflow", "swanlab", "tensorboard", "clearml", "trackio")  # each called as its logger
 _TRL_CLASS = "AutoModelForCausalLMWithValueHead"
@@ -226,7 +226,7 @@ def find_problems(config: Any, *, starts: bool = False) -> Findings:
         except FFRError as error:
             cluster = None
             (problems if starts else notes).append(str(error))
-    if select(config, "data.custom_cls.path") not in _DATASETS:
+    if select(config, "data.custom_cls.path") not in DATASET_PATHS:
         notes.append("the dataset is not ours: data files and images were not checked")
     else:
         before = len(problems)
@@ -437,7 +437,7 @@ def _check_nodes(cluster: str, config: Any, data_config: DataConfig, rewards: Re
     for key in ("data.train_files", "data.val_files"):
         files = _local_files(config, key)
         paths += files
-        if select(config, "data.custom_cls.path") in _DATASETS and not all(map(holds_images, files)):
+        if select(config, "data.custom_cls.path") in DATASET_PATHS and not all(map(holds_images, files)):
             paths.append(str(images_root(files, data_config)))
     model = Path(str(select(config, "actor_rollout_ref.model.path"))).expanduser()
     check_nodes(cluster, [*paths, *([str(model)] if model.is_dir() else [])], where=f"the Ray cluster at {cluster}")
@@ -527,7 +527,7 @@ def _check_advantages(config: Any, sampler: SamplerConfig | None, rewards: Rewar
     if estimator == "ffr" and advantage is None:
         raise FFRError(
             f"{key}=ffr: {node} is not given; give {node}={{credit: id}}, with our replay buffer "
-            f"({BUFFER}), or {key}=grpo for verl's own"
+            f"({BUFFER_SETTING}), or {key}=grpo for verl's own"
         )
     if estimator != "ffr" and advantage is not None:
         raise FFRError(f"{node} is not read with {key}={estimator}; give {key}=ffr, or {node}=null")
@@ -620,7 +620,7 @@ def _check_answer_tags(config: Any, rewards: RewardConfig) -> None:
     if manager == "ffr":
         return
     added = read_json(folder / "tokenizer.json").get("added_tokens") or ()
-    tags = answer_tags(rewards.answer_style)
+    tags = NEEDED_TAGS[rewards.answer_style]
     special = [token["content"] for token in added if token.get("special") and token.get("content") in tags]
     if special:
         raise FFRError(

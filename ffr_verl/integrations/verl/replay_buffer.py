@@ -20,7 +20,7 @@ from tensordict import NonTensorStack, TensorDict
 from verl.trainer.ppo.v1.replay_buffer import FILTER_GROUPS_REWARD_METRIC, ReplayBuffer, ReplayBufferAsync
 
 from ffr_verl.errors import FFRError
-from ffr_verl.integrations.verl import ROW
+from ffr_verl.integrations.verl import ROW_NUMBER
 from ffr_verl.integrations.verl.advantages import publish
 from ffr_verl.integrations.verl.stalls import StallWatch
 from ffr_verl.integrations.verl.validation import ValidationTotals, note_result
@@ -276,7 +276,7 @@ class _Answers:
             return answers
         keys = sorted(keys, key=lambda key: (key.rpartition("_")[0], int(key.rpartition("_")[2])))
         is_validation = partition_id == "val"
-        further = ["data_source"] if is_validation else [] if active_sampler() is None else [ROW]
+        further = ["data_source"] if is_validation else [] if active_sampler() is None else [ROW_NUMBER]
         fields = ["rm_scores", "extra_fields", *further]
         data = tq.kv_batch_get(keys=keys, partition_id=partition_id, select_fields=fields)
         for key, scores, *others in zip(keys, *[list(data[name]) for name in fields], strict=True):

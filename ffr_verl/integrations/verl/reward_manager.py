@@ -23,7 +23,7 @@ from verl.experimental.reward_loop.reward_manager import register
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 
 from ffr_verl.errors import FFRError
-from ffr_verl.fragments import AnswerStyle, Fragment, answer_tags, parse_fragment, parse_gold, parse_leniently
+from ffr_verl.fragments import ALL_TAGS, AnswerStyle, Fragment, parse_fragment, parse_gold, parse_leniently
 from ffr_verl.metrics import confusion
 from ffr_verl.rewards.coherence import open_scorer
 from ffr_verl.rewards.config import RewardConfig, reward_node
@@ -36,8 +36,8 @@ from ffr_verl.settings import BUFFER_NODE, BUFFER_PATH
 
 def closing_tokens(tokenizer: Any) -> frozenset[int]:
     """Special tokens that may end a completion without being part of the answer: `<|im_end|>`, padding and so on."""
-    vocabulary, tags = tokenizer.get_vocab(), answer_tags("reasoning")
-    return frozenset(tokenizer.all_special_ids) - {vocabulary[tag] for tag in tags if tag in vocabulary}
+    vocabulary = tokenizer.get_vocab()
+    return frozenset(tokenizer.all_special_ids) - {vocabulary[tag] for tag in ALL_TAGS if tag in vocabulary}
 
 
 def decode_answer(tokenizer: Any, token_ids: Sequence[int], closing: frozenset[int]) -> str:

@@ -16,8 +16,7 @@ from ffr_verl.settings import SamplerConfig
 
 _REMEDY = (
     "look above for the process that died or hangs; the same command resumes from the newest checkpoint. Where this "
-    "is how long it takes, raise "
-    f"{SamplerConfig.node}.stall_timeout, or give null for no limit"
+    f"is how long it takes, raise {SamplerConfig.node}.stall_timeout, or give null for no limit"
 )
 
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from ffr_verl.errors import FFRError
 from ffr_verl.integrations.verl.memory.model_shape import ModelShape, Training
-from ffr_verl.settings import DEFAULT_MAX_IMAGES, DEFAULT_MAX_PIXELS
+from ffr_verl.settings import DATASET_PATHS, DEFAULT_MAX_IMAGES, DEFAULT_MAX_PIXELS
 
 _SIZES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2, "half": 2}
 
@@ -178,7 +178,7 @@ def read_run(
             f"a micro-batch holds {min(tokens, log_prob_tokens) * sequence:,} tokens, a row may have {row:,}: verl "
             "stops at a longer one"
         )
-    is_ours = str(get("data.custom_cls.path", "")).startswith("pkg://ffr_verl.")  # verl's own dataset has no bound
+    is_ours = get("data.custom_cls.path") in DATASET_PATHS  # verl's own has no bound
     most = int(get("data.ffr.max_pixels", DEFAULT_MAX_PIXELS if is_ours else shape.family.max_pixels))
     most = min(most, shape.family.max_pixels)
     of_image = most // shape.family.factor**2
