@@ -21,7 +21,7 @@ import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -116,33 +116,24 @@ _BOOTSTRAP = BootstrapSettings(resamples=2000)
 _ANSWERS = 8  # of a prompt
 
 
+def _option(default: float, about: str) -> Any:
+    return field(default=default, metadata={"help": f"{about} (default: %(default)s)"})
+
+
 @dataclass(frozen=True, slots=True)
 class StudySettings:
-    """What every run of the study has in common.
+    """What every run of the study has in common."""
 
-    Attributes:
-        train_rows: of the drawn training set.
-        heldout_rows: that no stage trains on.
-        sft_steps: updates of stage 1, 32 rows each.
-        sft_lr: peak learning rate of stage 1.
-        grpo_steps: steps of stage 2.
-        prompts: of a step, with 8 answers each.
-        updates: optimiser steps of a GRPO step.
-        grpo_lr: learning rate of stage 2.
-        kl: coefficient of the KL term.
-        test_every: GRPO steps between two validations.
-    """
-
-    train_rows: int = 2048
-    heldout_rows: int = 512
-    sft_steps: int = 64
-    sft_lr: float = 3e-3
-    grpo_steps: int = 84
-    prompts: int = 16
-    updates: int = 2
-    grpo_lr: float = 5e-4
-    kl: float = 0.001
-    test_every: int = 14
+    train_rows: int = _option(2048, "rows of the drawn training set")
+    heldout_rows: int = _option(512, "rows that no stage trains on")
+    sft_steps: int = _option(64, "updates of stage 1, 32 rows each")
+    sft_lr: float = _option(3e-3, "peak learning rate of stage 1")
+    grpo_steps: int = _option(84, "steps of stage 2")
+    prompts: int = _option(16, f"prompts of a step of stage 2, with {_ANSWERS} answers each")
+    updates: int = _option(2, "updates of a step of stage 2")
+    grpo_lr: float = _option(5e-4, "learning rate of stage 2")
+    kl: float = _option(0.001, "coefficient of the KL term")
+    test_every: int = _option(14, "steps of stage 2 between two validations")
 
 
 def say(text: str) -> None:
@@ -425,12 +416,20 @@ def write_results(root: Path, arms: Sequence[str], settings: StudySettings) -> s
 
 def main() -> None:
     """Run what is missing, write the results."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("study"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(FIRST))
-    for name, value in asdict(StudySettings()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    arms = [f"  {arm!r}: {' '.join([f'+recipe={recipe}', *changes])}" for arm, (recipe, changes) in ARMS.items()]
+    arms += [f"  {arm!r} makes {share:.0%} of the steps." for arm, share in SHORTER.items()]
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="Arms, with the recipe and what they change in it:\n\n" + "\n".join(arms),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--output", type=Path, default=Path("study"), help="(default: %(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED", help="(default: 0 1 2)")
+    first = f"in quotation marks (default: {', '.join(map(repr, FIRST))})"
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(FIRST), metavar="ARM", help=first)
+    for one in fields(StudySettings):
+        kind, flag = type(one.default), f"--{one.name.replace('_', '-')}"
+        parser.add_argument(flag, type=kind, default=one.default, metavar="N", help=one.metadata["help"])
     given = vars(parser.parse_args())
     root, seeds, arms = given.pop("output").absolute(), given.pop("seeds"), given.pop("arms")
     settings = StudySettings(**given)

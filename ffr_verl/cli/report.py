@@ -25,7 +25,10 @@ def report(
     ] = None,
     images_root: Annotated[
         Path | None,
-        typer.Option(help="Folder of the images; by default the one recorded in --data, or that of the predictions."),
+        typer.Option(
+            help="Folder of the images; by default the one recorded in --data, or that of the predictions; for the "
+            "page of a run the current one."
+        ),
     ] = None,
     data: Annotated[
         Path | None, typer.Option(help="NAME.rl.parquet of `ffr-verl prepare`, for the images root recorded there.")
