@@ -20,7 +20,7 @@ import shlex
 import shutil
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,14 @@ _COLUMNS = {
 }
 # What the short table shows: gains by seed.
 _GAINS = ("micro joint F1", "micro image F1", "micro utterance F1", "macro F1 of the published reward")
+# What a further table shows, by seed: of the answers of the SFT model and after GRPO, with the number's format.
+_NAMED = {
+    "images a row": ("answers_images", ".2f"),
+    "utterances a row": ("answers_utterances", ".2f"),
+    "empty answers": ("answers_empty", ".0%"),
+    "malformed": ("answers_malformed", ".1%"),
+    "with ids outside": ("answers_outside", ".1%"),
+}
 _BOOTSTRAP = BootstrapSettings(resamples=2000)
 _ANSWERS = 8  # of a prompt
 
@@ -345,6 +353,16 @@ def _change(line: Mapping[str, Any]) -> str:
     return f"{line['sft']:.3f} → {line['grpo']:.3f} ({line['difference']:+.3f}, {bounds})"
 
 
+def table_head(names: Iterable[str]) -> list[str]:
+    """The first two lines of a table in Markdown."""
+    cells = list(names)
+    return [f"| {' | '.join(cells)} |", "|" + "---|" * len(cells)]
+
+
+def _values(line: Mapping[str, Any] | None, form: str) -> str:
+    return "–" if line is None else f"{line['sft']:{form}} → {line['grpo']:{form}}"
+
+
 def _gain(line: Mapping[str, Any] | None) -> str:
     return "–" if line is None else f"{line['difference']:+.3f}"
 
@@ -368,10 +386,10 @@ def write_results(root: Path, arms: Sequence[str], settings: StudySettings) -> s
         for seed in seeds:
             lines += results_of(root / f"seed_{seed}", arm, seed, settings) or recorded.get((arm, seed), [])
     last = [line for line in lines if line["steps"] == steps_of(line["arm"], settings)]
-    rows = [f"| {' | '.join(['arm', 'seed', *_COLUMNS, 'ids outside', 'answers', 'seconds'])} |"]
-    rows.append("|" + "---|" * (len(_COLUMNS) + 5))
-    gains = [f"| arm (seeds {', '.join(map(str, seeds))}) | {' | '.join(_GAINS)} | answers |"]
-    gains.append("|" + "---|" * (len(_GAINS) + 2))
+    of_seeds = f"arm (seeds {', '.join(map(str, seeds))})"
+    gains = table_head([of_seeds, *_GAINS, "micro joint F1, best validation", "answers"])
+    named = table_head([of_seeds, *_NAMED])
+    rows = table_head(["arm", "seed", *_COLUMNS, "ids outside", "answers", "seconds"])
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -379,9 +397,17 @@ def write_results(root: Path, arms: Sequence[str], settings: StudySettings) -> s
         of_arm = {(line["metric"], line["seed"]): line for line in last if line["arm"] == arm}
         if of_arm:
             cells = [", ".join([_gain(of_arm.get((_COLUMNS[name], seed))) for seed in seeds]) for name in _GAINS]
+            curves = [line for line in lines if line["arm"] == arm and line["metric"] == "micro_joint_f1"]
+            best = {line["seed"]: line for line in sorted(curves, key=lambda line: line["difference"])}
+            cells.append(", ".join([_gain(best.get(seed)) for seed in seeds]))
             answers = sorted({line["generated_answers"] for line in of_arm.values()})
             cells.append(" to ".join([f"{count:,}" for count in dict.fromkeys((answers[0], answers[-1]))]))
             gains.append(f"| {arm} | {' | '.join(cells)} |")
+            cells = [
+                ", ".join([_values(of_arm.get((metric, seed)), form) for seed in seeds])
+                for metric, form in _NAMED.values()
+            ]
+            named.append(f"| {arm} | {' | '.join(cells)} |")
         for seed in seeds:
             found = {line["metric"]: line for line in last if line["arm"] == arm and line["seed"] == seed}
             if found:
@@ -404,7 +430,7 @@ def write_results(root: Path, arms: Sequence[str], settings: StudySettings) -> s
     axes.set_ylabel("held-out micro joint F1 less the SFT model's")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    table = "\n".join([*gains, "", *rows]) + "\n"
+    table = "\n".join([*gains, "", *named, "", *rows]) + "\n"
     outputs = [root / name for name in ("study.jsonl", "study_curves.jsonl", "study.md", "study.png")]
     with whole_or_nothing(outputs) as (records, curves, text, picture):
         for path, found_lines in ((records, last), (curves, lines)):

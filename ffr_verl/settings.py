@@ -32,6 +32,8 @@ ORDER_ENTRY_POINTS = "ffr_verl.orders"
 DATASET_PATHS = ("pkg://ffr_verl.integrations.verl.datasets", "pkg://ffr_verl.data.datasets")
 BUFFER_NODE, BUFFER_PATH = "trainer.v1.sampler.custom_sampler", "pkg://ffr_verl.samplers"
 BUFFER_SETTING = f"{BUFFER_NODE}: {{path: {BUFFER_PATH}, name: FFRReplayBuffer}}"
+# The class of `trainer.checkpoint_callback_class` in our recipes.
+BEST_CHECKPOINT = "ffr_verl.integrations.verl.checkpoints.BestCheckpoint"
 _Self = TypeVar("_Self", bound="Settings")
 
 

@@ -52,12 +52,14 @@ def check(
     chosen = chosen_trainer(overrides, trainer)
     if config_dir is None:
         recipe_path(recipe_of(overrides))  # before verl is loaded, which takes long
-    from ffr_verl.integrations.verl.preflight import compose_run, find_problems
+    from ffr_verl.integrations.verl.preflight import compose_run, find_problems, verl_problems
 
     refused: list[str] = []
-    found = find_problems(compose_run(chosen, overrides, config_dir=config_dir, refused=refused))
+    config = compose_run(chosen, overrides, config_dir=config_dir, refused=refused)
+    found = find_problems(config)
     for text in found.notes:
         warn(f"note: {text}")
-    found._replace(problems=(*refused, *found.problems)).stop()
+    of_verl = verl_problems(config) if chosen == "main_ppo" else []
+    found._replace(problems=(*refused, *found.problems, *of_verl)).stop()
     nothing = "nothing else" if found.notes else "no problem"
     say(f"{nothing} found for verl.trainer.{chosen} +recipe={recipe_of(overrides)}")

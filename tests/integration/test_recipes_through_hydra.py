@@ -18,6 +18,7 @@ from rich.console import Console
 
 from ffr_verl.demo.pipeline import print_commands
 from ffr_verl.demo.stages import DemoSettings
+from ffr_verl.integrations.verl.preflight import verl_problems
 from ffr_verl.model_families import FAMILIES
 from ffr_verl.recipes import recipe_names, recipe_path, trainer_of
 
@@ -179,6 +180,16 @@ def test_the_command_line_wins(
     composed: Callable[..., Any], trainer: str, overrides: list[str], key: str, value: Any
 ) -> None:
     assert OmegaConf.select(composed(trainer, *overrides), key) == value
+
+
+def test_what_verl_refuses_is_found_before_the_run(composed: Callable[..., Any]) -> None:
+    for recipe in [name for name in TRAINER if TRAINER[name] == "main_ppo"]:
+        assert verl_problems(composed("main_ppo", f"+recipe={recipe}")) == []
+    config = composed("main_ppo", "+recipe=ffr_grpo_cpu", "actor_rollout_ref.actor.ppo_mini_batch_size=128")
+    (problem,) = verl_problems(config)
+    assert problem.startswith("actor_rollout_ref.actor: verl refuses it: train_batch_size (64) must be >= ")
+    (problem,) = verl_problems(composed("main_ppo", "+recipe=ffr_grpo", "actor_rollout_ref.actor.loss_agg_mode=tokens"))
+    assert problem.startswith("actor_rollout_ref.actor: verl refuses it: ")
 
 
 def test_an_edited_copy_is_used(run_python: RunPython) -> None:

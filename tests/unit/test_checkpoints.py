@@ -111,11 +111,14 @@ def note(folder: Path, **results: float) -> None:
     (folder / "validation.json").write_text(json.dumps(content))
 
 
-def test_the_best_checkpoint_is_kept_when_the_newest_is_worse(tmp_path: Path) -> None:
+def test_the_best_checkpoint_is_kept_when_the_newest_is_worse(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """As verl calls it: after a save, before that step is validated; verl then removes older ones itself."""
     write_step(tmp_path, 4, "grpo")
     note(tmp_path, s0=0.9)
     assert keep_best(tmp_path, "micro_joint_f1") is None, "step 0 was validated and has no checkpoint"
+    assert not caplog.records, "every run begins so"
     note(tmp_path, s0=0.9, s4=0.5)
     write_step(tmp_path, 8, "grpo")
     assert keep_best(tmp_path, "micro_joint_f1") == 4

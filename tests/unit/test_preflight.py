@@ -26,6 +26,7 @@ from ffr_verl.embeddings import image_key, query_key, utterance_key, write_store
 from ffr_verl.errors import FFRError
 from ffr_verl.integrations.verl import preflight
 from ffr_verl.integrations.verl.live_runs import FIRST_JOB, joined_cluster, live_runs
+from ffr_verl.settings import BEST_CHECKPOINT
 
 
 @pytest.fixture(scope="module")
@@ -301,6 +302,21 @@ def test_a_good_config_passes(grpo: dict[str, Any]) -> None:
         ("trainer.v1.sampler.sampler_kwargs.poll_intervall", 1, r"sampler_kwargs\.poll_intervall: unknown key"),
         ("trainer.v1.sampler.sampler_kwargs.poll_interval", 0, r"sampler_kwargs\.poll_interval: found 0"),
         ("trainer.v1.sampler.sampler_kwargs.filter_groups", True, r"sampler_kwargs\.train_batch_size is missing"),
+        (
+            "trainer.v1.sampler.sampler_kwargs.best_checkpoint",
+            "micro_f1",
+            r"sampler_kwargs\.best_checkpoint: no metric 'micro_f1'; did you mean 'micro_joint_f1'\? there are micro_",
+        ),
+        (
+            "trainer.v1.sampler.sampler_kwargs.filter_groups_metric",
+            "f2",
+            r"sampler_kwargs\.filter_groups_metric: no metric 'f2'; there are reward, score, f1",
+        ),
+        (
+            "data.ffr.curriculum",
+            {"online": {"metric": "f2"}},
+            r"curriculum\.online\.metric: no metric 'f2'; there are reward,",
+        ),
         ("trainer.logger", ["console", "wanbd"], r"trainer\.logger: found 'wanbd'; did you mean 'wandb'\?"),
         ("trainer.logger", "clearml", r"trainer\.logger: clearml is not installed; pip install clearml"),
         ("actor_rollout_ref.model.path", None, r"actor_rollout_ref\.model\.path is not given"),
@@ -339,6 +355,37 @@ def test_reward_and_advantages_suit_each_other(
         return
     with pytest.raises(FFRError, match=message):
         check(grpo)
+
+
+@pytest.mark.parametrize("name", ["micro_joint_f1", "micro_image_mcc", "f1_images", "score", None])
+def test_checkpoints_are_chosen_by_what_a_validation_has(grpo: dict[str, Any], name: str | None) -> None:
+    put(grpo, "trainer.v1.sampler.sampler_kwargs.best_checkpoint", name)
+    check(grpo)
+
+
+@pytest.mark.parametrize(
+    ("frequencies", "most", "notes"),
+    [
+        ((50, 50), 2, []),
+        ((50, 25), 2, []),
+        ((25, 50), None, []),
+        ((20, 14), 2, ["is that of each 140th step only"]),
+        ((-1, 14), 2, ["both must be above 0"]),
+        ((50, -1), 2, ["both must be above 0"]),
+        ((20, 14), 1, ["is that of each 140th step only", "give 2 or more"]),
+    ],
+)
+def test_settings_that_lose_the_best_checkpoint_are_noted(
+    grpo: dict[str, Any], frequencies: tuple[int, int], most: int | None, notes: list[str]
+) -> None:
+    put(grpo, "trainer.v1.sampler.sampler_kwargs.best_checkpoint", "micro_joint_f1")
+    put(grpo, "trainer.save_freq", frequencies[0])
+    put(grpo, "trainer.test_freq", frequencies[1])
+    put(grpo, "trainer.max_actor_ckpt_to_keep", most)
+    assert not [one for one in preflight.find_problems(OmegaConf.create(grpo)).notes if "best checkpoint" in one]
+    put(grpo, "trainer.checkpoint_callback_class", BEST_CHECKPOINT)
+    found = [one for one in preflight.find_problems(OmegaConf.create(grpo)).notes if "best checkpoint" in one]
+    assert [note.endswith(end) for note, end in zip(found, notes, strict=True)] == [True] * len(notes)
 
 
 def test_workers_do_not_know_where_the_policy_stands(grpo: dict[str, Any]) -> None:

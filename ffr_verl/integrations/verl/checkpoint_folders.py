@@ -146,7 +146,7 @@ def keep_best(folder: Path, metric: str) -> int | None:
     try:
         step, value, place = best_checkpoint(folder, metric)
     except FFRError as error:
-        if read_results(folder):
+        if any(read_results(folder)):  # a first save comes before the validation of its step, after that of step 0
             logger.warning("the best checkpoint is not kept: %s", error)
         return None
     target = folder / "best" / f"global_step_{step}"

@@ -45,12 +45,13 @@ from ffr_verl.data.tokens import PromptTokens
 from ffr_verl.dialogues import IMAGE
 from ffr_verl.doors import parse_door
 from ffr_verl.embeddings.store import EmbeddingStore
-from ffr_verl.errors import INSTALL_FLASH_ATTENTION, INSTALL_STACK, FFRError, did_you_mean, error_lines
+from ffr_verl.errors import INSTALL_FLASH_ATTENTION, INSTALL_STACK, FFRError, did_you_mean, error_lines, first_line
 from ffr_verl.fragments import NEEDED_TAGS, Fragment, parse_gold
 from ffr_verl.integrations.verl import INSTALL_VERL, SUPPORTED_VERL
 from ffr_verl.integrations.verl.checkpoint_folders import CONTENTS, Stage, check_resume
 from ffr_verl.integrations.verl.live_runs import check_no_other_run, joined_cluster
 from ffr_verl.integrations.verl.training_rows import TrainingRows
+from ffr_verl.integrations.verl.validation import MICRO_METRICS
 from ffr_verl.model_families import ModelFamily, family_of_model, has_chat_template, is_absent, read_json
 from ffr_verl.ray_clusters import check_cluster, check_nodes
 from ffr_verl.recipes import leaves, recipe_names, recipe_path, unknown_keys
@@ -63,6 +64,7 @@ from ffr_verl.samplers.curriculum import RowDifficulty
 from ffr_verl.samplers.difficulty_file import DifficultyFile, row_keys
 from ffr_verl.samplers.sampler import CurriculumSampler, needs_difficulty, rehearse
 from ffr_verl.settings import (
+    BEST_CHECKPOINT,
     BUFFER_NODE,
     BUFFER_PATH,
     BUFFER_SETTING,
@@ -214,6 +216,8 @@ def find_problems(config: Any, *, starts: bool = False) -> Findings:
             sampler = attempt(SamplerConfig.from_mapping, kwargs)
         if len(problems) == before:
             attempt(_check_advantages, config, sampler, rewards)
+            attempt(_check_metric_names, sampler, data_config, rewards)
+            notes += _lost_checkpoints(config, sampler)
         attempt(_check_vllm)
         attempt(_check_weight_sync, config)
         attempt(_check_parallel_sizes, config)
@@ -254,6 +258,20 @@ def find_problems(config: Any, *, starts: bool = False) -> Findings:
     if cluster is not None and not problems:
         attempt(_check_nodes, cluster, config, data_config, rewards)
     return Findings(tuple(problems), tuple(notes), tuple(unknown))
+
+
+def verl_problems(config: Any) -> list[str]:
+    """What verl's own main function refuses in the actor's settings of a composed `main_ppo` config, such as batch
+    sizes that do not suit each other. In a run it looks itself, right after `find_problems`."""
+    from verl.utils.config import omega_conf_to_dataclass
+
+    node, trainer = config.actor_rollout_ref, config.trainer
+    try:
+        actor = omega_conf_to_dataclass(node.actor)
+        actor.validate(trainer.n_gpus_per_node * trainer.nnodes, config.data.train_batch_size, node.model)
+    except (ValueError, AssertionError, TypeError) as error:
+        return [f"actor_rollout_ref.actor: verl refuses it: {first_line(error)}"]
+    return []
 
 
 def _unknown_key_notes(config: Any) -> list[str]:
@@ -546,6 +564,46 @@ def _check_advantages(config: Any, sampler: SamplerConfig | None, rewards: Rewar
             "worth, and the group's deviation undoes it; give algorithm.norm_adv_by_std_in_grpo=false, or "
             f"{key}=ffr"
         )
+
+
+def _check_metric_names(sampler: SamplerConfig | None, data_config: DataConfig, rewards: RewardConfig | None) -> None:
+    """That what settings are judged by is among the metrics of a validation, or of a group's answers."""
+    if sampler is None or rewards is None:
+        return
+    of_answers = ("reward", *score_keys(rewards))
+    node, online = SamplerConfig.node, data_config.curriculum.online
+    problems = [
+        f"{key}: no metric {given!r}; {did_you_mean(given, known)}there are {', '.join(known)}"
+        for key, given, known in (
+            (f"{node}.best_checkpoint", sampler.best_checkpoint, (*MICRO_METRICS, *of_answers[1:])),
+            (f"{node}.filter_groups_metric", sampler.filter_groups_metric, of_answers),
+            (f"{online.node}.metric", online.metric, of_answers),
+        )
+        if given is not None and given not in known
+    ]
+    if problems:
+        raise FFRError("\n".join(problems))
+
+
+def _lost_checkpoints(config: Any, sampler: SamplerConfig | None) -> list[str]:
+    """What is to be said where `BestCheckpoint` is asked for and cannot have the checkpoint of each validation."""
+    used = select(config, "trainer.checkpoint_callback_class") == BEST_CHECKPOINT
+    save, test, most = [
+        select(config, f"trainer.{name}") for name in ("save_freq", "test_freq", "max_actor_ckpt_to_keep")
+    ]
+    numbers = isinstance(save, int) and isinstance(test, int)
+    if not used or not numbers or sampler is None or sampler.best_checkpoint is None:
+        return []
+    what = "the best checkpoint"
+    if save <= 0 or test <= 0:
+        return [f"trainer.save_freq={save}, trainer.test_freq={test}: {what} is not kept; both must be above 0"]
+    notes = []
+    if save % test and test % save:
+        meet = math.lcm(save, test)
+        notes.append(f"trainer.save_freq={save}, trainer.test_freq={test}: {what} is that of each {meet}th step only")
+    if most == 1:
+        notes.append(f"trainer.max_actor_ckpt_to_keep=1: {what} may be gone before its validation; give 2 or more")
+    return notes
 
 
 def _check_curriculum(config: Any, data_config: DataConfig, is_micro: bool) -> None:

@@ -33,6 +33,9 @@ def micro_metrics(totals: np.ndarray) -> dict[str, float]:
     }
 
 
+MICRO_METRICS = tuple(micro_metrics(np.zeros((2, 4))))
+
+
 class ValidationTotals:
     """Counts of one validation, which verl may ask for in several batches."""
 
