@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from hydra.experimental.callback import Callback
 from omegaconf import OmegaConf
 
@@ -269,8 +269,8 @@ def verl_problems(config: Any) -> list[str]:
     try:
         actor = omega_conf_to_dataclass(node.actor)
         actor.validate(trainer.n_gpus_per_node * trainer.nnodes, config.data.train_batch_size, node.model)
-    except (ValueError, AssertionError, TypeError) as error:
-        return [f"actor_rollout_ref.actor: verl refuses it: {first_line(error)}"]
+    except (ValueError, AssertionError, TypeError, InstantiationException) as error:
+        return [f"actor_rollout_ref.actor: verl refuses it: {first_line(error.__cause__ or error)}"]
     return []
 
 
