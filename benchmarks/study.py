@@ -394,11 +394,11 @@ def write_results(root: Path, arms: Sequence[str], settings: StudySettings) -> s
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for arm in arms:
+        joint = [line for line in lines if line["arm"] == arm and line["metric"] == "micro_joint_f1"]
         of_arm = {(line["metric"], line["seed"]): line for line in last if line["arm"] == arm}
         if of_arm:
             cells = [", ".join([_gain(of_arm.get((_COLUMNS[name], seed))) for seed in seeds]) for name in _GAINS]
-            curves = [line for line in lines if line["arm"] == arm and line["metric"] == "micro_joint_f1"]
-            best = {line["seed"]: line for line in sorted(curves, key=lambda line: line["difference"])}
+            best = {line["seed"]: line for line in sorted(joint, key=lambda line: line["difference"])}
             cells.append(", ".join([_gain(best.get(seed)) for seed in seeds]))
             answers = sorted({line["generated_answers"] for line in of_arm.values()})
             cells.append(" to ".join([f"{count:,}" for count in dict.fromkeys((answers[0], answers[-1]))]))
@@ -415,7 +415,6 @@ def write_results(root: Path, arms: Sequence[str], settings: StudySettings) -> s
                 one = found["answers_outside"]
                 cells += [f"{one['grpo']:.1%}", f"{one['generated_answers']:,}", f"{one['seconds']:,}"]
                 rows.append(f"| {arm} | {seed} | {' | '.join(cells)} |")
-        joint = [line for line in lines if line["arm"] == arm and line["metric"] == "micro_joint_f1"]
         steps = sorted({line["steps"] for line in joint})
         by_step = [[line for line in joint if line["steps"] == step] for step in steps]
         if joint:
