@@ -19,7 +19,7 @@ import json
 import shlex
 import shutil
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -390,9 +390,10 @@ def write_results(root: Path, arms: Sequence[str], settings: StudySettings) -> s
     gains = table_head([of_seeds, *_GAINS, "micro joint F1, best validation", "answers"])
     named = table_head([of_seeds, *_NAMED])
     rows = table_head(["arm", "seed", *_COLUMNS, "ids outside", "answers", "seconds"])
-    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    figure = Figure(figsize=(9, 4.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
+    runs = Counter(arm for arm, _ in {(line["arm"], line["seed"]) for line in last})
     for arm in arms:
         joint = [line for line in lines if line["arm"] == arm and line["metric"] == "micro_joint_f1"]
         of_arm = {(line["metric"], line["seed"]): line for line in last if line["arm"] == arm}
@@ -415,20 +416,20 @@ def write_results(root: Path, arms: Sequence[str], settings: StudySettings) -> s
                 one = found["answers_outside"]
                 cells += [f"{one['grpo']:.1%}", f"{one['generated_answers']:,}", f"{one['seconds']:,}"]
                 rows.append(f"| {arm} | {seed} | {' | '.join(cells)} |")
-        steps = sorted({line["steps"] for line in joint})
-        by_step = [[line for line in joint if line["steps"] == step] for step in steps]
-        if joint:
+        if runs[arm] == max(runs.values(), default=0):  # means of other seeds would not be alike
+            steps = sorted({line["steps"] for line in joint})
+            by_step = [[line for line in joint if line["steps"] == step] for step in steps]
             axes.plot(
                 [0, *[np.mean([line["generated_answers"] for line in of_step]) for of_step in by_step]],
                 [0, *[np.mean([line["difference"] for line in of_step]) for of_step in by_step]],
                 marker="o",
-                label=f"{arm} (seed {', '.join(map(str, sorted({line['seed'] for line in joint})))})",
+                label=f"{arm} (seeds {', '.join(map(str, sorted({line['seed'] for line in joint})))})",
             )
     axes.axhline(0, color="0.7", linewidth=1)
     axes.set_xlabel("generated answers")
     axes.set_ylabel("held-out micro joint F1 less the SFT model's")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    figure.legend(loc="outside right upper", frameon=False)
     table = "\n".join([*gains, "", *named, "", *rows]) + "\n"
     outputs = [root / name for name in ("study.jsonl", "study_curves.jsonl", "study.md", "study.png")]
     with whole_or_nothing(outputs) as (records, curves, text, picture):
