@@ -308,13 +308,13 @@ def test_a_good_config_passes(grpo: dict[str, Any]) -> None:
             r"sampler_kwargs\.best_checkpoint: no metric 'micro_f1'; did you mean 'micro_joint_f1'\? there are micro_",
         ),
         (
-            "trainer.v1.sampler.sampler_kwargs.filter_groups_metric",
-            "f2",
+            "trainer.v1.sampler.sampler_kwargs",
+            {"filter_groups": True, "train_batch_size": 8, "filter_groups_metric": "f2"},
             r"sampler_kwargs\.filter_groups_metric: no metric 'f2'; there are reward, score, f1",
         ),
         (
             "data.ffr.curriculum",
-            {"online": {"metric": "f2"}},
+            {"order": "online", "online": {"metric": "f2"}},
             r"curriculum\.online\.metric: no metric 'f2'; there are reward,",
         ),
         ("trainer.logger", ["console", "wanbd"], r"trainer\.logger: found 'wanbd'; did you mean 'wandb'\?"),
@@ -355,6 +355,13 @@ def test_reward_and_advantages_suit_each_other(
         return
     with pytest.raises(FFRError, match=message):
         check(grpo)
+
+
+def test_metrics_that_nothing_uses_are_not_asked_for(grpo: dict[str, Any]) -> None:
+    """verl's `algorithm.filter_groups.metric` may be anything while the filter is off."""
+    put(grpo, "trainer.v1.sampler.sampler_kwargs.filter_groups_metric", "acc")
+    put(grpo, "data.ffr.curriculum", {"order": "shuffled", "online": {"metric": "acc"}})
+    check(grpo)
 
 
 @pytest.mark.parametrize("name", ["micro_joint_f1", "micro_image_mcc", "f1_images", "score", None])

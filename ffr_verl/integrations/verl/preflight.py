@@ -567,17 +567,25 @@ def _check_advantages(config: Any, sampler: SamplerConfig | None, rewards: Rewar
 
 
 def _check_metric_names(sampler: SamplerConfig | None, data_config: DataConfig, rewards: RewardConfig | None) -> None:
-    """That what settings are judged by is among the metrics of a validation, or of a group's answers."""
+    """That what settings in use judge by is among the metrics of a validation, or of a group's answers."""
     if sampler is None or rewards is None:
         return
     of_answers = ("reward", *score_keys(rewards))
-    node, online = SamplerConfig.node, data_config.curriculum.online
+    node, curriculum = SamplerConfig.node, data_config.curriculum
     problems = [
         f"{key}: no metric {given!r}; {did_you_mean(given, known)}there are {', '.join(known)}"
         for key, given, known in (
             (f"{node}.best_checkpoint", sampler.best_checkpoint, (*MICRO_METRICS, *of_answers[1:])),
-            (f"{node}.filter_groups_metric", sampler.filter_groups_metric, of_answers),
-            (f"{online.node}.metric", online.metric, of_answers),
+            (
+                f"{node}.filter_groups_metric",
+                sampler.filter_groups_metric if sampler.filter_groups else None,
+                of_answers,
+            ),
+            (
+                f"{curriculum.online.node}.metric",
+                curriculum.online.metric if curriculum.order == "online" else None,
+                of_answers,
+            ),
         )
         if given is not None and given not in known
     ]
