@@ -58,14 +58,18 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(
     assert after_first_step.is_set()
     assert latest(checkpoints) == "1"
 
-    in_a_checkpoint = stop_when(
-        lambda: (checkpoints / "global_step_2" / "actor").is_dir() and latest(checkpoints) == "1", signal.SIGKILL
-    )
+    # The last file of the checkpoint is a pipe that nobody reads: verl waits in it, before the step is named, for the
+    # kill.
+    last = checkpoints / "global_step_2" / "data.pt"
+    last.parent.mkdir()
+    os.mkfifo(last)
+    in_a_checkpoint = stop_when(lambda: missing_in_step(last.parent, "grpo") == [last.name], signal.SIGKILL)
     with pytest.raises(StageFailed):
         run_stage("resume", folder, arguments, seconds=400)
     assert in_a_checkpoint.is_set()
+    last.unlink()
     assert latest(checkpoints) == "1", "killed before the checkpoint was complete"
-    assert missing_in_step(checkpoints / "global_step_2", "grpo")
+    assert missing_in_step(last.parent, "grpo") == [last.name]
 
     stage = run_stage("resume", folder, arguments, seconds=400)
     assert [entry["step"] for entry in stage.metrics if "actor/loss" in entry["data"]][-3:] == [2, 3, 4]
