@@ -36,7 +36,7 @@ class DemoSettings:
     train_rows: int = 2048
     heldout_rows: int = 192
     sft_steps: int = 64  # of 32 rows
-    grpo_steps: int = 20  # of 16 prompts with 8 answers each
+    grpo_steps: int = 16  # of 16 prompts with 8 answers each
     stack: StackName = "cpu"
 
     @classmethod
